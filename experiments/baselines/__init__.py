@@ -1,0 +1,1 @@
+"""Non-neural references, judged on the same prepared rows and by the same metrics as every model."""

@@ -1,0 +1,70 @@
+"""What the baselines share: flat columns of a prepared split, figures of a score, and the result file."""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from recjax import metrics
+from recjax.data.prepared import Prepared
+from recjax.run import plain, write_text
+from recjax.schema import Schema, SchemaError
+
+Columns = dict[str, np.ndarray]
+
+
+def columns(data: Prepared, split: str, names: Sequence[str]) -> Columns:
+    """Whole columns of a split, each [rows], in stored order."""
+    blocks = [data.block(split, i) for i in range(data.blocks(split))]
+    absent = [n for n in names if blocks and n not in blocks[0]]
+    if absent:
+        raise SchemaError(f"split {split!r} of {data.path} has no column {absent[0]!r}")
+    return {n: np.concatenate([b[n] for b in blocks]) for n in names}
+
+
+def group_of(schema: Schema) -> str:
+    """The data set's own group key, within which GAUC compares; "" where it has none."""
+    return next(iter(schema.groups), "")
+
+
+def figures(logits: np.ndarray, rows: Columns, schema: Schema) -> dict[str, Any]:
+    """AUC, logloss, ECE, GAUC, ... of one score per row, exactly as a model's are computed.
+
+    Args:
+      logits: [rows]; only their order matters to AUC and GAUC.
+      rows: With the schema's first label, `weight` and its first group.
+      schema: Of the rows.
+    """
+    group = group_of(schema)
+    collector = metrics.Collector(max_rows=max(len(logits), 1))
+    groups = {group: rows[group]} if group else {}
+    collector.add(logits, rows[schema.labels[0]], rows["weight"], groups=groups)
+    return collector.compute()
+
+
+def judged(schema: Schema) -> list[str]:
+    """Columns that `figures` needs."""
+    return [schema.labels[0], "weight", *filter(None, [group_of(schema)])]
+
+
+def candidate_id(schema: Schema, name: str = "") -> str:
+    """The id feature that names the candidate: `name`, or the one with the largest vocabulary."""
+    ids = schema.select("candidate", kind="id")
+    if name:
+        if name not in [f.name for f in ids]:
+            raise SchemaError(f"{name!r} is no candidate id; there are {[f.name for f in ids]}")
+        return name
+    if not ids:
+        raise SchemaError("the schema has no candidate id feature, so nothing can be popular")
+    return max(ids, key=lambda f: schema.space(f.id_space).size).name
+
+
+def write_result(path: str | os.PathLike, data: Prepared, result: Mapping[str, Any]) -> str:
+    """Writes (unless `path` is "") and returns the result with the data's identity, as JSON."""
+    identity = {k: data.identity.get(k) for k in ("name", "version", "hash")}
+    text = json.dumps(plain({**result, "data": identity, "rows": data.splits}), indent=1)
+    if path:
+        write_text(path, text)
+    return text

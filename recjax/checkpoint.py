@@ -1,0 +1,133 @@
+"""Checkpoints with Orbax: all trees, the optimizer, and a JSON part for the loader position and control.
+
+Saving is asynchronous and atomic (Orbax renames a finished step). Restoring goes into an abstract tree made from
+the *current* mesh, never through saved shardings, which fail on another topology (orbax #648).
+"""
+
+from collections.abc import Callable
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+Tree = Any
+
+
+def abstract(tree: Tree) -> Tree:
+    """Shapes, dtypes and shardings of a tree of arrays: what to restore into."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, and under `best/` the best one.
+
+    Args:
+      directory: `<workdir>/checkpoints`.
+      keep: How many recent ones to keep.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int = 2):
+        self._dir = (
+            epath.Path(directory).absolute()
+            if "://" not in str(directory)
+            else epath.Path(directory)
+        )
+        self._recent = self._manager(self._dir / "recent", keep)
+        self._best = self._manager(self._dir / "best", 1)
+
+    def _manager(self, path: epath.Path, keep: int) -> ocp.CheckpointManager:
+        path.mkdir(parents=True, exist_ok=True)
+        return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._recent.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        return self._best.latest_step()
+
+    def save(self, step: int, trees: Tree, meta: dict, *, best: bool = False) -> None:
+        """Starts an asynchronous save of `trees` and JSON `meta` unless this step is there already."""
+        manager = self._best if best else self._recent
+        if manager.latest_step() == step:
+            return
+        args = ocp.args.Composite(trees=ocp.args.StandardSave(trees), meta=ocp.args.JsonSave(meta))
+        manager.save(step, args=args, force=True)
+
+    def restore(
+        self, target: Tree, *, best: bool = False, check: Callable[[dict], None] = lambda meta: None
+    ) -> tuple[int, Tree, dict] | None:
+        """(step, trees, meta) of the newest readable checkpoint, or None when there is none.
+
+        A damaged one is skipped, with a warning that names it, for the one before it.
+
+        Args:
+          target: Arrays in the shapes and shardings to restore into.
+          best: From the best checkpoint rather than the newest.
+          check: Called with meta before the trees are read; raises when they do not belong to this run.
+        """
+        manager = self._best if best else self._recent
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            meta = self._read(manager, step, meta=ocp.args.JsonRestore())
+            if meta is None:
+                continue
+            check(meta)
+            trees = self._read(manager, step, trees=ocp.args.StandardRestore(abstract(target)))
+            if trees is not None:
+                return step, trees, meta
+        if steps:
+            raise ValueError(
+                f"no checkpoint under {self._dir} can be read (steps {steps}); "
+                "restore one from a copy, or use a new --workdir"
+            )
+        return None
+
+    def _read(self, manager: ocp.CheckpointManager, step: int, **item) -> Any:
+        try:
+            return manager.restore(step, args=ocp.args.Composite(**item))[next(iter(item))]
+        except Exception as e:  # Orbax raises many kinds for a damaged file
+            reason = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+            folder = epath.Path(manager.directory) / str(step)
+            logging.warning(
+                "checkpoint %s cannot be read (%s); trying the one before it", folder, reason
+            )
+            return None
+
+    def wait(self) -> None:
+        self._recent.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._recent.close()
+        self._best.close()
+
+
+def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
+    """Trees (host arrays) and meta of a finished or running run, without knowing its shapes: for `init_from`."""
+    root = epath.Path(directory).absolute() / ("best" if best else "recent")
+    if not root.exists():
+        raise FileNotFoundError(
+            f"{root} does not exist; name the workdir of a run that has saved a checkpoint"
+        )
+    steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(f"{root} holds no checkpoint yet; let that run save one first")
+    folder = root / str(steps[-1])
+    with ocp.StandardCheckpointer() as reader:
+        meta = reader.metadata(folder / "trees").item_metadata
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        target = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _plain(meta)
+        )
+        trees = reader.restore(folder / "trees", target)
+    return trees, json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _plain(meta: Tree) -> Tree:
+    return getattr(meta, "tree", meta)

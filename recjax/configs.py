@@ -1,0 +1,98 @@
+"""The experiment config: every key, its default and what it means.
+
+An experiment file starts from `base()` and assigns. Unknown keys are errors, on the command line too.
+"""
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """A locked ConfigDict with every key the trainer reads. `model` and `data.prepare` accept what their readers do."""
+    c = ConfigDict()
+    c.seed = 0
+
+    c.data = ConfigDict()
+    c.data.name = "complete_journey"  # a module of recjax.data, or a dotted path to your own
+    c.data.dir = ""  # a prepared directory; "" prepares into the cache
+    c.data.source = ""  # the publisher's files; "" for sets that come in a package
+    c.data.prepare = ConfigDict()  # options of the module's prepare()
+    c.data.history = 50  # events of history a request sees: a reading option, not a preparation one
+    c.data.counters = True  # causal counters as dense features
+    c.data.candidates = 1  # C: candidates of a request grouped in one row of the batch
+    c.data.workers = 0  # reader processes; the stream is the same for any number
+    c.data.train = (
+        "train"  # the split to train on; "train_matched" has popularity-matched negatives
+    )
+    c.data.shuffle_seed = (
+        0  # order of the second and later epochs; the first is the stored permutation
+    )
+
+    c.model = ConfigDict()
+    c.model.name = ""
+
+    c.opt = ConfigDict()
+    c.opt.name = "adam"
+    c.opt.args = ConfigDict()
+    c.opt.lr = 1e-3
+    c.opt.group_lr = ConfigDict()  # overrides by System.groups name
+    c.opt.schedule = "constant"  # of dense and row rates alike
+    c.opt.warmup_steps = 0
+    c.opt.weight_decay = 0.0
+    c.opt.clip = 0.0  # joint norm of a group's dense and row gradients; 0 is off
+
+    c.train = ConfigDict()
+    c.train.batch = 512
+    c.train.examples = 0  # prefix of the training permutation; 0 is all
+    c.train.epochs = 1
+    c.train.microbatches = 1  # gradient accumulation, exact
+    c.train.log_every = 100
+    c.train.checkpoint_every = 2000  # steps
+    c.train.keep = 2
+
+    c.eval = ConfigDict()
+    c.eval.batch = 2048
+    c.eval.every = 0  # steps between evaluations; 0 is none before the end
+    c.eval.at_examples = ()  # evaluate when this many training examples were seen
+    c.eval.splits = ("validation",)
+    c.eval.final = ("validation", "test")
+    c.eval.examples = 0  # prefix of each split; 0 is all
+    c.eval.use_best = False  # final evaluation of the best checkpoint by System.select
+
+    c.needs = ()  # configs (files) run first, into workdir/needs/<i>
+    c.init_from = ()  # (run, source regex, target): parameters and rows of earlier runs
+    c.lock()
+    for free in (c.model, c.data.prepare, c.opt.args, c.opt.group_lr):
+        free.unlock()
+    return c
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Raises KeyError naming a key that `base` does not know and the nearest one it does."""
+
+    def walk(known, given, prefix=""):
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(key, list(known), n=1)
+                hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+                raise KeyError(f"unknown config key {prefix}{key}{hint}")
+            if isinstance(known[key], ConfigDict) and known[key].is_locked:
+                walk(known[key], given[key], f"{prefix}{key}.")
+
+    walk(base(), config)
+    return config
+
+
+def load(path: str, arg: str = "") -> ConfigDict:
+    """`get_config(arg)` of an experiment file. Such files are code: load only ones you trust."""
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"config file {path} does not exist; give a path from the current folder"
+        )
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg) if arg else module.get_config()

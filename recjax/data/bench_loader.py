@@ -1,0 +1,155 @@
+"""Examples per second and CPU per example of the loader, in process and with worker processes.
+
+    python -m recjax.data.bench_loader                 # a made-up set as wide as Complete Journey's
+    python -m recjax.data.bench_loader --dir=... --workers=0,2 --shards=8
+
+Every line is the median of `--repeats` windows of `--window` batches (and their range); a first
+window, with start-up and cold blocks, is not counted. CPU is user + system time of this process and
+its workers, per example.
+"""
+
+import itertools
+import os
+import pathlib
+import tempfile
+import time
+
+from absl import app, flags
+import numpy as np
+
+from recjax.data.loader import Data
+from recjax.data.prepared import Prepared, write_prepared
+from recjax.schema import Feature, IdSpace, Schema
+
+_DIR = flags.DEFINE_string("dir", "", "Prepared directory; empty: a made-up data set.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split to read.")
+_BATCH = flags.DEFINE_integer("batch_size", 2048, "Requests in a batch.")
+_HISTORY = flags.DEFINE_integer("history", 50, "Events kept of each list.")
+_SHARDS = flags.DEFINE_integer("shards", 1, "Device shards, each with its own unique ids.")
+_WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Numbers of worker processes to measure.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Windows measured.")
+_WINDOW = flags.DEFINE_integer("window", 60, "Batches in a window.")
+_SHUFFLE = flags.DEFINE_bool(
+    "shuffle", False, "Measure later, shuffled epochs instead of the stored order."
+)
+
+# Vocabulary sizes of the made-up set: about those of Complete Journey.
+SPACES = {
+    "user": 2_469,
+    "store": 457,
+    "scene": 16,
+    "item": 92_331,
+    "kind": 2_400,
+    "category": 308,
+    "maker": 6_476,
+    "department": 32,
+}
+FIELDS = ("item", "kind", "category", "maker", "department")
+COUNTERS = 14
+
+
+def make_wide(
+    out_dir: str, impressions: int = 400_000, events: int = 1_400_000, seed: int = 0
+) -> str:
+    """Random columns of realistic widths, vocabularies and history lengths; returns the directory."""
+    rng = np.random.default_rng(seed)
+    users = SPACES["user"]
+
+    def ids(space: str, n: int) -> np.ndarray:  # Zipf-like, spread over the table
+        return 3 + (SPACES[space] * rng.random(n) ** 4).astype(np.int64) * 7919 % SPACES[space]
+
+    start = np.r_[0, np.cumsum(rng.multinomial(events, rng.dirichlet(np.full(users, 2.0))))]
+    user = rng.integers(users, size=impressions)
+    seen = (rng.random(impressions) * (start[user + 1] - start[user])).astype(np.int32)
+    moment = np.sort(rng.integers(10**9, 10**9 + 60_000_000, size=events))
+    features = [Feature("user", "profile", "user")]
+    features += [Feature(f, "context", f) for f in ("store", "scene")]
+    features += [Feature(f, "candidate", f) for f in FIELDS]
+    features += [Feature(f"n_{i}", "candidate", transform="log1p") for i in range(COUNTERS)]
+    features += [Feature(f"hist_{f}", "history", f, list="purchases") for f in FIELDS]
+    features += [Feature("click", "label")]
+    schema = Schema(
+        tuple(IdSpace(s, n + 3) for s, n in SPACES.items()),
+        tuple(features),
+        groups=("visit", "uid"),
+    )
+    columns = {f: ids(f, impressions) for f in (*FIELDS, "store", "scene")} | {
+        "user": 3 + user,
+        "visit": user,
+        "uid": user,
+    }
+    columns |= {f"n_{i}": rng.random(impressions).astype(np.float32) for i in range(COUNTERS)}
+    columns |= {
+        "purchases/end": start[user] + seen,
+        "purchases/count": seen,
+        "time": np.full(impressions, 1_100_000_000),
+    }
+    columns |= {"click": rng.integers(0, 2, impressions).astype(np.float32)}
+    timeline = {"time": moment} | {f"hist_{f}": ids(f, events) for f in FIELDS}
+    options = {"impressions": impressions, "events": events, "seed": seed}
+    return str(
+        write_prepared(
+            out_dir, "bench", schema, {"purchases": [timeline]}, {"train": columns}, options=options
+        )
+    )
+
+
+def cpu_seconds(workers: bool) -> float:
+    """User + system time of this process and, from /proc, of its living children (Linux)."""
+    own = sum(os.times()[:2])
+    if not workers:
+        return own
+    pids = [
+        p
+        for task in pathlib.Path("/proc/self/task").iterdir()
+        for p in (task / "children").read_text().split()
+    ]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return own + sum(sum(map(int, _stat(pid)[11:13])) for pid in pids) / ticks
+
+
+def _stat(pid: str) -> list[str]:
+    return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+
+
+def measure(data: Data, workers: int) -> tuple[list[float], list[float], dict]:
+    """(examples/s, CPU microseconds an example) of each window, and the stream's stats."""
+    split, size = _SPLIT.value, _BATCH.value
+    epochs = 2 + (_REPEATS.value + 1) * _WINDOW.value * size // data.splits[split]
+    seed, options = (
+        (0 if _SHUFFLE.value else None),
+        dict(shards=_SHARDS.value, workers=workers, epochs=epochs),
+    )
+    start = -(-data.splits[split] // size) if _SHUFFLE.value else 0
+    batches = data.batches(split, size, start=start, shuffle_seed=seed, **options)
+    stream = iter(batches)
+    speeds, costs = [], []
+    for window in range(_REPEATS.value + 1):
+        wall, cpu = time.perf_counter(), cpu_seconds(workers > 0)
+        rows = sum(int(b["valid"].sum()) for b in itertools.islice(stream, _WINDOW.value))
+        wall, cpu = time.perf_counter() - wall, cpu_seconds(workers > 0) - cpu
+        if window:
+            speeds.append(rows / wall)
+            costs.append(1e6 * cpu / rows)
+    stats = batches.stats
+    stream.close()
+    return speeds, costs, stats
+
+
+def main(argv):
+    del argv
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Data(Prepared(_DIR.value or make_wide(scratch)), history=_HISTORY.value)
+        print(
+            f"{os.cpu_count()} CPUs, B={_BATCH.value}, L={_HISTORY.value}, S={_SHARDS.value}, shuffle={_SHUFFLE.value}"
+        )
+        for workers in map(int, _WORKERS.value):
+            speeds, costs, stats = measure(data, workers)
+            print(
+                f"workers={workers}: {np.median(speeds):,.0f} examples/s ({min(speeds):,.0f}-{max(speeds):,.0f}), "
+                f"CPU {np.median(costs):.2f} us/example ({min(costs):.2f}-{max(costs):.2f}), {stats}"
+            )
+
+
+if __name__ == "__main__":
+    app.run(main)

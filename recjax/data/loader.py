@@ -1,0 +1,535 @@
+"""Prepared data to batches: which impressions make batch i, and who builds it.
+
+Batch i is a pure function of (split, seed, i), and the Grain pipeline is a `MapDataset` over i. So
+the stream is the same for any number of worker processes, and resuming is a slice: Grain's iterator
+states are tied to the worker count and fail across it. Everything is read and cached by block,
+never by impression (13 k against 3.6 M examples/s).
+
+    order   epoch 0 in stored order, so its first n examples are the nested subset of size n; later
+            epochs permute the blocks, and the requests within a block, by (seed, epoch)
+    batch   B / P requests of each of the P partitions; every host takes a contiguous range of
+            partitions, so the hosts' batches, one after the other, are the batch one host would
+            build
+    level   capacity of the unique-id lists: the smallest of a few that fits (`recjax.data.batches`)
+
+Worker processes start by spawn: guard the entry point with `if __name__ == "__main__"`, and parse
+absl flags first.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+from typing import Any
+
+from absl import flags, logging
+import grain
+import numpy as np
+import polars as pl
+
+from recjax.data.batches import Assembler, BatchError, Capacity, Layout, Part, capacity_levels
+from recjax.data.prepared import Prepared
+
+PROBES = 8  # batches looked at to size the unique-id lists
+BLOCKS_CACHED = 16  # per process; a block is about a megabyte
+COUNTER_NAMES = re.compile(r"(n|age)_.*|.*_(count|recency)")
+
+
+# ---------------------------------------------------------------------------------------- the order
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The requests of one partition, in any epoch's order.
+
+    Attributes:
+      partition: Its number.
+      blocks: Its blocks [K], in stored order.
+      edges: Impressions before each block, and all of them [K + 1].
+      starts: First impression of each request, and the number of impressions [N + 1]; None when
+        every impression is a request.
+      seed: Of the later epochs' permutations; None: all epochs in stored order.
+    """
+
+    partition: int
+    blocks: np.ndarray
+    edges: np.ndarray
+    starts: np.ndarray | None = None
+    seed: int | None = None
+
+    @functools.cached_property
+    def units(self) -> np.ndarray:
+        """Requests that begin before each block, and all of them [K + 1]."""
+        return self.edges if self.starts is None else np.searchsorted(self.starts, self.edges)
+
+    def __len__(self) -> int:
+        return int(self.units[-1])
+
+    def requests(self, epoch: int, lo: int, hi: int) -> np.ndarray:
+        """Numbers of the requests at places [lo, hi) of an epoch."""
+        hi = min(hi, len(self))
+        if self.seed is None or epoch == 0:
+            return np.arange(lo, hi)
+        order = np.random.default_rng([self.seed, epoch, self.partition]).permutation(
+            len(self.blocks)
+        )
+        sizes = np.diff(self.units)[order]
+        ends = np.cumsum(sizes)
+        out = [np.empty(0, np.int64)]
+        for k in range(
+            np.searchsorted(ends, lo, side="right"),
+            np.searchsorted(ends, hi, side="left") + (lo < hi),
+        ):
+            rng = np.random.default_rng([self.seed, epoch, self.partition, order[k]])
+            begin = ends[k] - sizes[k]
+            within = rng.permutation(sizes[k])[max(lo - begin, 0) : hi - begin]
+            out.append(self.units[order[k]] + within)
+        return np.concatenate(out)
+
+    def rows(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Impressions of some requests, and how many each has (None: one)."""
+        if self.starts is None:
+            return requests, None
+        first = self.starts[requests]
+        counts = self.starts[requests + 1] - first
+        before = np.cumsum(counts) - counts
+        return np.repeat(first - before, counts) + np.arange(counts.sum()), counts
+
+    def pieces(self, rows: np.ndarray) -> list[tuple[int, slice | np.ndarray]]:
+        """Runs of impressions within a block: (block, places in it), a slice where consecutive."""
+        at = np.searchsorted(self.edges, rows, side="right") - 1
+        cuts = np.flatnonzero(np.diff(at)) + 1
+        out = []
+        for run in np.split(np.arange(len(rows)), cuts) if len(rows) else []:
+            k = at[run[0]]
+            local = rows[run] - self.edges[k]
+            straight = len(local) == 1 or (np.diff(local) == 1).all()
+            out.append(
+                (
+                    int(self.blocks[k]),
+                    slice(int(local[0]), int(local[-1]) + 1) if straight else local,
+                )
+            )
+        return out
+
+
+def request_starts(request: np.ndarray, candidates: int) -> np.ndarray:
+    """First row of each run of equal `request` [N] values, runs over C rows cut up; and N at last."""
+    begin = (
+        np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
+        if len(request)
+        else np.empty(0, np.int64)
+    )
+    lengths = np.diff(np.r_[begin, len(request)])
+    pieces = -(-lengths // candidates)
+    nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return np.r_[np.repeat(begin, pieces) + nth * candidates, len(request)]
+
+
+# --------------------------------------------------------------------------------------- the source
+
+
+@dataclasses.dataclass
+class BatchSource:
+    """Grain source whose element i is batch i, packed. Only what it was given is pickled.
+
+    Attributes:
+      prepared, split: What it reads.
+      orders: Of this process's partitions.
+      assembler: Builds the batches.
+      slots: Requests each partition gives to a batch.
+      per_epoch: Batches in an epoch.
+      epochs: Their number.
+    """
+
+    prepared: Prepared
+    split: str
+    orders: Sequence[Order]
+    assembler: Assembler
+    slots: int
+    per_epoch: int
+    epochs: int = 1
+
+    def __post_init__(self):
+        read = functools.partial(self.prepared.block, self.split)
+        self._block = functools.lru_cache(max(BLOCKS_CACHED, 4 * len(self.orders)))(read)
+        self._timelines: dict[int, dict] = {}
+        schema = self.assembler.layout.schema
+        self._columns = [
+            "time",
+            "weight",
+            "row",
+            *schema.groups,
+            *(f.name for f in schema.features if not f.list),
+        ]
+        self._columns += [f"{name}/{what}" for name in schema.lists for what in ("end", "count")]
+
+    def __reduce__(self):
+        return BatchSource, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+
+    def __len__(self) -> int:
+        return self.per_epoch * self.epochs
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.assembler.packed(self.parts(i))
+
+    def parts(self, i: int) -> list[Part]:
+        """The partitions' shares of batch i."""
+        epoch, place = divmod(int(i), self.per_epoch)
+        return [self._part(order, epoch, place * self.slots) for order in self.orders]
+
+    def _part(self, order: Order, epoch: int, lo: int) -> Part:
+        rows, counts = order.rows(order.requests(epoch, lo, lo + self.slots))
+        pieces = [(self._block(b), at) for b, at in order.pieces(rows)]
+        if len(pieces) == 1:  # views, where a run is straight
+            columns = {name: pieces[0][0][name][pieces[0][1]] for name in self._columns}
+        elif pieces:
+            columns = {
+                name: np.concatenate([b[name][at] for b, at in pieces]) for name in self._columns
+            }
+        else:  # a partition that ran out before the others
+            columns = {"time": np.empty(0, np.int64)}
+        return Part(columns, self._timeline(order.partition), counts, self.slots)
+
+    def _timeline(self, partition: int) -> dict:
+        if partition not in self._timelines:
+            lists = self.assembler.layout.schema.lists
+            self._timelines[partition] = {
+                name: self.prepared.timeline(name, partition) for name in lists
+            }
+        return self._timelines[partition]
+
+
+# -------------------------------------------------------------------------------------- the batches
+
+
+class Batches:
+    """A resumable stream of batches; iterating builds them, starting at `start`.
+
+    Attributes:
+      examples: Impressions in the whole stream, over all epochs and hosts.
+      batches_per_epoch: Of the whole stream.
+      levels: Capacities of the unique-id lists, small to large: the shapes a step is compiled for.
+    """
+
+    def __init__(self, source: BatchSource, examples: int, start: int, workers: int):
+        self._source, self._start, self._workers = source, start, workers
+        self.examples = examples
+        self.batches_per_epoch = source.per_epoch
+        self.levels = source.assembler.levels
+        self._reset()
+
+    def __len__(self) -> int:
+        """Batches of the whole stream, whatever `start` is."""
+        return len(self._source)
+
+    def _reset(self) -> None:
+        self._by_level = [0] * len(self.levels)
+        self._events = {name: [0, 0] for name in self._source.assembler.layout.schema.lists}
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Of the current pass: batches by level, first-level overflows, masked share of histories."""
+        return {
+            "batches": sum(self._by_level),
+            "by_level": list(self._by_level),
+            "overflow": sum(self._by_level[1:]),
+            "padding": {
+                n: 1 - kept / slots if slots else 0.0 for n, (kept, slots) in self._events.items()
+            },
+        }
+
+    def __iter__(self) -> Generator[dict, None, None]:
+        self._reset()
+        if self._start == len(self):
+            return
+        iterator = iter(_pipeline(self._source, self._start, self._workers))
+        try:
+            for buffer in iterator:
+                batch, level = self._source.assembler.open(buffer)
+                self._count(batch, level)
+                yield batch
+        finally:
+            iterator.close()  # ends the worker processes when the reader leaves early
+
+    def _count(self, batch: dict, level: int) -> None:
+        self._by_level[level] += 1
+        used = int(batch["valid"].any(1).sum())
+        for name, mask in batch["mask"].items():
+            self._events[name][0] += int(np.count_nonzero(mask))
+            self._events[name][1] += used * mask.shape[1]
+
+
+def _pipeline(source: BatchSource, start: int, workers: int) -> grain.IterDataset:
+    dataset = grain.MapDataset.source(source)[start:]
+    if not workers:  # one thread builds the next batches while the device works
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    if not flags.FLAGS.is_parsed():
+        raise BatchError(
+            "worker processes read absl flags, which nobody has parsed: start through absl.app.run, call "
+            "absl.flags.FLAGS.mark_as_parsed() (tests, notebooks), or set workers to 0"
+        )
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+    )
+
+
+# ----------------------------------------------------------------------------------------- the data
+
+
+class Data:
+    """A prepared data set as a source of batches.
+
+    Attributes:
+      prepared: What it reads.
+      schema: Of the batches.
+      identity: Name, version, options and hash of the data.
+      splits: split -> number of impressions.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        history: int | Mapping[str, int] = 50,
+        candidates: int = 1,
+        counters: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Args:
+        prepared: The data.
+        history: L, events kept of each list, for all lists or by list.
+        candidates: C. More than one puts a request's contiguous impressions side by side.
+        counters: Whether the causal counters are features.
+        process_index: Of this host.
+        process_count: Hosts; each builds its part of every batch.
+        """
+        self.prepared = prepared
+        self.schema = (
+            prepared.schema if counters else prepared.schema.without(counter_features(prepared))
+        )
+        self.identity, self.splits = prepared.identity, prepared.splits
+        by_list = (
+            dict(history)
+            if hasattr(history, "items")
+            else dict.fromkeys(self.schema.lists, int(history))
+        )
+        unknown = sorted(set(by_list) - set(self.schema.lists))
+        if unknown:
+            raise BatchError(
+                f"history names {unknown[0]!r}; the lists are {', '.join(self.schema.lists) or 'none'}"
+            )
+        self._layout = functools.partial(
+            Layout, self.schema, history=by_list, candidates=candidates
+        )
+        self._candidates = candidates
+        self._partitions = 1 + max(
+            int(prepared.block_partitions(s).max(initial=0)) for s in self.splits
+        )
+        self._process = process_index, process_count
+        self._levels: dict[tuple, tuple[Capacity, ...]] = {}
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        start: int = 0,
+        examples: int = 0,
+        epochs: int = 1,
+        shards: int = 1,
+        workers: int = 0,
+        shuffle_seed: int | None = None,
+        levels: Sequence[Capacity] = (),
+    ) -> Batches:
+        """Batches of a split.
+
+        Args:
+          split: One of `splits`.
+          batch_size: Requests in a global batch; the last batch of an epoch is filled up with
+            valid=False.
+          start: First batch to build: to resume, the number of batches already taken.
+          examples: Only the first so many impressions of the split (0: all).
+          epochs: Passes over them.
+          shards: Device shards of the global batch, each with its own unique ids.
+          workers: Worker processes (0: a thread of this one). Changes nothing in the stream.
+          shuffle_seed: Of the order of the second and later epochs; None keeps the stored order.
+          levels: Capacities, small to large, for instance those of another stream; none: derived
+            from the data.
+
+        Raises:
+          BatchError: The sizes do not divide, or `start` is past the end.
+        """
+        n = (
+            min(examples, self.splits[split])
+            if examples and split in self.splits
+            else self.splits.get(split, 0)
+        )
+        orders = self._orders(split, n, shuffle_seed)
+        local, mine = self._share(batch_size, shards, len(orders))
+        slots = batch_size // len(orders)
+        per_epoch = max(-(-len(order) // slots) for order in orders)
+        if not 0 <= start <= per_epoch * epochs:
+            raise BatchError(
+                f"start={start}: the stream of {split!r} has {per_epoch * epochs} batches"
+            )
+        everything = BatchSource(
+            self.prepared,
+            split,
+            orders,
+            Assembler(self._layout(batch_size=batch_size, shards=shards)),
+            slots,
+            per_epoch,
+        )
+        key = (split, batch_size, n, shards)
+        if not levels and key not in self._levels:
+            self._levels[key] = _probed_levels(everything)
+        assembler = Assembler(local, levels or self._levels[key])
+        source = dataclasses.replace(
+            everything, orders=orders[mine], assembler=assembler, epochs=epochs
+        )
+        return Batches(source, n * epochs, start, workers)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What preparation found."""
+        return self.prepared.report
+
+    def vocabulary(self, space: str) -> pl.DataFrame:
+        """The vocabulary of an id space: columns value, id, count."""
+        return self.prepared.vocabulary(space)
+
+    def vocabulary_hash(self, space: str) -> str:
+        """Same hash, same rows: a checkpoint's tables fit. "" for a space without a vocabulary."""
+        file = self.prepared.path / "vocab" / f"{space}.parquet"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+
+    def _share(self, batch_size: int, shards: int, partitions: int) -> tuple[Layout, slice]:
+        """This host's part of a global batch: its layout and its partitions."""
+        index, count = self._process
+        for what, size, parts in (
+            ("batch_size", batch_size, ("device shards", shards)),
+            ("batch_size", batch_size, ("partitions of the data", partitions)),
+            ("device shards", shards, ("hosts", count)),
+            ("partitions of the data", partitions, ("hosts", count)),
+        ):
+            if size % parts[1]:
+                raise BatchError(
+                    f"{what} = {size} does not divide over {parts[1]} {parts[0]}; make it a multiple"
+                )
+        layout = self._layout(batch_size=batch_size // count, shards=shards // count)
+        share = partitions // count
+        return layout, slice(index * share, (index + 1) * share)
+
+    def _orders(self, split: str, examples: int, seed: int | None) -> list[Order]:
+        """One order per partition, of the impressions whose row is below `examples`."""
+        rows = self.prepared.block_rows(split)
+        partitions = self.prepared.block_partitions(split)
+        rows = np.clip(examples - (np.cumsum(rows) - rows), 0, rows)
+        orders = []
+        for p in range(self._partitions):
+            blocks = np.flatnonzero((partitions == p) & (rows > 0))
+            edges = np.r_[0, np.cumsum(rows[blocks])]
+            starts = self._starts(split, blocks, rows) if self._candidates > 1 else None
+            orders.append(Order(p, blocks, edges, starts, seed))
+        return orders
+
+    def _starts(self, split: str, blocks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        read = [self.prepared.block(split, int(b))["request"][: rows[b]] for b in blocks]
+        starts = request_starts(np.concatenate(read or [np.empty(0, np.int32)]), self._candidates)
+        if len(starts) > 1 and starts[-1] < 1.5 * (len(starts) - 1):
+            logging.warning(
+                "%s: %.2f of %d candidates filled: the rows of a request do not lie together; prepare with "
+                "unit='request', or set candidates to 1", split, starts[-1] / (len(starts) - 1), self._candidates
+            )  # fmt: skip
+        return starts
+
+
+def _probed_levels(source: BatchSource) -> tuple[Capacity, ...]:
+    """Capacities from a few batches of the first epoch: the same on every host and restart."""
+    places = (
+        np.unique(np.linspace(0, max(len(source) - 1, 0), PROBES).astype(int))
+        if len(source)
+        else []
+    )
+    needs = [source.assembler.need(source.parts(i)) for i in places]
+    layout = source.assembler.layout
+    return capacity_levels(
+        layout, {s: max((n[s] for n in needs), default=0) for s in layout.worst()}
+    )
+
+
+# ------------------------------------------------------------------------------------------ opening
+
+
+def counter_features(prepared: Prepared) -> tuple[str, ...]:
+    """Causal counters: those the builder lists, or dense candidates named as `Counter` names them."""
+    named = prepared.identity.get("counters") or prepared.identity.get("config", {}).get("counters")
+    if isinstance(named, (list, tuple)):
+        return tuple(named)
+    inputs = prepared.schema.select("candidate", kind="dense")
+    return tuple(f.name for f in inputs if COUNTER_NAMES.fullmatch(f.name))
+
+
+def train_split(cfg: Any) -> str:
+    """The training split a config asks for: `cfg.negatives` is natural or matched."""
+    negatives = cfg.get("negatives", "natural")
+    if negatives not in ("natural", "matched"):
+        raise BatchError(f"data.negatives={negatives!r}; use 'natural' or 'matched'")
+    return "train" if negatives == "natural" else "train_matched"
+
+
+def open_data(cfg: Any, *, process_index: int = 0, process_count: int = 1) -> Data:
+    """Opens the data a config describes, preparing it first if need be.
+
+    Args:
+      cfg: A mapping: `name` (module under recjax.data, or dotted), `dir` (prepared directory; "" =
+        prepare into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of
+        the module's `prepare`), `history`, `candidates`, `counters`.
+      process_index: Of this host.
+      process_count: Hosts.
+
+    Raises:
+      BatchError: The config names no data set that exists.
+      DataError: The prepared directory is absent or damaged.
+    """
+    path = cfg.get("dir", "") or _prepare(cfg)
+    return Data(
+        Prepared(path),
+        history=cfg.get("history", 50),
+        candidates=cfg.get("candidates", 1),
+        counters=cfg.get("counters", True),
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def _prepare(cfg: Any) -> str | os.PathLike:
+    """Calls the data set's `prepare(out_dir, source=..., **options)`; at once if already done."""
+    name = cfg.get("name", "")
+    if not name:
+        raise BatchError(
+            "data.name and data.dir are both empty; name a data set, or give a prepared directory"
+        )
+    found = [m for m in (f"recjax.data.{name}", name) if _has_module(m)]
+    if not found:
+        raise BatchError(
+            f"there is no data set {name!r}: neither recjax.data.{name} nor {name} can be imported"
+        )
+    cache = os.environ.get("RECJAX_CACHE") or pathlib.Path.home() / ".cache" / "recjax"
+    module = importlib.import_module(found[0])
+    return module.prepare(cache, source=cfg.get("source", ""), **dict(cfg.get("prepare", {})))
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False

@@ -1,0 +1,157 @@
+"""Evaluation: python -m recjax.evaluate --run=runs/suan --split=test [--data=DIR] [--best]
+
+Sums are kept on the device and merged; predictions are kept on the host up to 10 M rows, for exact AUC and grouped
+AUC. Prints one JSON object per split and writes it beside the run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+import json
+
+from absl import app, flags, logging
+from etils import epath
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from recjax import checkpoint, embedding, mesh as meshes, metrics, models
+from recjax.data import open_data
+from recjax.run import plain, write_text
+from recjax.system import System, weights_of
+
+Tree = dict
+
+
+class Evaluator:
+    """Compiled evaluation of one system; call it with trees and batches."""
+
+    def __init__(self, system: System, mesh: Mesh):
+        self.system, self.mesh = system, mesh
+        self._step = jax.jit(self._measure, donate_argnums=1)
+        self._outputs = jax.jit(self._forward)
+
+    def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
+        rows = embedding.gather(self.system.tables, trees["tables"], batch)
+        return self.system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+
+    def _measure(self, trees: Tree, sums: dict, batch: dict):
+        outputs, out = self._forward(trees, batch), {}
+        for o in self.system.objectives:
+            args = outputs[o.output], batch["label"][o.label], weights_of(batch)
+            out[o.name] = metrics.update(sums[o.name], *args)
+        return out, outputs
+
+    def predictions(self, trees: Tree, batches: Iterable[dict]) -> Iterator[tuple[dict, dict]]:
+        """(host batch, host outputs) for each batch; one is in flight while the one before it is read."""
+        ahead = None
+        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        for batch in batches:
+            outputs = self._outputs(params, meshes.put(self.mesh, batch))
+            if ahead is not None:
+                yield ahead[0], jax.device_get(ahead[1])
+            ahead = batch, outputs
+        if ahead is not None:
+            yield ahead[0], jax.device_get(ahead[1])
+
+    def __call__(
+        self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
+    ) -> dict:
+        """Metrics of every objective (see recjax.metrics.compute), those of named ones prefixed "<name>/".
+
+        Args:
+          trees: dense, tables, state, frozen.
+          batches: Host batches.
+          poll: Called once a batch; may raise to end early.
+        """
+        objectives = self.system.objectives
+        sums = {o.name: metrics.init() for o in objectives}
+        rows = {o.name: metrics.Collector() for o in objectives}
+        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        ahead = None
+        for batch in batches:
+            poll()
+            sums, outputs = self._step(params, sums, meshes.put(self.mesh, batch))
+            if ahead is not None:
+                self._collect(rows, *ahead)
+            ahead = batch, outputs
+        if ahead is not None:
+            self._collect(rows, *ahead)
+        out = {}
+        for o in objectives:
+            prefix = f"{o.name}/" if o.name else ""
+            measured = metrics.compute(jax.device_get(sums[o.name])) | rows[o.name].compute()
+            measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
+            out.update({prefix + k: v for k, v in measured.items()})
+        return out
+
+    def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
+        for o in self.system.objectives:
+            weights = batch["weight"] * batch["valid"]
+            rows[o.name].add(
+                outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]
+            )
+
+
+def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
+    """(config, data, system, trees) of a run that has a checkpoint.
+
+    Args:
+      run: Its workdir.
+      data_dir: A prepared directory to use in place of the run's own; its schema must be the same.
+      best: The best checkpoint rather than the newest.
+    """
+    from recjax import train, transfer  # train imports this module
+
+    path = epath.Path(run) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the --workdir of a recjax.train run")
+    config = ConfigDict(json.loads(path.read_text()))
+    if data_dir:
+        config.data.dir = data_dir
+    data = open_data(config.data)
+    system = models.build(data.schema, config.model)
+    split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
+    example = next(iter(data.batches(split, config.train.batch, shards=1)))
+    trees = train.init_trees(system, config, jax.device_put(example))
+    trees = transfer.apply(trees, system, config, data, epath.Path(run))
+    mesh = meshes.make()
+    trees = jax.device_put(trees, meshes.replicated(mesh))
+    sums = jax.device_put(train.zero_sums(system, trees, example), meshes.replicated(mesh))
+    checkpoints = checkpoint.Checkpoints(epath.Path(run) / "checkpoints")
+    check = functools.partial(transfer.check_data, data=data, where=run)
+    restored = checkpoints.restore(dict(trees=trees, sums=sums), best=best, check=check)
+    checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(
+            f"{run} has no {'best ' if best else ''}checkpoint yet; train it first"
+        )
+    step, saved, _ = restored
+    logging.info("evaluating step %d of %s", step, run)
+    return config, data, system, saved["trees"]
+
+
+def main(_) -> None:
+    from recjax import train
+
+    train.set_up()
+    config, data, system, trees = open_run(_RUN.value, _DATA.value, best=_BEST.value)
+    mesh = meshes.make()
+    evaluator = Evaluator(system, mesh)
+    for split in _SPLIT.value:
+        batches = data.batches(split, config.eval.batch, shards=mesh.size)
+        result = plain(evaluator(trees, batches))
+        print(json.dumps({"split": split, **result}))
+        write_text(
+            epath.Path(_RUN.value) / f"evaluation-{split}.json", json.dumps(result, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    _RUN = flags.DEFINE_string("run", None, "workdir of a recjax.train run")
+    _DATA = flags.DEFINE_string(
+        "data", "", "prepared directory to evaluate on; default: the run's own"
+    )
+    _SPLIT = flags.DEFINE_list("split", ["test"], "splits")
+    _BEST = flags.DEFINE_bool("best", False, "the best checkpoint rather than the newest")
+    flags.mark_flag_as_required("run")
+    app.run(main)

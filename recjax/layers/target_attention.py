@@ -1,0 +1,40 @@
+"""Target attention: the candidate weighs the events of a history."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from recjax.layers.attention import masked_softmax
+from recjax.layers.mlp import MLP
+
+
+class ActivationUnit(nn.Module):
+    """DIN's local activation unit: an MLP on (event, candidate, difference, product) weighs each event.
+
+    Attributes:
+      widths: Of its hidden layers.
+      activation: See `recjax.layers.mlp.ACTIVATIONS`.
+      softmax: Normalise the weights; DIN sums unnormalised ones, to keep the intensity of interests.
+    """
+
+    widths: tuple[int, ...] = (80, 40)
+    activation: str = "sigmoid"
+    softmax: bool = False
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, query: jax.Array, events: jax.Array, mask: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """query [B, C, D], events [B, L, D], mask bool [B, L] -> [B, C, D]; zeros for an empty history."""
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        q, e = query[:, :, None], events[:, None]
+        shape = jnp.broadcast_shapes(q.shape, e.shape)  # [B, C, L, D]
+        q, e = jnp.broadcast_to(q, shape), jnp.broadcast_to(e, shape)
+        x = jnp.concatenate([e, q, e - q, e * q], axis=-1)
+        seen = jnp.broadcast_to(mask[:, None], shape[:-1])
+        x = MLP(self.widths, activation=self.activation, **types)(x, train=train, valid=seen)
+        scores = nn.Dense(1, name="score", **types)(x)[..., 0].astype(jnp.float32)
+        weights = masked_softmax(scores, seen) if self.softmax else jnp.where(seen, scores, 0.0)
+        return jnp.einsum("bcl,bld->bcd", weights.astype(events.dtype), events)

@@ -1,0 +1,42 @@
+"""One mesh helper: a single "data" axis over all devices.
+
+Batches are split along it; dense parameters are replicated. How tables are placed is recjax.embedding's business.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+from recjax.schema import SchemaError
+
+
+def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A 1-D mesh. Auto axes: since JAX 0.9 `make_mesh` gives Explicit ones, under which table[ids] raises."""
+    devices = devices if devices is not None else jax.devices()
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:
+    """Raises when the devices (and microbatches) do not divide the batch."""
+    n = mesh.size * microbatches
+    if batch_size % n:
+        raise SchemaError(
+            f"batch size {batch_size} is not divisible by {mesh.size} devices x {microbatches} microbatches; "
+            f"use a multiple of {n}"
+        )
+
+
+def put(mesh: Mesh, batch: dict) -> dict:
+    """A host batch (this process's part) onto the devices, split along its leading axis."""
+    if mesh.size == 1:
+        return jax.device_put(batch, mesh.devices.item())
+    sharding = NamedSharding(mesh, P("data"))
+    if "ids" not in batch:  # a source of another kind (one graph): every device sees all of it
+        sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,0 +1,95 @@
+"""Papers as systems, one file each. `build` finds the file by name.
+
+A model file ends in
+
+    build(schema, *, table={}, compute_dtype="float32", **its own options) -> System
+
+where `table` goes to `Schema.tables` (dim, owner, optimizer, lr, l2, init_scale).
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from flax import linen as nn
+
+from recjax.schema import Schema, SchemaError, Table
+from recjax.system import System
+
+
+def build(schema: Schema, cfg_model: Mapping[str, Any]) -> System:
+    """The system a model config describes.
+
+    Args:
+      schema: Of the batches.
+      cfg_model: `name` (a file of recjax.models, or a dotted module path: trusted code) and its options.
+
+    Raises:
+      ValueError: no such model, or an option it does not take; the message lists those it does.
+    """
+    options = {k: plain(v) for k, v in cfg_model.items()}
+    name = options.pop("name", "")
+    make = _module(name).build
+    parameters = inspect.signature(make).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        check_options(name, options, accepted)
+    return make(schema, **options)
+
+
+def _module(name: str):
+    if "." in name:
+        return importlib.import_module(name)
+    files = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    if name not in files:
+        raise ValueError(f"model.name={name!r} is unknown; use one of {', '.join(files)}, or a dotted module path")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def plain(value: Any) -> Any:
+    """Configs hold mappings and lists; modules want dicts and hashable tuples."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {k: plain(v) for k, v in value.items()}
+    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def check_options(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+    """Raises ValueError naming the first option `name` does not take, and all it does."""
+    for option in given:
+        if option not in accepted:
+            raise ValueError(f"model {name!r} has no option {option!r}; it takes {', '.join(sorted(accepted))}")
+
+
+def check_choice(name: str, option: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError when `value` is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"model {name!r}: {option}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[str, ...]:
+    """Fields of a Flax module that a config may set: all but Flax's own and the `internal` ones."""
+    hidden = {"parent", "name", *internal}
+    return tuple(f.name for f in dataclasses.fields(module) if f.name not in hidden)
+
+
+def make_tables(schema: Schema, table: Mapping[str, Any], *, dim: int = 8) -> tuple[Table, ...]:
+    """`schema.tables` with a model's default width."""
+    try:
+        return schema.tables(**{"dim": dim, **table})
+    except TypeError as e:
+        accepted = [f.name for f in dataclasses.fields(Table) if f.name != "id_space"]
+        raise SchemaError(f"model.table: {e}; it takes {', '.join(accepted)}") from None
+
+
+def make_heads(schema: Schema, labels: Iterable[str] | None) -> dict[str, str]:
+    """Output name -> label: "logits" for the first label (default: the schema's first), its name for others."""
+    labels = tuple(labels or schema.labels[:1])
+    if not labels:
+        raise SchemaError("the schema has no label to predict; give a feature the role label")
+    for label in labels:
+        if schema.feature(label).role != "label":
+            raise SchemaError(f"{label!r} is no label; the labels are {', '.join(schema.labels)}")
+    return {"logits": labels[0], **{name: name for name in labels[1:]}}

@@ -1,0 +1,234 @@
+"""Online distillation: a large teacher and a light student trained at once, on the same batches.
+
+Same paper, sources and tags as `recjax.models.suan`; any two systems trained by cross-entropy will do. With t the
+temperature [form of the loss: SUM; t and lambda were not found]
+
+    loss = BCE(z_s, y) + BCE(z_t, y) + weight t^2 BCE(z_s / t, stop_gradient(sigmoid(z_t / t)))
+
+The gradient of the third term with respect to z_s is (sigmoid(z_s / t) - sigmoid(z_t / t)) / t, about
+(z_s - z_t) / (4 t^2), hence the t^2. The stop_gradient and separate tables are ours [proposal]: with them the teacher
+trains exactly as it would alone, and the student's serving cost is its own. Dense parameters are
+{"teacher": ..., "student": ...}, tables are owned by "teacher" and "student", and so are the groups of
+optimizers and clipping. With `share_embeddings` both read the student's tables, and train them together.
+
+To serve, `student_only(schema, **same options)` is the student as a system of its own: it needs dense["student"],
+state["student"] and the tables "student/...", nothing else. `exports` of the pair are the student's, on the pair's trees.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from recjax import models
+from recjax.inputs import Batch
+from recjax.schema import Schema, SchemaError, Table
+from recjax.system import Export, Objective, System, bce, mean, weights_of
+
+SIDES = ("teacher", "student")
+
+
+def build(
+    schema: Schema,
+    *,
+    teacher: Mapping[str, Any],
+    student: Mapping[str, Any],
+    temperature: float = 2.0,
+    weight: float = 1.0,
+    share_embeddings: bool = False,
+    student_history: int | None = None,
+    table: Mapping[str, Any] = {},  # noqa: B006
+    compute_dtype: str = "float32",
+) -> System:
+    """Teacher and student as one system.
+
+    Args:
+      schema: Of the batches both eat.
+      teacher: Model config, `name` and options.
+      student: The same; may be the teacher's.
+      temperature: t, the larger the softer.
+      weight: Of the third term, on top of t^2 ("lambda0"); 0 trains two models side by side.
+      share_embeddings: One set of tables, the student's.
+      student_history: The student sees only the last so many events; None: as many as the teacher.
+      table: Default for both sides' `table`.
+      compute_dtype: Default for both sides.
+
+    Returns:
+      A system with outputs "logits" (the student's; further labels by name) and "teacher" ("teacher/<label>").
+    """
+    if temperature <= 0 or weight < 0:
+        raise ValueError(f"distil wants temperature > 0 and weight >= 0, got {temperature} and {weight}")
+    owners = {"teacher": "student" if share_embeddings else "teacher", "student": "student"}
+    systems = {
+        side: _side(schema, side, config, owners[side], table, compute_dtype)
+        for side, config in (("teacher", teacher), ("student", student))
+    }
+    systems["student"] = last_events_only(systems["student"], student_history)
+    return Pair(systems["teacher"], systems["student"], temperature, weight).system()
+
+
+def student_only(
+    schema: Schema,
+    *,
+    student: Mapping[str, Any],
+    student_history: int | None = None,
+    table: Mapping[str, Any] = {},  # noqa: B006
+    compute_dtype: str = "float32",
+    **rest,
+) -> System:
+    """The student of `build` with the same options as a system of its own; `rest` (the teacher's) is ignored.
+
+    Its trees are dense["student"], state["student"] and the tables under "student/" of the pair.
+    """
+    del rest
+    system = _side(schema, "student", student, "student", table, compute_dtype)
+    return last_events_only(system, student_history)
+
+
+def _side(schema, side, config, owner, table, compute_dtype) -> System:
+    config = {"compute_dtype": compute_dtype, **config}
+    config["table"] = {**table, **config.get("table", {}), "owner": owner}
+    system = models.build(schema, config)
+    if system.forward is None or system.setup or system.after_step or system.on_eval:
+        raise ValueError(
+            f"distil: model {config['name']!r} cannot be the {side}; it must be trained by cross-entropy alone "
+            "(System.forward, no hooks)"
+        )
+    return system
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The functions of the joint system."""
+
+    teacher: System
+    student: System
+    temperature: float
+    weight: float
+
+    @property
+    def sides(self) -> dict[str, System]:
+        return {"teacher": self.teacher, "student": self.student}
+
+    def system(self) -> System:
+        return System(
+            schema=self.student.schema,
+            tables=self._tables(),
+            init=self.init,
+            loss=self.loss,
+            outputs=self.outputs,
+            objectives=(*self.student.objectives, *map(_of_teacher, self.teacher.objectives)),
+            select=self.student.select,
+            groups=tuple((rf"(dense|tables)/{side}/.*", side) for side in SIDES),
+            exports={name: _on_pair(e) for name, e in self.student.exports.items()},
+        )
+
+    def init(self, rng, rows, batch):
+        keys = dict(zip(SIDES, jax.random.split(rng), strict=True))
+        both = {side: s.init(keys[side], rows, batch) for side, s in self.sides.items()}
+        return {k: d for k, (d, _) in both.items()}, {k: s for k, (_, s) in both.items()}
+
+    def loss(self, dense, rows, state, frozen, batch, rng):
+        keys = dict(zip(SIDES, jax.random.split(rng), strict=True))
+        outs, changed, total, sums = {}, {}, 0.0, {}
+        for side, s in self.sides.items():
+            args = dense[side], rows, state[side], _of(frozen, side), batch, keys[side]
+            outs[side], changed[side] = s.forward(*args)
+            for o in s.objectives:
+                term = bce(outs[side][o.output], batch["label"][o.label], weights_of(batch))
+                total = total + mean(*term)
+                sums[_loss_name(side, o)] = term
+        for o in self.student.objectives:
+            if o.output in outs["teacher"]:
+                term = self.soft(outs["student"][o.output], outs["teacher"][o.output], weights_of(batch))
+                total = total + self.weight * self.temperature**2 * mean(*term)
+                sums["/".join(filter(None, ("loss/distil", o.name)))] = term
+        return total, (changed, sums)
+
+    def soft(self, z_s, z_t, weights):
+        """Cross-entropy of the student with the softened teacher: sum, and sum of weights."""
+        target = jax.lax.stop_gradient(jax.nn.sigmoid(z_t.astype(jnp.float32) / self.temperature))
+        return bce(z_s / self.temperature, target, weights)
+
+    def outputs(self, dense, rows, state, frozen, batch):
+        outs = {
+            side: s.outputs(dense[side], rows, state[side], _of(frozen, side), batch)
+            for side, s in self.sides.items()
+        }
+        return outs["student"] | {_teacher_output(k): x for k, x in outs["teacher"].items()}
+
+    def _tables(self) -> tuple[Table, ...]:
+        tables: dict[str, Table] = {}
+        for t in (*self.teacher.tables, *self.student.tables):
+            if tables.setdefault(t.path, t) != t:
+                raise SchemaError(
+                    f"share_embeddings: teacher and student want different tables {t.path!r} "
+                    f"({tables[t.path]} and {t}); give both the same table options"
+                )
+        return tuple(tables.values())
+
+
+def _of(frozen, side):
+    return (frozen or {}).get(side, {})
+
+
+def _teacher_output(output: str) -> str:
+    return "teacher" if output == "logits" else f"teacher/{output}"
+
+
+def _of_teacher(o: Objective) -> Objective:
+    name = f"teacher/{o.name}" if o.name else "teacher"
+    return dataclasses.replace(o, output=_teacher_output(o.output), name=name)
+
+
+def _loss_name(side: str, o: Objective) -> str:
+    """The student's cross-entropy against the main label is "loss": what two runs are compared by."""
+    return "/".join(filter(None, ("loss", "" if side == "student" else side, o.name)))
+
+
+def _on_pair(export: Export) -> Export:
+    """An export of the student, as a function of the pair's trees."""
+
+    def fn(dense, rows, state, frozen, batch):
+        return export.fn(dense["student"], rows, state["student"], _of(frozen, "student"), batch)
+
+    return dataclasses.replace(export, fn=fn)
+
+
+def last_events_only(system: System, n: int | None) -> System:
+    """The system on batches whose lists are cut to their last `n` events (None: as they are)."""
+    if n is None:
+        return system
+
+    def cut(fn, position):
+        """`fn` with its batch, the argument at `position`, cut."""
+
+        def call(*args):
+            args = list(args)
+            args[position] = last_events(system.schema, args[position], n)
+            return fn(*args)
+
+        return call
+
+    exports = {k: dataclasses.replace(e, fn=cut(e.fn, 4)) for k, e in system.exports.items()}
+    return dataclasses.replace(
+        system,
+        init=cut(system.init, 2),
+        loss=cut(system.loss, 4),
+        outputs=cut(system.outputs, 4),
+        forward=cut(system.forward, 4),
+        exports=exports,
+    )
+
+
+def last_events(schema: Schema, batch: Batch, n: int) -> Batch:
+    """A batch whose lists keep their last `n` slots (they are left-padded, oldest first)."""
+    wide = {f.name for f in schema.features if f.axes == "BL"}
+
+    def cut(name):
+        return {k: x[:, -n:] if k in wide else x for k, x in batch[name].items()}
+
+    lists = {name: {k: x[:, -n:] for k, x in batch[name].items()} for name in ("mask", "age")}
+    return {**batch, **lists, "pos": cut("pos"), "dense": cut("dense")}

@@ -1,0 +1,209 @@
+"""The run directory: config.json, metrics.jsonl, TensorBoard events, summary.json, and who may write there.
+
+A finished run is never redone, a second writer is refused, and an interrupted run goes on with the same command.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import signal
+import threading
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import ml_collections
+import numpy as np
+
+# Keys that may change between the start of a run and its resumption: they do not change the result.
+FREE_KEYS = (
+    "data.workers",
+    "data.dir",
+    "data.source",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+)
+
+
+class RunError(ValueError):
+    """A run cannot start or go on; the message says what to do."""
+
+
+class Interrupted(SystemExit):
+    """Raised after a save, when SIGTERM or Ctrl-C asked the run to stop."""
+
+
+class Stop:
+    """Notes SIGTERM and Ctrl-C so that loops can end at a safe point; a second Ctrl-C ends at once.
+
+    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated.
+    """
+
+    def __init__(self):
+        self.signum = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for s in (signal.SIGTERM, signal.SIGINT):
+                self._old[s] = signal.signal(s, self._note)
+        return self
+
+    def __exit__(self, *exc):
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
+
+    def _note(self, signum, frame):
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        logging.warning("%s: stopping at the next safe point", signal.Signals(signum).name)
+
+    def raise_if_requested(self, save=lambda: None) -> None:
+        if self.signum:
+            save()
+            raise Interrupted(128 + self.signum)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes through a temporary name, so that readers see the old file or the whole new one."""
+    path = epath.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.rename(path) if not path.exists() else temporary.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """Numbers, arrays and containers as JSON values; NaN and infinities as null."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    out = {}
+    for k, v in config.items():
+        out.update(flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v})
+    return out
+
+
+class Run:
+    """A run directory opened for writing. Use as a context manager: it holds the lock.
+
+    Args:
+      workdir: Local path or bucket; made when absent.
+      config: What is run. Resuming with another config is refused, naming the first key that differs.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict):
+        self.dir = epath.Path(workdir)
+        self.config = plain(config)
+        self._lock = None
+        self._writer = None
+
+    def __enter__(self) -> "Run":
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        try:
+            self._check_config()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, *exc):
+        if self._writer is not None:
+            self._writer.close()
+        self._release()
+
+    def _acquire(self):
+        if "://" in str(self.dir) or jax.process_index() != 0:
+            return  # object stores have no locks; process 0 stands for all
+        self._lock = open(self.dir / ".lock", "a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RunError(
+                f"another process is writing to {self.dir}; wait for it, stop it, or give another --workdir"
+            ) from None
+
+    def _release(self):
+        if self._lock is not None:
+            self._lock.close()
+
+    def _check_config(self):
+        path = self.dir / "config.json"
+        if not path.exists():
+            if jax.process_index() == 0:
+                write_text(path, json.dumps(self.config, indent=1))
+            return
+        old, new = flat(json.loads(path.read_text())), flat(self.config)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key not in FREE_KEYS:
+                raise RunError(
+                    f"{path} has {key}={old.get(key)!r} but this command has {new.get(key)!r}; "
+                    "use the same config to go on, or a new --workdir"
+                )
+
+    @property
+    def summary(self) -> dict | None:
+        """summary.json of a finished run, else None."""
+        path = self.dir / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, summary: dict) -> dict:
+        if jax.process_index() == 0:
+            write_text(self.dir / "summary.json", json.dumps(plain(summary), indent=1))
+        return plain(summary)
+
+    def rewind(self, step: int) -> None:
+        """Drops metric rows after `step`: the steps between the last save and a crash are done again."""
+        path = self.dir / "metrics.jsonl"
+        if path.exists() and jax.process_index() == 0:
+            rows = [r for r in read_jsonl(path) if r["step"] <= step]
+            write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def log(self, step: int, kind: str, metrics: dict, **keys) -> dict:
+        """Appends one row to metrics.jsonl and the event file; returns the row."""
+        row = {"step": step, "kind": kind, **keys, **plain(metrics)}
+        if jax.process_index() != 0:
+            return row
+        with (self.dir / "metrics.jsonl").open("a") as f:
+            f.write(json.dumps(row) + "\n")
+        prefix = "/".join([kind, *(str(v) for v in keys.values() if isinstance(v, str))])
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name not in ("step", *keys):
+                self._events().add_scalar(f"{prefix}/{name}", value, step)
+        return row
+
+    def _events(self):
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(str(self.dir))
+        return self._writer
+
+
+def read_jsonl(path: epath.PathLike) -> list[dict]:
+    """Rows of a JSON-lines file; a half-written last line (a crash) is left out."""
+    rows = []
+    for line in epath.Path(path).read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows

@@ -1,0 +1,256 @@
+"""Scores a file, or a split of prepared data, with an artifact.
+
+    python -m recjax.score --artifact=DIR --in=requests.parquet --out=scores.parquet
+    python -m recjax.score --artifact=DIR --in=PREPARED --split=test --out=scores.parquet
+
+A parquet file holds one request a row, in raw values (`recjax.serving.requests` says which columns). The output has
+its rows in its order: all its columns but the histories, then for every logit `logit` and `probability` (or
+`<output>/logit` and `<output>/probability`), and the other outputs of [B, C] under their names. For prepared data
+the rows are impressions, and time, request, groups, labels and weight stand before the scores.
+
+Input is read, scored and written in chunks; the output appears under its name when it is whole.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recjax.data.batches import BatchError, Part
+from recjax.data.prepared import DataError, Prepared
+from recjax.schema import SchemaError
+from recjax.serving import artifact as artifacts
+from recjax.serving.requests import RequestError, is_list
+from recjax.serving.scorer import Scorer, probability_names
+
+ERRORS = (artifacts.ArtifactError, RequestError, BatchError, DataError, SchemaError)
+
+
+class ScoreError(ValueError):
+    """An input or output file cannot be used; the message names it and the remedy."""
+
+
+def score(
+    artifact: str,
+    source: str,
+    out: str,
+    *,
+    split: str = "test",
+    function: str = "",
+    chunk: int = 512,
+    corrected: bool = True,
+) -> int:
+    """Writes the scores of `source` to `out`; returns the number of rows.
+
+    Args:
+      artifact: Its directory.
+      source: A parquet file of raw requests, or a prepared directory.
+      out: Parquet file to write; replaced when it exists.
+      split: Of a prepared directory.
+      function: Of the artifact; "" takes "score", or the only one.
+      chunk: Requests scored at a time.
+      corrected: Correct probabilities for negatives the training data left out, if the artifact knows their share.
+
+    Raises:
+      ValueError: One of `ERRORS` or ScoreError, in one sentence.
+    """
+    if not pathlib.Path(source).exists():
+        raise ScoreError(
+            f"{source} does not exist; --in names a parquet file or a prepared directory"
+        )
+    scorer = Scorer(artifacts.load(artifact), function, requests=(1, 64, chunk))
+    if pathlib.Path(source).is_dir():
+        tables = _prepared_tables(scorer, Prepared(source), split, chunk, corrected)
+    else:
+        tables = _file_tables(scorer, source, chunk, corrected)
+    rows = write(out, tables)
+    for name, count in scorer.encoder.unknown.items() if "encoder" in vars(scorer) else ():
+        logging.info("%s: %d of %d values are unknown", name, count, scorer.encoder.seen[name])
+    return rows
+
+
+def write(out: str, tables: Iterator[pa.Table]) -> int:
+    """Writes tables of one schema, one after the other, under a temporary name, then renames; returns the rows."""
+    path = pathlib.Path(out)
+    if not path.parent.is_dir():
+        raise ScoreError(f"{path.parent} does not exist; make it, or give another --out")
+    temporary, rows = path.with_name(f".{path.name}.{os.getpid()}"), 0
+    try:
+        with contextlib.ExitStack() as stack:
+            writer = None
+            for table in tables:
+                writer = writer or stack.enter_context(pq.ParquetWriter(temporary, table.schema))
+                writer.write_table(table)
+                rows += len(table)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+# --- a file of raw requests
+
+
+def _file_tables(scorer: Scorer, source: str, chunk: int, corrected: bool) -> Iterator[pa.Table]:
+    try:
+        file = pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise ScoreError(f"{source} is no parquet file ({str(e).splitlines()[0]})") from e
+    with file:
+        schema = file.schema_arrow
+        kept = _passed_through(scorer, source, schema)
+        row = 0
+        for batch in _batches(file, schema, chunk):
+            try:
+                yield _scored(scorer, batch, kept, row, corrected)
+            except RequestError as e:
+                raise RequestError(f"{source}: {e}") from e
+            row += len(batch)
+
+
+def _batches(file: pq.ParquetFile, schema: pa.Schema, chunk: int) -> Iterator[pa.RecordBatch]:
+    """At least one, so that an empty file becomes an empty file."""
+    if not file.metadata.num_rows:
+        yield pa.RecordBatch.from_pylist([], schema=schema)
+    yield from file.iter_batches(batch_size=chunk)
+
+
+def _passed_through(scorer: Scorer, source: str, schema: pa.Schema) -> list[str]:
+    """Columns that go to the output: all but the histories."""
+    needed = scorer.encoder.names
+    for name in needed:
+        if name not in schema.names:
+            raise ScoreError(
+                f"{source} has no column {name!r}; the model reads {', '.join(needed)}"
+            )
+    for name in (*_score_names(scorer).values(), *probability_names(scorer.logits).values()):
+        if name in schema.names:
+            raise ScoreError(
+                f"{source} already has a column {name!r}; rename it, the score goes there"
+            )
+    lists = scorer.artifact.schema.lists
+    histories = {f.name for f in scorer.artifact.schema.features if f.list} | {
+        f"{n}/time" for n in lists
+    }
+    return [name for name in schema.names if name not in histories]
+
+
+def _scored(
+    scorer: Scorer, batch: pa.RecordBatch, kept: list[str], first_row: int, corrected: bool
+) -> pa.Table:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    part = scorer.encoder.encode(columns, first_row)
+    scores = _scores(scorer, scorer.score_part(part), corrected)
+    grouped = any(is_list(f, columns[f.name]) for f in scorer.schema.select("candidate"))
+    if grouped:  # a list of candidates a row gets a list of scores a row
+        ends = np.append(0, np.cumsum(part.counts)).astype(np.int32)
+        scores = {n: pa.ListArray.from_arrays(ends, x) for n, x in scores.items()}
+    return pa.table({**{n: columns[n] for n in kept}, **scores})
+
+
+def _score_names(scorer: Scorer) -> dict[str, str]:
+    """Output -> column it goes to: "logits" -> "logit", another logit "buy" -> "buy/logit", others as they are."""
+    logits = probability_names(scorer.logits)
+    names = {n: p.replace("probability", "logit") for n, p in logits.items()}
+    plain = {
+        n: n for n in scorer.outputs if n not in logits and scorer.outputs[n]["shape"] == ["b", "c"]
+    }
+    return {**names, **plain}
+
+
+def _scores(
+    scorer: Scorer, out: Mapping[str, np.ndarray], corrected: bool
+) -> dict[str, np.ndarray]:
+    columns = {}
+    for output, name in _score_names(scorer).items():
+        columns[name] = np.asarray(out[output], np.float32)
+        if output in scorer.logits:
+            probability = probability_names([output])[output]
+            columns[probability] = scorer.probability(out[output], corrected)
+    return columns
+
+
+# --- a split of prepared data
+
+
+def _prepared_tables(
+    scorer: Scorer, prepared: Prepared, split: str, chunk: int, corrected: bool
+) -> Iterator[pa.Table]:
+    _check_same_data(scorer, prepared)
+    partitions = prepared.block_partitions(split)
+    keys = ["row", "request", "time", *prepared.schema.groups, *prepared.schema.labels, "weight"]
+    for i in range(prepared.blocks(split)):
+        block = prepared.block(split, i)
+        timelines = {n: prepared.timeline(n, int(partitions[i])) for n in scorer.schema.lists}
+        for at in range(0, len(block["time"]), chunk):
+            columns = {n: x[at : at + chunk] for n, x in block.items() if np.ndim(x)}
+            out = scorer.score_part(Part(columns, timelines))
+            yield pa.table({**{k: columns[k] for k in keys}, **_scores(scorer, out, corrected)})
+
+
+def _check_same_data(scorer: Scorer, prepared: Prepared) -> None:
+    """What the model reads must mean the same in the data: the same features, id spaces and vocabularies."""
+    for f in scorer.schema.features:
+        mine, theirs = f, prepared.schema.feature(f.name)
+        if f.kind == "id":
+            mine, theirs = (
+                (mine, scorer.schema.space(f.id_space)),
+                (theirs, prepared.schema.space(f.id_space)),
+            )
+        if mine != theirs:
+            raise ScoreError(
+                f"feature {f.name!r} is {theirs} in {prepared.path}, the artifact was trained on {mine}; "
+                "score the data it was trained on, or a file of raw requests"
+            )
+    for space in scorer.artifact.manifest["vocab"]:
+        file = prepared.path / "vocab" / f"{space}.parquet"
+        if not file.exists():
+            continue
+        mine = scorer.artifact.vocabulary(space)
+        theirs = prepared.vocabulary(space).select("value", "id").sort("id")
+        if not mine.equals(theirs.cast(mine.schema, strict=False)):
+            raise ScoreError(
+                f"vocabulary {space!r} of {prepared.path} is not the artifact's, so its ids mean other things; "
+                "score the data it was trained on, or a file of raw requests"
+            )
+
+
+# --- the command
+
+
+def main(_) -> None:
+    try:
+        rows = score(
+            _ARTIFACT.value,
+            flags.FLAGS["in"].value,
+            _OUT.value,
+            split=_SPLIT.value,
+            function=_FUNCTION.value,
+            chunk=_CHUNK.value,
+            corrected=_CORRECTED.value,
+        )
+    except (ScoreError, *ERRORS) as e:
+        sys.exit(f"error: {e}")
+    print(f"{rows} rows scored into {_OUT.value}")
+
+
+if __name__ == "__main__":
+    _ARTIFACT = flags.DEFINE_string("artifact", None, "directory of the artifact")
+    flags.DEFINE_string("in", None, "parquet file of raw requests, or a prepared directory")
+    _OUT = flags.DEFINE_string("out", None, "parquet file to write")
+    _SPLIT = flags.DEFINE_string("split", "test", "split of a prepared directory")
+    _FUNCTION = flags.DEFINE_string(
+        "function", "", "function of the artifact; default: score, or the only one"
+    )
+    _CHUNK = flags.DEFINE_integer("chunk", 512, "requests scored at a time", lower_bound=1)
+    _CORRECTED = flags.DEFINE_bool(
+        "corrected", True, "correct for negatives the training data left out"
+    )
+    flags.mark_flags_as_required(["artifact", "in", "out"])
+    app.run(main)

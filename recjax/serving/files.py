@@ -1,0 +1,116 @@
+"""A directory of files that is whole or absent: written beside its place, checksummed, renamed, checked when read."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+
+class ArtifactError(ValueError):
+    """An artifact cannot be written or loaded; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def published(path: pathlib.Path) -> Iterator["Writer"]:
+    """A writer whose folder becomes `path` when the block ends, replacing what lay there, or vanishes when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield Writer(temporary)
+        _rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    temporary.chmod(0o755)  # mkdtemp makes it private
+    if path.exists():  # a directory cannot be renamed over a full one: move the old one away first
+        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        path.rename(old / path.name)
+        temporary.rename(path)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(path)
+
+
+class Writer:
+    """Writes files under a folder and notes their checksums."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def bytes(self, name: str, data: bytes) -> str:
+        file = self._file(name)
+        file.write_bytes(data)
+        return self._note(name)
+
+    def text(self, name: str, text: str) -> str:
+        return self.bytes(name, text.encode())
+
+    def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """An npz without pickles; NumPy dates its members 1980, so equal arrays give equal bytes."""
+        np.savez(
+            self._file(name), allow_pickle=False, **{k: storable(v) for k, v in arrays.items()}
+        )
+        return self._note(name)
+
+    def frame(self, name: str, frame: pl.DataFrame) -> str:
+        frame.write_parquet(self._file(name))
+        return self._note(name)
+
+    def _file(self, name: str) -> pathlib.Path:
+        file = self.folder / name
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise ArtifactError(
+                f"{name!r} cannot name a file; use letters, digits, '_', '-' and '.'"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+    def _note(self, name: str) -> str:
+        file = self.folder / name
+        with open(file, "rb+") as f:
+            os.fsync(f.fileno())
+        self.files[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        return name
+
+
+def storable(x: Any) -> np.ndarray:
+    """NumPy files know no bfloat16: its bits travel as unsigned integers, its name in the manifest."""
+    x = np.asarray(x)
+    return x.view(f"u{x.dtype.itemsize}") if x.dtype.kind == "V" else x
+
+
+def sha256(file: pathlib.Path) -> str:
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
+            raise ArtifactError(f"{file} is missing; copy or export the artifact again")
+        if file.stat().st_size != expected["bytes"]:
+            raise ArtifactError(
+                f"{file} holds {file.stat().st_size} bytes where {expected['bytes']} were written; "
+                "copy or export the artifact again"
+            )
+        if sha256(file) != expected["sha256"]:
+            raise ArtifactError(
+                f"{file} does not match its checksum; copy or export the artifact again"
+            )
+
+
+def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}

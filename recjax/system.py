@@ -1,0 +1,181 @@
+"""Everything the training loop knows of a paper: one frozen record of plain functions.
+
+A model file ends in `build(schema, **options) -> System`. The loop, the evaluator, the exporter and the
+distiller use these names and nothing else. Four trees hold the numbers:
+
+    dense   parameters that optax updates
+    tables  embedding rows and their row-optimizer state (see recjax.embedding); never seen by optax
+    state   batch statistics, code usage, ...: changed by training, used in evaluation, checkpointed, exported
+    frozen  parameters of an earlier stage: read, never updated
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from recjax.inputs import Batch, embed
+from recjax.schema import Schema, Table
+
+Tree = Any
+Rows = Mapping[str, jax.Array]  # table path -> [S, U, d]
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (numerator, denominator)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One thing to measure: an output against a label.
+
+    Attributes:
+      output: Key of `System.outputs`, logits [B, C].
+      label: Schema label, [B, C].
+      name: Prefix of its metrics ("" for the main one).
+    """
+
+    output: str = "logits"
+    label: str = ""
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Select:
+    """Which checkpoint is best, and when to give up (`patience` evaluations without a better one; 0: never)."""
+
+    metric: str = "auc"
+    mode: str = "max"
+    patience: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A named function of an artifact.
+
+    Attributes:
+      fn: (dense, rows, state, frozen, batch) -> {output: array}, evaluation mode.
+      cadence: How often serving calls it: item, request, event or candidate.
+    """
+
+    fn: Callable[..., dict[str, jax.Array]]
+    cadence: str = "request"
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A trainable system.
+
+    Attributes:
+      schema: Of the batches it eats.
+      tables: Embedding tables it owns.
+      init: (rng, rows, batch) -> (dense, state), shapes from one batch.
+      loss: (dense, rows, state, frozen, batch, rng) -> (scalar, (state, sums)). `rows` are the gathered unique
+        rows, so the gradient with respect to them costs O(batch) whatever the vocabulary.
+      outputs: (dense, rows, state, frozen, batch) -> {name: array}, evaluation mode.
+      objectives: What evaluation measures.
+      select: Best-checkpoint rule.
+      groups: (regex over "dense/..." and "tables/..." paths, group name): optimizers and clipping are per group.
+        The first match wins and every path must match one.
+      exports: Functions of the artifact.
+      setup: (trees, batches) -> trees; once, before the first step (k-means on real vectors).
+      after_step: (trees, rng) -> trees; inside the compiled step (dead-code reset).
+      on_eval: (control, metrics) -> control; a dict of numbers (learning-rate scale, stop); checkpointed.
+      forward: (dense, rows, state, frozen, batch, rng) -> ({name: array}, state), training mode: what a distiller
+        needs of a system whose loss is the cross-entropy of its objectives.
+    """
+
+    schema: Schema
+    tables: tuple[Table, ...]
+    init: Callable[..., tuple[Tree, Tree]]
+    loss: Callable[..., tuple[jax.Array, tuple[Tree, Sums]]]
+    outputs: Callable[..., dict[str, jax.Array]]
+    objectives: tuple[Objective, ...]
+    select: Select = Select()
+    groups: tuple[tuple[str, str], ...] = ((".*", "all"),)
+    exports: Mapping[str, Export] = dataclasses.field(default_factory=dict)
+    setup: Callable[..., Tree] | None = None
+    after_step: Callable[..., Tree] | None = None
+    on_eval: Callable[..., dict] | None = None
+    forward: Callable[..., tuple[dict[str, jax.Array], Tree]] | None = None
+
+
+def bce(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weighted sum of the binary cross-entropy, float32, and the sum of weights."""
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels)
+    return (losses * weights).sum(), weights.sum()
+
+
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """total / count, zero when nothing counts."""
+    return total / jnp.maximum(count, 1e-9)
+
+
+def weights_of(batch: Batch) -> jax.Array:
+    """Weights with filling slots at zero, [B, C]."""
+    return batch["weight"] * batch["valid"]
+
+
+def pointwise(
+    schema: Schema,
+    module: nn.Module,
+    tables: tuple[Table, ...],
+    *,
+    heads: Mapping[str, str] | None = None,
+    select: Select = Select(),
+    compute_dtype: jnp.dtype = jnp.float32,
+    owner: str = "",
+) -> System:
+    """A system around a module that maps `Inputs` to named logits [B, C], trained by cross-entropy.
+
+    Args:
+      schema: Of the batches.
+      module: Called as `module(inputs, train=bool)`; returns {output: [B, C]}.
+      tables: Its tables.
+      heads: output -> label; default: "logits" -> the schema's first label. The loss is their sum.
+      select: Best-checkpoint rule.
+      compute_dtype: Of embedded inputs; parameters keep theirs.
+      owner: Of its tables.
+    """
+    heads = dict(heads or {"logits": schema.labels[0]})
+    for label in heads.values():
+        schema.feature(label)
+
+    def look_up(rows, batch):
+        return embed(schema, rows, batch, owner=owner, dtype=compute_dtype)
+
+    def init(rng, rows, batch):
+        variables = dict(module.init(rng, look_up(rows, batch), train=False))
+        return variables.pop("params", {}), variables
+
+    def apply(dense, rows, state, batch, **kw):
+        return module.apply({"params": dense, **state}, look_up(rows, batch), **kw)
+
+    def forward(dense, rows, state, frozen, batch, rng):
+        outs, changed = apply(
+            dense, rows, state, batch, train=True, mutable=list(state), rngs={"dropout": rng}
+        )
+        return outs, {**state, **changed}
+
+    def loss(dense, rows, state, frozen, batch, rng):
+        outs, state = forward(dense, rows, state, frozen, batch, rng)
+        terms = {o: bce(outs[o], batch["label"][y], weights_of(batch)) for o, y in heads.items()}
+        sums = {"loss" if len(terms) == 1 else f"loss/{o}": t for o, t in terms.items()}
+        return sum(mean(*t) for t in terms.values()), (state, sums)
+
+    def outputs(dense, rows, state, frozen, batch):
+        return apply(dense, rows, state, batch, train=False)
+
+    main = next(iter(heads))
+    return System(
+        schema=schema,
+        tables=tables,
+        init=init,
+        loss=loss,
+        outputs=outputs,
+        objectives=tuple(Objective(o, y, "" if o == main else o) for o, y in heads.items()),
+        select=select,
+        exports={"score": Export(outputs, "request")},
+        forward=forward,
+    )

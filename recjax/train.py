@@ -1,0 +1,424 @@
+"""THE loop: python -m recjax.train --config=experiments/suan_complete_journey.py --workdir=runs/suan
+
+Reads top to bottom: the compiled step, the pieces of a run, the loop, the command. It knows `System`, batches and
+trees; nothing of papers. The same command resumes an interrupted run and leaves a finished one alone.
+"""
+
+from collections.abc import Callable, Iterable
+import functools
+import importlib.metadata
+import math
+import os
+import time
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, config_flags
+import numpy as np
+import tqdm
+
+from recjax import checkpoint, configs, embedding, evaluate, mesh as meshes, models, optim, transfer
+from recjax.data import open_data
+from recjax.run import Run, RunError, Stop
+from recjax.system import Objective, Sums, System
+
+Tree = Any
+
+# ---- the step -------------------------------------------------------------------------------------------------
+
+
+def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
+    """The index-th of `count` equal parts of every shard; unique ids stay whole."""
+
+    def part(x):
+        b = x.shape[0] // (shards * count)
+        x = x.reshape(shards, count, b, *x.shape[1:])
+        return jax.lax.dynamic_index_in_dim(x, index, 1, False).reshape(shards * b, *x.shape[3:])
+
+    return {k: v if k == "ids" else jax.tree.map(part, v) for k, v in batch.items()}
+
+
+def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Array, count: int):
+    """Gradients of the mean loss over the batch with respect to (dense, rows), the new state and metric sums.
+
+    With count > 1 microbatches the gradients are weighted by each one's examples, so they equal the whole
+    batch's (batch statistics excepted: those are per microbatch).
+    """
+
+    def one(state, part, key):
+        loss = lambda dense, rows: system.loss(dense, rows, state, trees["frozen"], part, key)  # noqa: E731
+        grads, (state, sums) = jax.grad(loss, argnums=(0, 1), has_aux=True)(trees["dense"], rows)
+        return grads, state, sums
+
+    if count == 1:
+        return one(trees["state"], batch, rng)
+    shards = next(iter(batch["ids"].values())).shape[0]
+
+    def body(carry, i):
+        state, total, weight = carry
+        part = microbatch(batch, shards, i, count)
+        grads, state, sums = one(state, part, jax.random.fold_in(rng, i))
+        w = (part["weight"] * part["valid"]).sum()
+        total = jax.tree.map(lambda t, g: t + w * g, total, grads)
+        return (state, total, weight + w), sums
+
+    zeros = jax.tree.map(jnp.zeros_like, (trees["dense"], rows))
+    (state, total, weight), sums = jax.lax.scan(
+        body, (trees["state"], zeros, 0.0), jnp.arange(count)
+    )
+    grads = jax.tree.map(lambda t: t / jnp.maximum(weight, 1e-9), total)
+    return grads, state, jax.tree.map(lambda s: s.sum(0), sums)
+
+
+def make_step(system: System, config: ConfigDict, total_steps: int) -> Callable:
+    """step(trees, sums, batch, key, step, lr_scale) -> (trees, sums). Jit it donating the first two.
+
+    One step: gather the unique rows, differentiate with respect to dense parameters and rows, clip per group,
+    optax on the dense tree, row optimizers on the rows. The key is an argument, so that runs that differ only in
+    their seed share one compiled program.
+    """
+    tx = optim.transform(config.opt)
+    factor = optim.schedule(config.opt, total_steps)
+
+    def step_fn(
+        trees: Tree, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
+    ):
+        rng = jax.random.fold_in(key, step)
+        rows = embedding.gather(system.tables, trees["tables"], batch)
+        (g_dense, g_rows), state, new = gradients(
+            system, trees, rows, batch, rng, config.train.microbatches
+        )
+        clip = optim.clip_scales(system, g_dense, g_rows, config.opt.clip)
+        groups = optim.dense_groups(system, g_dense)
+        lrs = optim.learning_rates(config.opt, set(clip))
+        g_dense = jax.tree.map(lambda g, n: g * clip[n], g_dense, groups)
+        g_rows = {p: g * clip[optim.group_of(system, f"tables/{p}")] for p, g in g_rows.items()}
+        updates, opt = tx.update(g_dense, trees["opt"], trees["dense"])
+        scale = lr_scale * factor(step)
+        dense = jax.tree.map(
+            lambda p, u, n: p - lrs[n] * scale * u, trees["dense"], updates, groups
+        )
+        tables = embedding.update(system.tables, trees["tables"], batch, g_rows, scale)
+        trees = dict(trees, dense=dense, tables=tables, state=state, opt=opt)
+        if system.after_step is not None:
+            trees = system.after_step(trees, jax.random.fold_in(rng, 1))
+        return trees, jax.tree.map(jnp.add, sums, new)
+
+    return step_fn
+
+
+# ---- the pieces of a run --------------------------------------------------------------------------------------
+
+
+def init_trees(system: System, config: ConfigDict, example: dict) -> Tree:
+    """Fresh trees from the seed and one batch's shapes."""
+    keys = jax.random.split(jax.random.key(config.seed), 2)
+    tables = jax.jit(lambda k: embedding.init(k, system.tables, system.schema))(keys[0])
+
+    @jax.jit
+    def init(key, tables, batch):
+        dense, state = system.init(key, embedding.gather(system.tables, tables, batch), batch)
+        return dense, state, optim.transform(config.opt).init(dense)
+
+    dense, state, opt = init(keys[1], tables, example)
+    return dict(dense=dense, tables=tables, state=state, frozen={}, opt=opt)
+
+
+def zero_sums(system: System, trees: Tree, example: dict) -> Sums:
+    """Zeros (NumPy) in the shape of the loss's metric sums."""
+
+    def sums_of(trees, batch):
+        rows = embedding.gather(system.tables, trees["tables"], batch)
+        key = jax.random.key(0)
+        return system.loss(trees["dense"], rows, trees["state"], trees["frozen"], batch, key)[1][1]
+
+    return jax.tree.map(
+        lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(sums_of, trees, example)
+    )
+
+
+def eval_steps(config: ConfigDict, total_steps: int) -> set[int]:
+    """Steps after which to evaluate; the end is evaluated by itself."""
+    at = {math.ceil(n / config.train.batch) for n in config.eval.at_examples}
+    if config.eval.every:
+        at |= set(range(config.eval.every, total_steps + 1, config.eval.every))
+    return {s for s in at if s <= total_steps}
+
+
+def select_best(system: System, control: dict, metrics: dict) -> tuple[dict, bool]:
+    """Updates best value, patience and stop; says whether this evaluation is the best so far."""
+    rule = system.select
+    if rule.metric not in metrics:
+        raise KeyError(
+            f"System.select.metric={rule.metric!r} is not among the metrics {sorted(metrics)}"
+        )
+    value, best = metrics[rule.metric], control["best"]
+    sign = 1 if rule.mode == "max" else -1
+    better = (
+        value is not None and not math.isnan(value) and (best is None or sign * value > sign * best)
+    )
+    if better:
+        return dict(control, best=value, bad=0), True
+    bad = control["bad"] + 1
+    return dict(
+        control, bad=bad, stop=control["stop"] or bool(rule.patience and bad >= rule.patience)
+    ), False
+
+
+def count(tree: Tree, part: str = "") -> int:
+    """Parameters in a tree, or in those of its leaves whose path contains `part`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return int(sum(x.size for p, x in leaves if part in optim.path_name(p)))
+
+
+def forward_flops(system: System, trees: Tree, batch: dict) -> float:
+    """FLOPs of scoring one example, as the compiler counts them (a scan body counts once)."""
+
+    def forward(trees, batch):
+        rows = embedding.gather(system.tables, trees["tables"], batch)
+        return system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+
+    cost = jax.jit(forward).lower(trees, batch).cost_analysis() or {}
+    examples = batch["valid"].size if "valid" in batch else 1
+    return float(cost.get("flops", 0.0)) / examples
+
+
+def run_needs(config: ConfigDict, run: Run) -> None:
+    """Trains the earlier stages this experiment builds on, into <workdir>/needs/<i>."""
+    for i, need in enumerate(config.needs):
+        name, _, arg = str(need).partition(":")
+        stage = configs.load(name, arg)
+        logging.info("stage %d of %d: %s", i + 1, len(config.needs), need)
+        train(stage, run.dir / "needs" / str(i))
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------
+
+
+def train(config: ConfigDict, workdir: str) -> dict:
+    """Trains, evaluates and writes the run directory (see recjax.run); returns summary.json's content.
+
+    Args:
+      config: As from an experiment file's `get_config` (keys: recjax.configs).
+      workdir: Where; resumes what is there.
+
+    Raises:
+      KeyError, ValueError: A config or data error, with the remedy.
+      recjax.run.Interrupted: SIGTERM or Ctrl-C, after a save.
+    """
+    configs.check(config)
+    with Stop() as stop, Run(workdir, config) as run:
+        if run.summary is not None:
+            logging.info("%s is finished; nothing to do", workdir)
+            return run.summary
+        run_needs(config, run)
+        return Trainer(config, run, stop).run_to_end()
+
+
+class Trainer:
+    """One run's objects, built in order; `run_to_end` is the loop."""
+
+    def __init__(self, config: ConfigDict, run: Run, stop: Stop):
+        self.config, self.run, self.stop = config, run, stop
+        self.mesh = meshes.make()
+        meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
+        self.data = open_data(config.data)
+        self.system = models.build(self.data.schema, config.model)
+        self.total = len(self.train_batches(0))
+        if not self.total:
+            raise RunError(
+                f"split {config.data.train!r} has no batch; lower train.batch or train.examples"
+            )
+        self.example = self.put(next(iter(self.train_batches(0))))
+        self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
+        self.step_fn = jax.jit(make_step(self.system, config, self.total), donate_argnums=(0, 1))
+        self.evaluator = evaluate.Evaluator(self.system, self.mesh)
+        self.at = eval_steps(config, self.total)
+        self.clock = dict(wall=0.0, waited=0.0, steps=0)
+        self.eval_levels: tuple = ()
+        self.start()
+
+    def put(self, batch: dict) -> dict:
+        return meshes.put(self.mesh, batch)
+
+    def train_batches(self, start: int):
+        c = self.config
+        return self.data.batches(
+            c.data.train,
+            c.train.batch,
+            start=start,
+            examples=c.train.examples,
+            epochs=c.train.epochs,
+            shards=self.mesh.size,
+            workers=c.data.workers,
+            shuffle_seed=c.data.shuffle_seed,
+        )
+
+    def start(self) -> None:
+        """Fresh or restored trees, metric sums, step and control."""
+        trees = init_trees(self.system, self.config, self.example)
+        trees = transfer.apply(trees, self.system, self.config, self.data, self.run.dir)
+        self.zeros = zero_sums(self.system, trees, self.example)
+        self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
+        both = jax.device_put((trees, self.zeros), meshes.replicated(self.mesh))
+        check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
+        restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
+        if restored is None and self.system.setup is not None:
+            both = (self.system.setup(both[0], map(self.put, self.train_batches(0))), both[1])
+        if restored is not None:
+            self.step, saved, meta = restored
+            both, self.control = (saved["trees"], saved["sums"]), meta["control"]
+            self.clock = meta["clock"]
+            logging.info("resuming at step %d of %d", self.step, self.total)
+        self.run.rewind(self.step)
+        self.trees, self.sums = both
+
+    def save(self, *, best: bool = False) -> None:
+        meta = dict(
+            control=self.control, clock=self.clock, **transfer.describe(self.data, self.config)
+        )
+        self.checkpoints.save(self.step, dict(trees=self.trees, sums=self.sums), meta, best=best)
+
+    def evaluate(self, splits: Iterable[str], kind: str) -> dict[str, dict]:
+        """Metrics of each split, logged. SIGTERM during it saves and ends; resuming evaluates again."""
+        c, out = self.config, {}
+        for split in splits:
+            # Every split in the first one's shapes: one program serves them all.
+            batches = self.data.batches(
+                split,
+                c.eval.batch,
+                examples=c.eval.examples,
+                shards=self.mesh.size,
+                levels=self.eval_levels,
+            )
+            self.eval_levels = self.eval_levels or batches.levels
+            out[split] = self.evaluator(
+                self.trees, batches, poll=lambda: self.stop.raise_if_requested(self.interrupted)
+            )
+            examples = self.step * c.train.batch
+            self.run.log(self.step, kind, out[split], split=split, examples=examples)
+        return out
+
+    def interrupted(self) -> None:
+        self.save()
+        self.checkpoints.close()
+        logging.warning(
+            "saved step %d to %s; run the same command to go on", self.step, self.run.dir
+        )
+
+    def evaluate_and_select(self) -> None:
+        metrics = self.evaluate(self.config.eval.splits, "eval")[self.config.eval.splits[0]]
+        self.control["evaluated"] = self.step
+        self.control, best = select_best(self.system, self.control, metrics)
+        if self.system.on_eval is not None:
+            self.control = self.system.on_eval(self.control, metrics)
+        if best:
+            self.save(best=True)
+
+    def run_to_end(self) -> dict:
+        c, pending = self.config, None
+        batches = iter(self.train_batches(self.step))
+        bar = tqdm.tqdm(
+            total=self.total, initial=self.step, unit="step", mininterval=1.0, disable=None
+        )
+        key, started = jax.random.key(c.seed), False
+        while True:
+            if self.step in self.at and self.control["evaluated"] < self.step:
+                self.evaluate_and_select()
+            if self.step == self.total or self.control["stop"]:
+                break
+            if self.step and self.step % c.train.checkpoint_every == 0:
+                self.save()
+            self.stop.raise_if_requested(lambda: self.flush(pending) or self.interrupted())
+            began = time.monotonic()
+            batch = self.put(next(batches))
+            waited = time.monotonic() - began
+            scalars = key, np.int32(self.step), np.float32(self.control["lr_scale"])
+            self.trees, self.sums = self.step_fn(self.trees, self.sums, batch, *scalars)
+            self.step += 1
+            bar.update()
+            if started:  # the first step of a process compiles, and is not counted
+                self.clock["wall"] += time.monotonic() - began
+                self.clock["waited"] += waited
+                self.clock["steps"] += 1
+            started = True
+            if self.step % c.train.log_every == 0 or self.step == self.total:
+                # Read the window before this one: its numbers are there already, so nothing waits.
+                pending = self.flush(pending) or (self.step, self.sums)
+                self.sums = jax.device_put(self.zeros, meshes.replicated(self.mesh))
+        self.flush(pending)
+        bar.close()
+        return self.finish()
+
+    def flush(self, pending) -> None:
+        if pending is not None:
+            step, sums = pending
+            means = {
+                k: float(n) / max(float(d), 1e-9) for k, (n, d) in jax.device_get(sums).items()
+            }
+            self.run.log(step, "train", means)
+
+    def finish(self) -> dict:
+        """Final evaluation of the last (or best) trees, and the summary."""
+        jax.block_until_ready(self.trees)
+        self.save()
+        if self.config.eval.use_best and self.checkpoints.best_step is not None:
+            target = dict(trees=self.trees, sums=self.sums)
+            self.step, saved, _ = self.checkpoints.restore(target, best=True)
+            self.trees = saved["trees"]
+        splits = self.evaluate(self.config.eval.final, "final")
+        self.checkpoints.close()
+        return self.run.finish({**splits, **self.facts()})
+
+    def facts(self) -> dict:
+        c, trees = self.config, self.trees
+        examples = self.step * c.train.batch
+        return dict(
+            n_dense=count(trees["dense"]),
+            n_blocks=count(trees["dense"], "block"),
+            n_embedding=embedding.num_parameters(trees["tables"]),
+            flops_per_example=forward_flops(self.system, trees, self.example),
+            examples=min(examples, self.train_batches(0).examples),
+            examples_per_s=self.clock["steps"] * c.train.batch / max(self.clock["wall"], 1e-9),
+            loader_wait=self.clock["waited"] / max(self.clock["wall"], 1e-9),
+            wall_s=self.clock["wall"],
+            step=self.step,
+            seed=c.seed,
+            versions={p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
+        )
+
+
+# ---- the command ----------------------------------------------------------------------------------------------
+
+
+def set_up() -> None:
+    """What every command of recjax does first.
+
+    Compiled programs persist under $RECJAX_CACHE (default ~/.cache/recjax), so a second run compiles nothing; libraries
+    that narrate at INFO are kept quiet.
+    """
+    logging.get_absl_handler().addFilter(
+        lambda record: (
+            record.levelno > 20 or "recjax" in record.pathname or "scaling" in record.pathname
+        )
+    )
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def main(_) -> None:
+    set_up()
+    train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "experiments/<name>.py[:arg]", lock_config=True
+    )
+    _WORKDIR = flags.DEFINE_string("workdir", None, "run directory, local or bucket")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,132 @@
+"""Parameters and rows from earlier runs (`init_from`), and the check that a run goes on with the data it began with.
+
+`config.init_from = [(run, source regex, target), ...]`: every source path ("dense/...", "state/...",
+"tables/<path>/rows") that the regex matches whole is copied to the target (groups as in re.sub). A target under
+"frozen/" makes the frozen tree; any other must exist. Rows are copied as they are when both vocabularies are the
+same, else by key.
+"""
+
+import json
+import re
+from typing import Any
+
+from absl import logging
+from etils import epath
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from recjax import checkpoint
+from recjax.run import RunError
+from recjax.schema import NUM_RESERVED, Schema
+from recjax.system import System
+
+Tree = Any
+PARTS = ("dense", "tables", "state", "frozen")
+
+
+def describe(data, config: ConfigDict) -> dict:
+    """What a checkpoint says about its data: schema, identity and vocabulary hashes (JSON)."""
+    return dict(
+        schema=json.loads(data.schema.to_json()),
+        identity=data.identity,
+        vocabulary={s.name: data.vocabulary_hash(s.name) for s in data.schema.id_spaces},
+        seed=config.seed,
+    )
+
+
+def check_data(meta: dict, data, where: epath.PathLike) -> None:
+    """Raises when the data's schema or vocabularies are not those the checkpoint was trained on."""
+    data.schema.check_same(
+        Schema.from_json(json.dumps(meta["schema"])), f"the checkpoint in {where}"
+    )
+    for space, digest in meta["vocabulary"].items():
+        if data.vocabulary_hash(space) != digest:
+            raise RunError(
+                f"the vocabulary of id space {space!r} is not the one the checkpoint in {where} was trained with; "
+                "use that run's data, or start a new --workdir with init_from, which maps rows by key"
+            )
+
+
+def _remap(rows: np.ndarray, target: np.ndarray, source_vocab, target_vocab) -> np.ndarray:
+    """Rows of `target` overwritten by those of `source` that carry the same key; reserved rows are copied."""
+    out = np.array(target)
+    out[:NUM_RESERVED] = rows[:NUM_RESERVED]
+    both = target_vocab.join(source_vocab, on="value", suffix="_source")
+    out[both["id"].to_numpy()] = rows[both["id_source"].to_numpy()]
+    logging.info("%d of %d rows found by key", both.height, target_vocab.height)
+    return out
+
+
+class _Source:
+    """A finished run's trees, flat, and its vocabularies."""
+
+    def __init__(self, run: epath.Path):
+        trees, self.meta = checkpoint.read(run / "checkpoints")
+        self.run = run
+        self.leaves = {"/".join(k): v for k, v in _flatten(trees["trees"]).items()}
+
+    def vocabulary(self, space: str):
+        from recjax.data import open_data
+
+        config = ConfigDict(json.loads((self.run / "config.json").read_text()))
+        return open_data(config.data).vocabulary(space)
+
+
+def _flatten(trees: Tree) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict({k: trees[k] for k in PARTS})
+
+
+def _rows(source: _Source, path: str, value, target: str, old, system: System, data):
+    """A table leaf for `target`: copied when the vocabularies agree, mapped by key otherwise."""
+    table = next(t for t in system.tables if target.startswith(f"tables/{t.path}/"))
+    space = path.split("/")[-2]
+    if source.meta["vocabulary"].get(space) == data.vocabulary_hash(table.id_space):
+        return value
+    return _remap(
+        np.asarray(value),
+        np.asarray(old),
+        source.vocabulary(space),
+        data.vocabulary(table.id_space),
+    )
+
+
+def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.Path) -> Tree:
+    """`trees` with everything `config.init_from` names copied in.
+
+    Runs are paths, taken relative to `workdir` when they begin with "needs/".
+
+    Raises:
+      RunError: A rule that matches nothing, a target that does not exist, or a shape that differs.
+    """
+    leaves = traverse_util.flatten_dict({k: trees[k] for k in PARTS}, keep_empty_nodes=True)
+    keys = {"/".join(k): k for k in leaves}  # a table's path may hold a "/" itself
+    for run, pattern, target in config.init_from:
+        source = _Source(workdir / run if str(run).startswith("needs/") else epath.Path(run))
+        matched = [p for p in source.leaves if re.fullmatch(pattern, p)]
+        if not matched:
+            raise RunError(
+                f"init_from: {pattern!r} matches nothing in {run}; it has {sorted(source.leaves)[:8]} ..."
+            )
+        for path in matched:
+            name, value = re.sub(pattern, target, path), source.leaves[path]
+            if name.startswith("frozen/"):
+                leaves[tuple(name.split("/"))] = jnp.asarray(value)
+                continue
+            if name not in keys:
+                raise RunError(
+                    f"init_from: target {name!r} (from {path!r}) does not exist in this model"
+                )
+            old = leaves[keys[name]]
+            if name.startswith("tables/"):
+                value = _rows(source, path, value, name, old, system, data)
+            if value.shape != old.shape:
+                raise RunError(
+                    f"init_from: {path!r} has shape {value.shape}, {name!r} has {old.shape}"
+                )
+            leaves[keys[name]] = jnp.asarray(value, old.dtype)
+    if any(k[0] == "frozen" and len(k) > 1 for k in leaves):
+        leaves.pop(("frozen",), None)  # it was empty
+    return {**trees, **traverse_util.unflatten_dict(leaves)}

@@ -1,0 +1,58 @@
+"""The quickstart: three SUAN grades over five data sizes, a law, a distilled student, a report.
+
+    python -m scaling.run --config=scaling/configs/quickstart.py --workdir=runs/quickstart
+
+Data: The Complete Journey, from its installed wheel; purchases against unbought exposure opportunities, trained and
+tested on popularity-matched negatives, without counters. Three grades are too few for a law over grades; the
+data-size law of each grade is what this can support.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import suan_complete_journey
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = ConfigDict()
+    c.title = "Quickstart: SUAN on The Complete Journey"
+    c.path = ""
+    c.candidates = 100
+    c.grade_law_command = (
+        "python -m scaling.run --config=scaling/configs/complete_journey.py --workdir=runs/study"
+    )
+
+    c.experiment = suan_complete_journey.get_config()
+    c.experiment.data.train = "train_matched"
+    c.experiment.data.counters = False
+    c.experiment.data.history = 20
+    c.experiment.opt.lr = 2e-3
+    c.experiment.train.batch = 256
+    c.experiment.eval.splits = ("test_matched",)
+    c.experiment.eval.final = ("test_matched", "test")
+    c.experiment.eval.examples = 40_000
+
+    c.sweep = ConfigDict()
+    c.sweep.grades = ("0", "1", "2")
+    c.sweep.seeds = (0, 1, 2)
+    c.sweep.examples = (6_400, 12_800, 25_600, 51_200, 102_400)
+
+    c.distil = ConfigDict()
+    c.distil.teacher = "2"
+    c.distil.student = "0"
+    c.distil.student_options = dict(local=8, dilation=4)
+    c.distil.temperature = 2.0
+    c.distil.weight = 1.0
+    c.distil.examples = 102_400
+    c.distil.seeds = (0, 1, 2)
+
+    if arg == "runlocal":
+        c.experiment.data.prepare = dict(limit_households=60)
+        c.experiment.eval.examples = 2_000
+        c.sweep.grades = ("0",)
+        c.sweep.seeds = (0, 1)
+        c.sweep.examples = (512, 1_024, 1_536, 2_048)
+        c.distil.teacher = "1"
+        c.distil.examples = 1_024
+        c.distil.seeds = (0,)
+        c.candidates = 20
+    return c

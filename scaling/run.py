@@ -1,0 +1,187 @@
+"""From raw logs to a served student: python -m scaling.run --config=scaling/configs/quickstart.py --workdir=DIR
+
+Prepares the data, trains the sweep, fits the law, trains teacher and student, exports the student, scores through it
+and writes report.html. Every stage leaves its file in the workdir; the same command goes on from the last one.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import json
+import platform
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+from etils import epath
+import jax
+from ml_collections import ConfigDict, config_flags
+
+from recjax import configs
+from recjax.data import open_data
+from recjax.run import plain, write_text
+from recjax.serving import artifact, bench
+from recjax.train import set_up
+from scaling import distil, fit, report, sweep
+from scaling.grades import LADDER
+
+
+def trials(config: ConfigDict) -> list[sweep.Trial]:
+    """The sweep's trials: every grade with every seed, one pass evaluated at every data size."""
+    out = []
+    for row in sweep.product(grade=config.sweep.grades, seed=config.sweep.seeds):
+        c = ConfigDict(config.experiment.to_dict())
+        c.seed = row["seed"]
+        c.model.update({**LADDER[row["grade"]].options(), **config.sweep.get("model", {})})
+        c.eval.at_examples = tuple(config.sweep.examples)
+        c.train.examples = max(config.sweep.examples)
+        out.append(sweep.Trial(c, dict(row, history=c.data.history)))
+    return out
+
+
+def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
+    """The data-size law of each grade, with its held-out point and rivals; a grade too small to fit says why."""
+    out = []
+    for grade in grades:
+        try:
+            x, y = fit.points(rows, "examples", "auc", grade=grade)
+            law = fit.study(x, y, axis="examples", metric="auc")
+            target = law.y[-1] + 0.5 * (law.E - law.y[-1])
+            needed = [law.needed(round(target, 4))]
+            out.append({"label": f"grade {grade}", **law.to_json(), "needed": needed})
+        except fit.FitError as e:
+            logging.warning("grade %s: no law: %s", grade, e)
+    return out
+
+
+def grade_table(rows: list[dict]) -> dict[str, dict]:
+    """What each grade of the sweep is, in numbers."""
+    return {
+        r["grade"]: {
+            "blocks": LADDER[r["grade"]].blocks,
+            "width": LADDER[r["grade"]].width,
+            **{k: r[k] for k in ("n_blocks", "n_dense", "n_embedding", "flops_per_example")},
+        }
+        for r in rows
+    }
+
+
+@contextlib.contextmanager
+def stage(name: str):
+    logging.info("=== %s", name)
+    yield
+
+
+def cached(path: epath.Path, make) -> Any:
+    """The JSON in `path`, made and written when absent."""
+    if not path.exists():
+        write_text(path, json.dumps(plain(make()), indent=1))
+    return json.loads(path.read_text())
+
+
+def hardware() -> str:
+    return f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}, jax {jax.__version__}"
+
+
+def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
+    """Trains the pairs, exports the first seed's distilled student, and scores requests through it."""
+    d = config.distil
+    base = ConfigDict(config.experiment.to_dict())
+    base.train.examples = d.examples
+    base.eval.at_examples = ()
+    options = dict(
+        teacher={**base.model.to_dict(), **LADDER[d.teacher].options()},
+        student={
+            **base.model.to_dict(),
+            "name": "lightsuan",
+            **LADDER[d.student].options(),
+            **d.student_options.to_dict(),
+        },
+        temperature=d.temperature,
+        weight=d.weight,
+    )
+    results = cached(
+        root / "distil.json", lambda: distil.run(base, options, tuple(d.seeds), root / "distil")
+    )
+    if not (root / "artifact" / "manifest.json").exists():
+        distil.export_student(root / "distil" / f"distilled-{d.seeds[0]}", root / "artifact")
+    return results
+
+
+def latency_stage(config: ConfigDict, root: epath.Path) -> dict:
+    """Reloads the artifact from disk and times requests of `config.candidates` candidates through it."""
+
+    def measure():
+        loaded = artifact.load(root / "artifact")
+        row = bench.measure(loaded, config.candidates)
+        return {
+            "candidates": config.candidates,
+            "hardware": hardware(),
+            "rows": [{"model": "distilled student", **row}],
+        }
+
+    return cached(root / "latency.json", measure)
+
+
+def commands(config_path: str, workdir: str) -> list[dict]:
+    return [
+        {"why": "Train one model of this sweep by itself", "command": "python -m recjax.train --config=experiments/suan_complete_journey.py --workdir=runs/suan"},
+        {"why": "Score a file through the exported student", "command": f"python -m recjax.score --artifact={workdir}/artifact --in=x.parquet --out=y.parquet"},
+        {"why": "Run this again (finished stages are kept)", "command": f"python -m scaling.run --config={config_path} --workdir={workdir}"},
+    ]  # fmt: skip
+
+
+def run(config: ConfigDict, workdir: str) -> str:
+    """All stages; returns the path of report.html."""
+    root = epath.Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    configs.check(config.experiment)
+    with stage("1/5 data"):
+        data = open_data(config.experiment.data)
+    with stage("2/5 sweep"):
+        rows = sweep.run_sweep(trials(config), root)
+    with stage("3/5 law"):
+        laws = fits(rows, tuple(config.sweep.grades))
+        write_text(root / "fit.json", json.dumps(laws, indent=1))
+    with stage("4/5 teacher, student, artifact"):
+        results = distil_stage(config, root)
+        latency = latency_stage(config, root)
+    with stage("5/5 report"):
+        context = dict(
+            title=config.title,
+            trials=rows,
+            grades=grade_table(rows),
+            fits=laws,
+            distil=distil_context(results, config.experiment.eval.final),
+            latency=latency,
+            data=data.report,
+            grade_law_command=config.grade_law_command,
+            commands=commands(config.path, workdir),
+        )
+        path = report.write_report(workdir, context)
+    logging.info("report: %s", path)
+    return path
+
+
+def distil_context(results: Mapping[str, Any], splits: tuple[str, ...]) -> dict:
+    first = splits[0]
+    d = distil.paired(results, first)
+    spread = "" if d["sd"] is None else f" (sd over {d['seeds']} seeds {d['sd']:.4f})"
+    note = f"Distilled minus undistilled student on {first}: AUC {d['mean']:+.4f}{spread}, paired by seed."
+    return {"rows": [r for s in splits for r in distil.report_rows(results, s)], "note": note}
+
+
+def main(_) -> None:
+    set_up()
+    config = _CONFIG.value
+    with config.unlocked():
+        config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
+    run(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "scaling/configs/<name>.py[:arg]", lock_config=True
+    )
+    _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory, local or bucket")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,305 @@
+"""Prepared data on disk: whole or absent, blocks in order, and clear words about damage."""
+
+import concurrent.futures
+import json
+import os
+import pickle
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recjax.data import prepared, vocabulary
+from recjax.data.prepared import DataError, Prepared, write_prepared
+from recjax.data.vocabulary import Vocabulary
+from recjax.schema import MISSING, OOV, Feature, IdSpace, Schema, SchemaError
+
+ROWS, EVENTS = 1000, 60
+SCHEMA = Schema(
+    id_spaces=(IdSpace("item", 50),),
+    features=(
+        Feature("item", "candidate", "item"),
+        Feature("vector", "candidate", vector=3),
+        Feature("price", "candidate", transform="log1p"),
+        Feature("history_item", "history", "item", list="history"),
+        Feature("click", "label"),
+    ),
+    groups=("user",),
+)
+
+
+def columns(rows=ROWS, partitions=1, seed=0):
+    rng = np.random.default_rng(seed)
+    end = rng.integers(0, EVENTS, rows)
+    return {
+        "time": rng.integers(EVENTS, 2 * EVENTS, rows),
+        "history/end": end,
+        "history/count": end // 2,
+        "item": rng.integers(3, 50, rows),
+        "vector": rng.random((rows, 3), np.float32),
+        "price": np.arange(rows, dtype=np.float32),  # names the row
+        "click": rng.integers(0, 2, rows),
+        "user": rng.integers(0, 9, rows),
+        "request": rng.permutation(rows) // 4,
+        "partition": rng.integers(0, partitions, rows),
+    }
+
+
+def timelines(partitions=1):
+    item = np.arange(EVENTS) % 47 + 3
+    return {
+        "history": [{"time": np.arange(EVENTS), "history_item": item} for _ in range(partitions)]
+    }
+
+
+def write(folder, splits=None, partitions=1, **options):
+    splits = {"train": columns(partitions=partitions)} if splits is None else splits
+    options = {"block_size": 64} | options
+    return Prepared(write_prepared(folder, "toy", SCHEMA, timelines(partitions), splits, **options))
+
+
+def read(data, split):
+    blocks = [data.block(split, i) for i in range(data.blocks(split))]
+    return {c: np.concatenate([b[c] for b in blocks]) for c in blocks[0] if c != "partition"}
+
+
+def test_blocks_hold_every_row_once_with_its_columns(tmp_path):
+    wanted = columns()
+    data = write(tmp_path, {"train": wanted, "test": wanted})
+    assert data.splits == {"train": ROWS, "test": ROWS}
+    assert data.block_rows("train").sum() == ROWS and data.block_rows("train").max() == 64
+    for split in data.splits:
+        got = read(data, split)
+        assert got["row"].tolist() == list(range(ROWS))
+        for name, (dtype, shape) in prepared.column_dtypes(SCHEMA).items():
+            assert got[name].dtype == dtype and got[name].shape == (ROWS, *shape), name
+            if name in wanted:
+                order = got["price"].astype(int)
+                np.testing.assert_array_equal(got[name], wanted[name][order].astype(dtype), name)
+        assert (got["weight"] == 1).all()
+
+
+def test_training_order_is_one_seeded_permutation_and_others_are_by_request(tmp_path):
+    splits = {"train": columns(), "train_matched": columns(), "test": columns()}
+    first, same = write(tmp_path / "a", splits), write(tmp_path / "b", splits)
+    other = write(tmp_path / "c", splits, seed=1)
+    order = read(first, "train")["price"]
+    assert sorted(order) == list(range(ROWS)) and not np.array_equal(order, np.arange(ROWS))
+    np.testing.assert_array_equal(order, read(same, "train")["price"])
+    assert not np.array_equal(order, read(other, "train")["price"])
+    assert not np.array_equal(
+        read(first, "train_matched")["request"], np.sort(columns()["request"])
+    )
+    np.testing.assert_array_equal(read(first, "test")["request"], np.sort(columns()["request"]))
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    with pytest.raises(DataError, match="split 'test' has no rows; leave it out"):
+        write(tmp_path, {"train": columns(), "test": columns(0)})
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_requests_stay_together_inside_a_block(tmp_path, split):
+    data = write(tmp_path, {split: columns()}, unit="request", block_size=30)
+    seen = set()
+    for i in range(data.blocks(split)):
+        request = data.block(split, i)["request"]
+        runs = request[np.r_[True, request[1:] != request[:-1]]]
+        assert len(runs) == len(set(runs)) and not seen & set(runs.tolist())
+        seen |= set(runs.tolist())
+    assert len(seen) == ROWS // 4 and data.block_rows(split).max() <= 30
+
+
+def test_a_request_larger_than_a_block_is_its_own_block(tmp_path):
+    rows = columns(10) | {"request": np.array([0, 1, 1, 1, 1, 1, 1, 1, 2, 2])}
+    data = write(tmp_path, {"test": rows}, block_size=3)
+    assert data.block_rows("test").tolist() == [1, 7, 2]
+
+
+def test_a_block_belongs_to_one_partition(tmp_path):
+    wanted = columns(partitions=3)
+    data = write(tmp_path, {"train": wanted}, partitions=3)
+    assert set(data.block_partitions("train")) == {0, 1, 2}
+    for i in range(data.blocks("train")):
+        block = data.block("train", i)
+        assert block["partition"] == data.block_partitions("train")[i]
+        assert (wanted["partition"][block["price"].astype(int)] == block["partition"]).all()
+    # Partitions take turns, so a prefix of the pass is no single partition's.
+    assert len(set(data.block_partitions("train")[:6])) > 1
+
+
+def test_timelines_are_mapped_and_survive_pickling(tmp_path):
+    data = write(tmp_path)
+    assert isinstance(data.timeline("history", 0)["history_item"], np.memmap)
+    data.block("train", 0)
+    text = pickle.dumps(data)
+    assert len(text) < 1000  # neither blocks nor timelines travel
+    copy = pickle.loads(text)
+    assert copy.schema == SCHEMA and copy.identity == data.identity
+    np.testing.assert_array_equal(copy.timeline("history", 0)["time"], np.arange(EVENTS))
+
+
+def test_threads_read_the_same_blocks(tmp_path):
+    data = write(tmp_path, block_size=16)
+    alone = [data.block("train", i)["price"] for i in range(data.blocks("train"))]
+    fresh = Prepared(data.path)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda i: fresh.block("train", i)["price"], range(len(alone))))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_identity_names_the_directory_and_the_same_options_do_nothing(tmp_path):
+    def forbidden():
+        raise AssertionError("prepared again")
+
+    data = write(tmp_path, {"train": columns}, options={"a": 1}, facts={"counters": ["n"]})
+    assert data.identity["hash"] in os.fspath(data.path)
+    assert data.identity["counters"] == ["n"]
+    assert data.identity["config"] == {"a": 1, "block_size": 64, "unit": "impression", "seed": 0}
+    assert write(tmp_path, {"train": forbidden}, options={"a": 1}).path == data.path
+    with pytest.raises(AssertionError, match="prepared again"):
+        write(tmp_path, {"train": forbidden}, options={"a": 2})
+
+
+def test_other_content_without_options_gets_another_directory(tmp_path):
+    one = write(tmp_path, {"train": columns(seed=0)})
+    assert write(tmp_path, {"train": columns(seed=0)}).path == one.path
+    assert write(tmp_path, {"train": columns(seed=1)}).path != one.path
+
+
+def test_an_interrupted_preparation_publishes_nothing(tmp_path):
+    def broken():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, {"train": columns, "test": broken}, options={"a": 1})
+    assert not list(tmp_path.rglob("dataset_info.json"))
+    write(tmp_path, {"train": columns}, options={"a": 1})
+    assert len(list(tmp_path.rglob("dataset_info.json"))) == 1
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def corrupt(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+def test_damage_is_named_with_its_remedy(tmp_path):
+    remedy = "prepare again"
+    data = write(tmp_path, report={"rows": ROWS})
+    (record,) = data.path.glob("*.array_record*")
+    timeline = data.path / "timelines/history/part-00000/history_item.npy"
+    for file, damage, words in (
+        (record, truncate, "bytes where"),
+        (timeline, truncate, "bytes where"),
+        (data.path / "report.json", os.unlink, "is missing"),
+        (data.path / "files.json", os.unlink, "cannot be read"),
+        (data.path / "metadata.json", os.unlink, "cannot be read"),
+    ):
+        kept = file.read_bytes()
+        damage(file)
+        with pytest.raises(DataError, match=words) as error:
+            Prepared(data.path)
+        assert os.fspath(file) in str(error.value) and remedy in str(error.value)
+        file.write_bytes(kept)
+    assert Prepared(data.path).report == {"rows": ROWS}  # the control: repaired, it opens
+    (data.path / "files.json").write_text("{")
+    with pytest.raises(DataError, match="description file in .* is damaged .*prepare again"):
+        Prepared(data.path)
+    (data.path / "files.json").write_text("{}")
+    corrupt(record)
+    with pytest.raises(DataError, match="block 0 of split 'train'.*prepare again"):
+        Prepared(data.path).block("train", 0)
+
+
+def test_absent_data_is_named(tmp_path):
+    with pytest.raises(DataError, match="no prepared data in .*nowhere"):
+        Prepared(tmp_path / "nowhere")
+    data = write(tmp_path)
+    with pytest.raises(DataError, match="no split 'tset'; there are train"):
+        data.block("tset", 0)
+    with pytest.raises(DataError, match="'item' was prepared without a vocabulary"):
+        data.vocabulary("item")
+    with pytest.raises(IndexError, match="block 99"):
+        data.block("train", 99)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"item": None}, "column 'item' is missing"),
+        ({"item": np.zeros(5, int)}, r"'item' has shape \(5,\)"),
+        ({"item": np.full(ROWS, 0.5)}, "'item' is float64, expected int32"),
+        ({"item": np.full(ROWS, 999)}, "ids of 'item' go from 999 to 999"),
+        ({"history/end": np.full(ROWS, EVENTS + 1)}, "ends go from"),
+        ({"history/count": np.full(ROWS, EVENTS)}, "starts go from"),
+        ({"time": np.zeros(ROWS, int)}, "histories reach their request or pass it"),
+    ],
+)
+def test_bad_columns_are_refused(tmp_path, change, words):
+    rows = {k: v for k, v in (columns() | change).items() if v is not None}
+    with pytest.raises(DataError, match=words):
+        write(tmp_path, {"train": rows})
+
+
+def test_needs_neither_tensorflow_nor_jax(tmp_path, run_python):
+    data = write(tmp_path)
+    run_python(
+        "import sys; from recjax.data.prepared import Prepared\n"
+        f"assert len(Prepared({os.fspath(data.path)!r}).block('train', 0)['item']) == 64\n"
+        "loaded = {'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- vocabularies
+
+
+def test_vocabulary_admits_by_count_and_round_trips(tmp_path):
+    column = pl.Series(["b", "a", "a", None, "c", "b", "d", "a", "c"])
+    v = Vocabulary.build("letter", column, min_count=2)
+    assert v.values.to_list() == ["a", "b", "c"] and v.counts.tolist() == [3, 2, 2]
+    ids = v.encode(pl.Series(["a", "d", None, "z", "c"]))
+    assert ids[[1, 2, 3]].tolist() == [OOV, MISSING, OOV]
+    assert v.decode(ids).to_list() == ["a", None, None, None, "c"]
+    v.save(tmp_path / "letter.parquet")
+    np.testing.assert_array_equal(Vocabulary.load("letter", tmp_path / "letter.parquet").ids, v.ids)
+    assert os.listdir(tmp_path) == ["letter.parquet"]
+
+
+def test_vocabulary_refuses_other_types_and_foreign_ids():
+    v = Vocabulary.build("letter", pl.Series(["a", "b"]))
+    with pytest.raises(SchemaError, match="'letter' holds String.*Int64; cast"):
+        v.encode(pl.Series("x", [1, 2]))
+    with pytest.raises(SchemaError, match="'letter': its ids were assigned by another version"):
+        Vocabulary.load("letter", v.frame().with_columns(pl.col("id") + 1))
+
+
+def test_empty_vocabulary_encodes_to_reserved_ids():
+    v = Vocabulary.build("letter", pl.Series("x", [], dtype=pl.String))
+    assert v.encode(pl.Series(["a", None])).tolist() == [OOV, MISSING]
+
+
+@pytest.mark.parametrize("rows", [8, 16, 2048, 65536])
+def test_ids_are_a_bijection_that_spreads_frequent_values(rows):
+    ids = vocabulary.spread(np.arange(rows - 3), rows)
+    assert sorted(ids) == list(range(3, rows))
+    if (
+        rows >= 2048
+    ):  # the 64 most frequent values over 8 equal blocks of rows: 8 each, give or take 2
+        per_block = np.bincount(ids[:64] // (rows // 8), minlength=8)
+        assert per_block.min() >= 6 and per_block.max() <= 10
+        in_order = np.bincount(np.arange(3, 67) // (rows // 8), minlength=8)
+        assert in_order.max() == 64  # the control: without the bijection one block has them all
+
+
+def test_vocabularies_are_stored_with_the_data(tmp_path):
+    v = Vocabulary.build("item", pl.Series([7, 7, 8]))
+    data = write(tmp_path, vocab=vocabulary.frames({"item": v}))
+    assert data.vocabulary("item").to_dict(as_series=False)["value"] == [7, 8]
+    assert "vocab/item.parquet" in json.loads((data.path / "files.json").read_text())

@@ -1,0 +1,93 @@
+"""What holds for every model of the registry."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recjax import models
+from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
+
+W = world(b=4, c=3, n=6)
+HEAD = dict(head=(16,), head_activation="silu", head_norm="none")
+LIGHT = dict(name="lightsuan", blocks=1, local=2, dilation=2, **HEAD)
+CONFIGS = {
+    "suan": dict(name="suan", blocks=1, **HEAD),
+    "suan causal": dict(name="suan", blocks=1, gate_pool="causal", **HEAD),
+    "suan behaviour": dict(name="suan", blocks=2, gate_pool="behaviour", **HEAD),
+    "lightsuan": LIGHT,
+    "din": dict(name="din", attention=(8,), **HEAD),
+    "logistic": dict(name="logistic"),
+    "distil": dict(name="distil", teacher=dict(name="din", **HEAD), student=LIGHT),
+}
+
+
+@functools.cache
+def model(name):
+    return make(models.build(SCHEMA, CONFIGS[name]), W)
+
+
+every_model = pytest.mark.parametrize("name", CONFIGS)
+
+
+@every_model
+def test_a_logit_does_not_depend_on_other_candidates(name):
+    m = model(name)
+    changed = {f.name: W.raw[f.name].copy() for f in SCHEMA.select("candidate")}
+    for x in changed.values():
+        x[:, 1] = x[:, 1] % 7 + 3
+    before, after = m.outputs(W), m.outputs(W.replace(**changed))
+    for output in before:
+        close(after[output][:, [0, 2]], before[output][:, [0, 2]], 1e-6)
+        assert far(after[output][:, 1], before[output][:, 1])
+
+
+@every_model
+def test_filling_slots_do_not_count(name):
+    m = model(name)
+    (loss, _, _), _ = m.loss_and_grads(W)
+    valid = W.valid.copy()
+    valid[1, 2] = False
+    labels = W.raw["click"].copy()
+    (fewer, _, _), _ = m.loss_and_grads(W.replace(valid=valid))
+    labels[1, 2] = 1 - labels[1, 2]
+    (same, _, _), _ = m.loss_and_grads(W.replace(valid=valid, click=labels))
+    assert same == fewer and fewer != loss
+
+
+@every_model
+def test_an_empty_history_is_finite(name):
+    m, empty = model(name), world(b=4, c=3, n=6, lengths=0)
+    (loss, state, _), grads = m.loss_and_grads(empty)
+    assert finite((loss, state, grads, m.outputs(empty)))
+
+
+@pytest.mark.parametrize("name", ["suan", "lightsuan", "din", "distil"])
+def test_one_batch_can_be_overfitted(name):
+    """From the entropy of knowing nothing to almost none."""
+    system = models.build(SCHEMA, CONFIGS[name])
+    m, batch = make(system, W, scale=0.0, noise=0.0), W.batch()
+
+    def loss(params):
+        total, (_, sums) = system.loss(*params, m.state, {}, batch, jax.random.key(0))
+        return total, sums["loss"][0] / sums["loss"][1]
+
+    @jit
+    def run(params):
+        def step(carry, _):
+            params, m1, m2, t = carry
+            (_, student), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            m1 = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m1, grads)
+            m2 = jax.tree.map(lambda m, g: 0.99 * m + 0.01 * g * g, m2, grads)
+            scale = 0.01 * jnp.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+            new = jax.tree.map(lambda p, a, b: p - scale * a / (jnp.sqrt(b) + 1e-8), params, m1, m2)
+            return (new, m1, m2, t + 1), student
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(step, (params, zeros, zeros, 1.0), length=150)[1]
+
+    losses = np.asarray(run((m.dense, m.rows(batch))))
+    assert abs(losses[0] - np.log(2)) < 0.15
+    assert losses[-1] < 0.1

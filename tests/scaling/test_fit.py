@@ -1,0 +1,273 @@
+"""The laws against planted truth, brute force and simulated sweeps."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from scaling import fit
+
+SIZES = np.array([1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
+
+
+def sweep(seed=0, noise=0.001, seeds=3, sizes=SIZES, law=(0.75, 2.0, 0.35)):
+    """A planted sweep: (x, y)."""
+    x = np.repeat(sizes, seeds)
+    e, a_, a = law
+    return x, e - a_ * x**-a + noise * np.random.default_rng(seed).normal(size=len(x))
+
+
+# ------------------------------------------------------------------------------------------------- the law
+
+
+@pytest.mark.parametrize("law", [(0.75, 2.0, 0.35), (0.8, 0.5, 0.12), (0.99, 30.0, 0.9)])
+def test_noiseless_points_give_the_law_back(law):
+    got = fit.fit_law(SIZES, law[0] - law[1] * SIZES ** -law[2])
+    np.testing.assert_allclose((got.E, got.A, got.a), law, rtol=1e-3)
+    assert got.r2 == pytest.approx(1.0)
+    assert all(high - low < 1e-3 for low, high in (got.intervals["E"], got.intervals["a"]))
+
+
+def test_noiseless_losses_give_the_law_back():
+    got = fit.fit_law(SIZES, 0.2 + 4 * SIZES**-0.4, metric="logloss")
+    np.testing.assert_allclose((got.E, got.A, got.a), (0.2, 4, 0.4), rtol=1e-3)
+    assert not got.larger_is_better
+    assert got.predict(1e6) == pytest.approx(0.2 + 4 * 1e6**-0.4)
+
+
+def test_it_is_the_least_squares_optimum():
+    """Against scipy's general solver from the truth."""
+    x, y = sweep(3)
+    means = y.reshape(-1, 3).mean(1)
+    cost = lambda t: ((means - t[0] + t[1] * (SIZES / 1e4) ** -t[2]) ** 2).sum()  # noqa: E731
+    best = optimize.minimize(
+        cost, [0.75, 0.08, 0.35], method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-18}
+    )
+    got = fit.fit_law(x, y)
+    mine = cost([got.E, got.A * 1e4**-got.a, got.a])
+    assert mine <= best.fun * (1 + 1e-6)
+    assert (got.E, got.a) == pytest.approx((best.x[0], best.x[2]), rel=1e-3)
+
+
+def test_a_planted_noisy_law_is_within_its_intervals():
+    got = fit.fit_law(*sweep(1))
+    for name, truth in zip("EAa", (0.75, 2.0, 0.35), strict=True):
+        low, high = got.intervals[name]
+        assert low <= truth <= high
+    assert abs(got.a - 0.35) < 0.03
+    assert got.lack_of_fit > 0.05
+
+
+def test_four_noisy_points_have_wide_intervals():
+    got = fit.fit_law(*sweep(0, 0.004, 1, SIZES[:4]))
+    low, high = got.intervals["a"]
+    assert high / low > 3
+    assert got.intervals["E"] == pytest.approx((got.intervals["E"][0], 1.0))
+    assert any("ceiling is not determined" in n for n in got.notes)
+    assert any("too few sizes" in n for n in got.notes)
+
+
+def test_fewer_than_four_sizes_are_refused():
+    with pytest.raises(fit.FitError, match="3 sizes of 'grade' cannot support"):
+        fit.fit_law([1, 1, 2, 3], [0.6, 0.61, 0.65, 0.66], axis="grade")
+    with pytest.raises(fit.FitError, match="reaches 1"):
+        fit.fit_law(SIZES, np.linspace(0.5, 1.0, 6))
+
+
+def test_a_law_with_the_wrong_form_is_noticed():
+    x, y = sweep(0, 0.0005)
+    bent = y - 0.01 * (x == 1e4)
+    got = fit.fit_law(x, bent)
+    assert got.lack_of_fit < 0.01
+    assert any("misses the means" in n for n in got.notes)
+
+
+def test_pure_noise_has_no_law():
+    x, y = sweep(2, 0.002, law=(0.6, 0.0, 0.3))
+    got = fit.fit_law(x, y)
+    assert got.r2 < 0.5
+    low, high = got.intervals["a"]
+    assert high / low > 20
+
+
+def test_huber_resists_an_outlier():
+    x, y = sweep(4, 0.0005, 1, np.geomspace(1e3, 1e6, 9))
+    y[4] -= 0.03
+    plain, robust = (fit.fit_law(x, y, huber=h) for h in (0.0, 1.345))
+    assert abs(robust.a - 0.35) < 0.02 < abs(plain.a - 0.35)
+
+
+# ----------------------------------------------------------------------------------------- held out, rivals
+
+
+def test_leaving_the_largest_out_predicts_it():
+    x, y = sweep(5)
+    held = fit.leave_largest_out(x, y)
+    assert held["x"] == 3e5
+    assert held["seeds"] == 3
+    assert held["inside"]
+    assert held["observed"] == pytest.approx(y[x == 3e5].mean())
+    assert abs(held["predicted"] - held["observed"]) < 0.004
+    y[x == 3e5] -= 0.05  # control: the law does not hold there
+    assert not fit.leave_largest_out(x, y)["inside"]
+
+
+def test_the_true_family_wins_by_held_out_error():
+    def best(values):
+        table = fit.compare(x, values)
+        return min(
+            (v["rolling_rmse"], k) for k, v in table.items() if v["rolling_rmse"] is not None
+        )[1]
+
+    x = np.repeat(np.geomspace(1e3, 1e6, 7), 2)
+    noise = 0.0003 * np.random.default_rng(0).normal(size=len(x))
+    assert best(0.75 - 2 * x**-0.35 + noise) in ("power", "broken power")
+    assert best(0.5 + 0.02 * np.log10(x) + noise) == "logarithmic"
+    assert best(0.75 - 0.2 * np.exp(-x / 5e4) + noise) == "exponential"
+    assert fit.compare(x, 0.6 + noise)["constant"]["rolling_rmse"] < 0.0005
+
+
+def test_a_family_with_too_many_parameters_says_so():
+    rivals = fit.compare(*sweep(0, sizes=SIZES[:5]))
+    assert rivals["power"]["sizes"] == 1
+    assert rivals["broken power"]["largest"] is None
+    assert "5 parameters" in rivals["broken power"]["why"]
+
+
+def test_broken_power_finds_a_break():
+    x = np.geomspace(1e3, 1e6, 9)
+    gap = np.where(x < 3e4, (x / 3e4) ** -0.1, (x / 3e4) ** -0.6) * 0.1
+    error = {k: fit.compare(x, 0.8 - gap)[k]["largest"] for k in ("power", "broken power")}
+    assert abs(error["broken power"]) < 0.5 * abs(error["power"])
+
+
+# -------------------------------------------------------------------------------------------------- decisions
+
+
+def test_needed_size_inverts_the_law_and_knows_the_ceiling():
+    law = fit.fit_law(*sweep(1))
+    need = law.needed(0.735)
+    truth = (2 / 0.015) ** (1 / 0.35)
+    assert law.predict(need["value"]) == pytest.approx(0.735)
+    assert need["low"] < truth < need["high"]
+    beyond = law.needed(0.9)
+    assert beyond["value"] is beyond["low"] is None
+    assert "beyond the ceiling" in beyond["answer"]
+    unsure = law.needed((law.E + law.intervals["E"][1]) / 2)
+    assert unsure["value"] is None
+    assert unsure["low"] is not None
+
+
+def test_intervals_widen_away_from_the_points_and_for_new_runs():
+    law = fit.fit_law(*sweep(1))
+    width = lambda x, **kw: np.diff(law.interval(x, **kw))[0]  # noqa: E731
+    assert width(3e4) < width(1e6) < width(1e8)
+    assert width(3e5) < width(3e5, seeds=3)
+    low, high = law.interval(1e6)
+    assert low < law.predict(1e6) < high
+
+
+def test_study_is_plain_json():
+    law = fit.study(*sweep(1))
+    text = json.dumps(law.to_json(), allow_nan=False)
+    back = json.loads(text)
+    assert back["E"] == law.E
+    assert back["holdout"]["inside"] is True
+    assert set(back["competitors"]) == set(fit.FAMILIES)
+    assert back["law"].startswith("auc = 0.7")
+    few = fit.study(*sweep(1, sizes=SIZES[:4]))
+    assert "no held-out prediction" in few.holdout["why"]
+
+
+# ----------------------------------------------------------------------------------------------------- points
+
+
+def test_points_read_trials(tmp_path):
+    rows = [
+        {"run": "a", "kind": "train", "examples": 10, "auc": 0.6},
+        {"run": "b", "kind": "train", "examples": 5, "metrics": {"auc": 0.5}},
+        {"run": "c", "kind": "distil", "examples": 5, "auc": 0.9},
+        {"run": "d", "kind": "train", "examples": 7, "auc": None},
+    ]
+    path = tmp_path / "trials.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"run": "torn')
+    x, y = fit.points(fit.read_trials(path), "examples", "auc", kind="train")
+    assert x.tolist() == [5, 10]
+    assert y.tolist() == [0.5, 0.6]
+    with pytest.raises(fit.FitError, match="no row has a finite 'ece'"):
+        fit.points(rows, "examples", "ece")
+    with pytest.raises(fit.FitError, match="'a' has no number in column 'grade'"):
+        fit.points(rows, "grade", "auc")
+    path.write_text('{"run"\n{}\n')
+    with pytest.raises(fit.FitError, match="line 1 is not JSON"):
+        fit.read_trials(path)
+
+
+# -------------------------------------------------------------------------------------------------- joint law
+
+
+def grid(noise=0.0):
+    n, d = (v.ravel() for v in np.meshgrid([1e4, 3e4, 1e5, 4e5], [1e4, 1e5, 1e6]))
+    y = 0.2 + 3 * n**-0.5 + 5 * d**-0.4
+    return n, d, y + noise * np.random.default_rng(0).normal(size=len(y))
+
+
+def test_joint_law_is_recovered():
+    got = fit.fit_joint(*grid(), draws=3)
+    np.testing.assert_allclose(
+        (got.E, got.A, got.a, got.B, got.b), (0.2, 3, 0.5, 5, 0.4), rtol=1e-3
+    )
+    assert got.predict(1e5, 1e5) == pytest.approx(0.2 + 3 * 1e5**-0.5 + 5 * 1e5**-0.4)
+    noisy = fit.fit_joint(*grid(0.0005), draws=20)
+    assert noisy.intervals["b"][0] < noisy.b < noisy.intervals["b"][1]
+    json.dumps(noisy.to_json(), allow_nan=False)
+
+
+def test_joint_law_needs_three_sizes_on_each_axis():
+    n, d, y = grid()
+    with pytest.raises(fit.FitError, match="2 values of 'n_blocks'"):
+        fit.fit_joint(n[n < 5e4], d[n < 5e4], y[n < 5e4])
+
+
+# --------------------------------------------------------------------------------------------------- coverage
+
+
+def test_bootstrap_brackets_the_estimate_and_is_narrower_than_the_profile():
+    x, y = sweep(1)
+    law, boot = fit.fit_law(x, y), fit.bootstrap(x, y, at=1e6, n=100)
+    low, high = boot["prediction"]
+    assert low < law.predict(1e6) < high
+    assert high - low < np.diff(law.interval(1e6))[0]
+    low, high = fit.bootstrap(x, y, at=1e6, n=100, kind="residuals")["a"]
+    assert low < law.a < high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [0.0, 0.001])
+def test_ninety_percent_intervals_cover_about_that(shared):
+    """200 simulated sweeps, with and without noise that the seeds of a size share."""
+    rng = np.random.default_rng(1)
+    covered = {"a": 0, "prediction": 0}
+    for i in range(200):
+        x, y = sweep(i)
+        y = y + np.repeat(shared * rng.normal(size=len(SIZES)), 3)
+        low, high = fit.fit_law(x, y).intervals["a"]
+        covered["a"] += low <= 0.35 <= high
+        covered["prediction"] += fit.leave_largest_out(x, y)["inside"]
+    print(
+        f"coverage of 90 % intervals, shared noise {shared}: { {k: v / 200 for k, v in covered.items()} }"
+    )
+    assert all(0.85 <= v / 200 <= 0.95 for v in covered.values()), covered
+
+
+@pytest.mark.slow
+def test_control_seeds_as_units_cover_too_little_under_shared_noise():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for i in range(200):
+        x, y = sweep(i)
+        y = y + np.repeat(0.001 * rng.normal(size=len(SIZES)), 3)
+        low, high = fit.fit_law(x, y, unit="seed").intervals["a"]
+        covered += low <= 0.35 <= high
+    assert covered / 200 < 0.85

@@ -1,0 +1,223 @@
+"""The report holds its numbers, loads nothing, escapes what it is given and survives missing stages."""
+
+from html.parser import HTMLParser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from recjax.metrics import Paired
+from scaling import fit, report
+
+EVIL = "<script>alert('x')</script>"
+
+
+def trials():
+    rng = np.random.default_rng(0)
+    sizes = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+    rows = [
+        {
+            "run": f"suan-{grade}-s{seed}", "member": seed, "parent": None, "kind": "train", "grade": grade,
+            "examples": n, "auc": 0.73 + 0.01 * grade - 2 * n**-0.35 + 0.001 * rng.normal(), "logloss": 0.3,
+        }
+        for grade in (0, 1, 2) for n in sizes for seed in range(3)
+    ]  # fmt: skip
+    rows.append({"run": EVIL, "kind": "distil", "grade": 0, "examples": 10_000, "auc": 0.99})
+    rows.append(
+        {
+            "run": "nan",
+            "kind": "train",
+            "grade": 0,
+            "examples": 10_000,
+            "auc": None,
+            "undefined": "diverged",
+        }
+    )
+    return rows
+
+
+def context():
+    rows = trials()
+    x, y = fit.points(rows, "examples", "auc", kind="train", grade=1)
+    law = fit.study(x, y)
+    rows[0] = {k: v for k, v in rows[0].items() if k not in ("auc", "logloss")} | {
+        "metrics": {"auc": rows[0]["auc"], "logloss": rows[0]["logloss"]}
+    }
+    return {
+        "title": f"SUAN on <b>Journey</b> {EVIL}",
+        "trials": rows,
+        "fits": [{"label": "grade 1", **law.to_json(), "needed": [law.needed(0.7), law.needed(0.99)]}],
+        "grades": {g: {"blocks": b, "n_blocks": n} for g, b, n in ((0, 1, 26240), (1, 2, 52480), (2, 4, 416640))},
+        "distil": {
+            "rows": [
+                {"model": "SUAN-2", "role": "teacher", "auc": [0.741, 0.742, 0.743], "p50_ms": 9.13},
+                {"model": "LightSUAN-1", "role": "undistilled", "auc": [0.721, 0.722, 0.723], "p50_ms": 2.17},
+                {"model": "LightSUAN-1", "role": "distilled", "auc": [0.731, 0.732, 0.733], "p50_ms": 2.17},
+            ],
+            "paired": Paired(0.0102, 0.0071, 0.0133, 0.0016, 0.722, 0.7322, 4321, 200, 0.95)._asdict(),
+        },
+        "latency": {
+            "candidates": 100, "hardware": "2 CPU cores",
+            "rows": [{"model": "SUAN-2", "p50_ms": 9.13, "p95_ms": 11.2, "p99_ms": 14.81},
+                     {"model": "LightSUAN-1", "p50_ms": 2.17, "p95_ms": 2.9, "p99_ms": 3.64}],
+        },
+        "data": {"name": "journey", "splits": {"train": 1450054, "test": 129093}, "rate": 0.2, "note": EVIL},
+        "grade_law_command": "python -m scaling.run --config.grades=0,1,2,3,4",
+        "commands": [{"why": "A longer history", "command": "python -m scaling.run --config.history=100"}],
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Tags, attributes that load something, and visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.text, self.tags = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "br", "line", "circle", "path"):
+            self.open.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "new"
+    path = report.write_report(str(folder), context())
+    assert [p.name for p in folder.iterdir()] == ["report.html"]  # the temporary file is gone
+    return open(path, encoding="utf-8").read()
+
+
+def test_the_numbers_are_there(written):
+    text = " ".join("".join(Page(written).text).split())
+    law = context()["fits"][0]
+    mean = np.mean(
+        [
+            r["auc"]
+            for r in trials()
+            if r["kind"] == "train" and r["grade"] == 2 and r["examples"] == 100_000
+        ]
+    )
+    for expected in (
+        f"{law['E']:.4f}", f"{law['intervals']['a'][0]:.4f}", f"{law['holdout']['observed']:.4f}", law["law"], f"{mean:.4f}",
+        "1,450,054", "splits.test", "0.7320", "± 0.0010 · 3", "+0.0102", "4,321", "14.81", "scoring 100 candidates",
+        "beyond the ceiling", "416,640", "3 grades cannot support a grade law", "--config.grades=0,1,2,3,4",
+        "--config.history=100", "47 trials", "diverged", "broken power", "2 CPU cores",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert "0.9900 ±" not in text  # the distilled trial is not in the grid
+
+
+def test_the_grid_reads_nested_metrics(written):
+    cells = report.grade_grid([report.flat(r) for r in context()["trials"]], "auc")["cells"]
+    assert cells[0, 10_000]["seeds"] == 3
+    assert len(cells) == 15
+
+
+def test_it_loads_nothing(written):
+    page = Page(written)
+    assert page.loads == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?://|url\(|@import", written)
+    assert "default-src 'none'" in written
+    assert page.open == []  # every tag is closed
+
+
+def test_what_it_is_given_is_escaped(written):
+    assert EVIL not in written
+    assert "&lt;script&gt;alert" in written
+    chart = report.law_chart(context()["fits"][0] | {"label": EVIL, "axis": EVIL})
+    assert "<script" not in chart
+
+
+def test_charts_draw_every_point_inside_the_frame(written):
+    f = context()["fits"][0]
+    chart = str(report.law_chart(f))
+    dots = re.findall(r'class="dot s0" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert len(dots) == len(f["x"])
+    assert all(
+        report.LEFT <= float(x) <= report.WIDTH and 0 <= float(y) <= report.HEIGHT for x, y in dots
+    )
+    heights = [float(y) for _, y in sorted(dots, key=lambda d: float(d[0]))]
+    assert heights[0] > heights[-1]  # larger is drawn higher
+    assert 'class="held"' in chart
+
+
+def test_a_huge_interval_does_not_flatten_the_points():
+    f = context()["fits"][0]
+    f["curve"] = [c | {"low": 0.0, "high": 1.0} for c in f["curve"]]
+    heights = [
+        float(y)
+        for y in re.findall(r'class="dot s0" cx="[\d.]+" cy="([\d.]+)"', str(report.law_chart(f)))
+    ]
+    assert max(heights) - min(heights) > report.HEIGHT / 4
+
+
+def test_missing_stages_say_so(tmp_path):
+    page = open(report.write_report(str(tmp_path), {}), encoding="utf-8").read()
+    for words in (
+        "no answer yet",
+        "no report.json",
+        "no law was fitted",
+        "no student was distilled",
+        "no latency",
+    ):
+        assert words in page
+    assert Page(page).open == []
+
+
+def test_a_held_out_miss_is_loud():
+    f = context()["fits"][0]
+    f["holdout"] = f["holdout"] | {"inside": False}
+    assert "OUTSIDE" in report.law_sentence(f)
+    assert "OUTSIDE" not in report.law_sentence(context()["fits"][0])
+
+
+def test_a_student_that_is_not_told_apart_is_not_praised():
+    paired = context()["distil"]["paired"] | {"low": -0.001}
+    assert "not told apart" in report.answer([], {"paired": paired}, "auc")[0]
+    assert "gains 0.0102" in report.answer([], context()["distil"], "auc")[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.73214, "0.7321"),
+        (1450054, "1,450,054"),
+        (0.00012, "0.00012"),
+        (True, "True"),
+        ("a", "a"),
+    ],
+)
+def test_numbers_read_well(value, text):
+    assert report.number(value) == text
+
+
+def test_sizes_read_well():
+    assert [report.count(v) for v in (900, 300_000, 1_450_054, 5.7e8)] == [
+        "900",
+        "300 k",
+        "1.45 M",
+        "570 M",
+    ]
+
+
+def test_the_context_is_json(tmp_path):
+    """The sweep hands over what it read from files: a JSON round trip changes nothing."""
+    given = context() | {"created": "today"}
+    assert report.render(json.loads(json.dumps(given))) == report.render(given)
