@@ -14,7 +14,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from recjax import checkpoint, embedding, mesh as meshes, metrics, models
+from recjax import checkpoint, embedding, metrics, models
+from recjax import mesh as meshes
+from recjax.collector import Collector
 from recjax.data import open_data
 from recjax.run import plain, write_text
 from recjax.system import System, weights_of
@@ -65,7 +67,7 @@ class Evaluator:
         """
         objectives = self.system.objectives
         sums = {o.name: metrics.init() for o in objectives}
-        rows = {o.name: metrics.Collector() for o in objectives}
+        rows = {o.name: Collector() for o in objectives}
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         ahead = None
         for batch in batches:

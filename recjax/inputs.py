@@ -37,6 +37,7 @@ class Inputs:
       mask: list -> bool [B, L].
       age: list -> int32 [B, L], seconds.
       schema: Static; says which feature plays which role.
+      valid: bool [B, C], False on filling slots; None: all are real.
     """
 
     emb: dict[str, jax.Array]
@@ -44,6 +45,7 @@ class Inputs:
     mask: dict[str, jax.Array]
     age: dict[str, jax.Array]
     schema: Schema = struct.field(pytree_node=False)
+    valid: jax.Array | None = None
 
     def ids(self, *roles: str, list: str = "") -> list[jax.Array]:  # noqa: A002
         """Embedded id features of some roles, in schema order."""
@@ -127,4 +129,11 @@ def embed(
             emb[f.name] = x
         else:
             dense[f.name] = transform(f, batch["dense"][f.name]).astype(dtype)
-    return Inputs(emb=emb, dense=dense, mask=batch["mask"], age=batch["age"], schema=schema)
+    return Inputs(
+        emb=emb,
+        dense=dense,
+        mask=batch["mask"],
+        age=batch["age"],
+        schema=schema,
+        valid=batch.get("valid"),
+    )

@@ -6,7 +6,8 @@ Batches are split along it; dense parameters are replicated. How tables are plac
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from recjax.schema import SchemaError

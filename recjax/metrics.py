@@ -20,17 +20,16 @@ over logits in [-16, 16] by 2e-2: both run out of range. Predictions that differ
 (0.0005 logits at z = 0, 0.0020 at z = -4) tie: a nearly constant model (sd 0.02 logits) is off by
 7e-5.
 
-Host side (NumPy, float64, ties count 1/2): `auc`, `gauc`, `logloss`, `ece`, ranking, uplift, the
-exact `Collector` and the paired bootstrap. An undefined figure (one class only, NaN scores) is NaN
-and comes with a reason, never 0.5.
+Host side (NumPy, float64, ties count 1/2): `auc`, `gauc`, `logloss`, `ece`; `recjax.ranking`,
+`recjax.collector` and `recjax.comparison` stand on them. An undefined figure (one class only, NaN
+scores) is NaN and comes with a reason, never 0.5.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import math
 from typing import Any, NamedTuple
 import warnings
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,13 +59,13 @@ def init(bins: int = BINS) -> Sums:
     return {"hist": zeros, "low": zeros.copy(), "bad": jnp.zeros((), jnp.float32)}
 
 
-def _bin_of(logits, bins: int):
+def bin_of(logits, bins: int):
     """Index of the histogram bin, rising with the logit; for NumPy and JAX arrays alike."""
     unit = 0.5 + 0.5 * logits / (SHARPNESS + abs(logits))
     return (unit * bins).astype("int32").clip(0, bins - 1)
 
 
-def _channels(xp, logits, labels, weights):
+def channels(xp, logits, labels, weights):
     """What each example adds to its bin, [N, 5]."""
     probability = xp.exp(-xp.logaddexp(0.0, -logits))  # accurate at 1e-6 too, unlike 0.5 + 0.5 tanh
     loss = xp.logaddexp(0.0, logits) - labels * logits
@@ -127,8 +126,8 @@ def update(sums: Sums, logits: jax.Array, labels: jax.Array, weights: jax.Array)
     good = used & ~bad
     z, y, w = (jnp.where(good, x, 0.0) for x in (z, y, w))
     hist = jax.lax.platform_dependent(
-        _bin_of(z, bins),
-        _channels(jnp, z, y, w),
+        bin_of(z, bins),
+        channels(jnp, z, y, w),
         cpu=lambda i, v: _scatter(i, v, bins),
         default=lambda i, v: _matmul(i, v, bins),
     )
@@ -158,13 +157,13 @@ def compute(sums: Mapping[str, Any]) -> Metrics:
     bad = int(sums["bad"])
     reason = _problem(bad, positives, neg.sum())
     out = {
-        "auc": _auc(pos, neg),
-        "logloss": _ratio(loss.sum(), total),
+        "auc": auc_of_blocks(pos, neg),
+        "logloss": ratio(loss.sum(), total),
         "ece": _ece(pos + neg, predicted, pos, ECE_BINS, "mass"),
         "ece_width": _ece(pos + neg, predicted, pos, ECE_BINS, "width"),
-        "calibration": _ratio(predicted.sum(), positives),
-        "rate": _ratio(positives, total),
-        "prediction": _ratio(predicted.sum(), total),
+        "calibration": ratio(predicted.sum(), positives),
+        "rate": ratio(positives, total),
+        "prediction": ratio(predicted.sum(), total),
         "examples": int(count.sum()) + bad,
     }
     if bad:
@@ -193,14 +192,15 @@ def _problem(bad: int, positives: float, negatives: float, both_classes: bool = 
     return ""
 
 
-def _ratio(a: float, b: float) -> float:
+def ratio(a: float, b: float) -> float:
+    """a / b, NaN unless b > 0."""
     return float(a / b) if b > 0 else math.nan
 
 
-def _auc(pos: Array, neg: Array) -> float:
+def auc_of_blocks(pos: Array, neg: Array) -> float:
     """AUC from the weights of either class in tie blocks of ascending score."""
     below = np.cumsum(neg) - neg / 2
-    return _ratio(float(pos @ below), pos.sum() * neg.sum())
+    return ratio(float(pos @ below), pos.sum() * neg.sum())
 
 
 def _ece(weight: Array, predicted: Array, observed: Array, bins: int, scheme: str) -> float:
@@ -216,7 +216,8 @@ def _ece(weight: Array, predicted: Array, observed: Array, bins: int, scheme: st
 # -------------------------------------------------------------------------------------- host: exact
 
 
-def _columns(scores, labels, weights) -> tuple[Array, Array, Array]:
+def as_columns(scores, labels, weights) -> tuple[Array, Array, Array]:
+    """(scores, labels, weights) as float64 [N], without weights ones; ValueError if they cannot be."""
     z = np.asarray(scores, np.float64).ravel()
     y = np.asarray(labels, np.float64).ravel()
     w = np.ones_like(z) if weights is None else np.asarray(weights, np.float64).ravel()
@@ -233,7 +234,7 @@ def _columns(scores, labels, weights) -> tuple[Array, Array, Array]:
 
 def _checked(name: str, scores, labels, weights, both_classes: bool = True):
     """Columns without zero-weight rows, or None and a warning where the metric is undefined."""
-    z, y, w = _columns(scores, labels, weights)
+    z, y, w = as_columns(scores, labels, weights)
     z, y, w = (x[w > 0] for x in (z, y, w))
     positives = (w * y).sum()
     reason = _problem(int((~np.isfinite(z)).sum()), positives, (w * (1 - y)).sum(), both_classes)
@@ -243,13 +244,13 @@ def _checked(name: str, scores, labels, weights, both_classes: bool = True):
     return z, y, w
 
 
-def _blocks(scores: Array, *columns: Array) -> list[Array]:
+def tie_blocks(scores: Array, *columns: Array) -> list[Array]:
     """Sums of each column over runs of equal score, ascending."""
     order = np.argsort(scores)
-    return [np.add.reduceat(c[order], _starts(scores[order])) for c in columns]
+    return [np.add.reduceat(c[order], run_starts(scores[order])) for c in columns]
 
 
-def _starts(*keys: Array) -> Array:
+def run_starts(*keys: Array) -> Array:
     """First index of each run of equal keys."""
     change = np.zeros(len(keys[0]), bool)
     for k in keys:
@@ -263,7 +264,7 @@ def auc(scores, labels, weights=None) -> float:
     if checked is None:
         return math.nan
     z, y, w = checked
-    return _auc(*_blocks(z, w * y, w * (1 - y)))
+    return auc_of_blocks(*tie_blocks(z, w * y, w * (1 - y)))
 
 
 def logloss(p, labels, weights=None) -> float:
@@ -271,10 +272,11 @@ def logloss(p, labels, weights=None) -> float:
     checked = _checked("logloss", p, labels, weights, both_classes=False)
     if checked is None:
         return math.nan
-    return float(np.average(_log_losses(*checked[:2]), weights=checked[2]))
+    return float(np.average(log_losses(*checked[:2]), weights=checked[2]))
 
 
-def _log_losses(p: Array, y: Array) -> Array:
+def log_losses(p: Array, y: Array) -> Array:
+    """Cross-entropy of each row in nats, p clipped to [1e-15, 1 - 1e-15]."""
     p = np.clip(p, 1e-15, 1 - 1e-15)
     return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
@@ -289,7 +291,7 @@ def ece(p, labels, weights=None, bins: int = ECE_BINS, scheme: str = "mass") -> 
     if checked is None:
         return math.nan
     p, y, w = checked
-    weight, predicted, observed = _blocks(p, w, w * p, w * y)
+    weight, predicted, observed = tie_blocks(p, w, w * p, w * y)
     return _ece(weight, predicted, observed, bins, scheme)
 
 
@@ -323,12 +325,12 @@ class Gauc(NamedTuple):
 
 def group_auc(scores, labels, groups, weights=None) -> tuple[Array, Array, Array]:
     """(group keys, AUC of each group, NaN where it has one class, weight of each group), all [G]."""
-    z, y, w = _columns(scores, labels, weights)
+    z, y, w = as_columns(scores, labels, weights)
     keys, code = np.unique(np.asarray(groups).ravel(), return_inverse=True)
     if len(code) != len(z):
         raise ValueError(f"{len(z)} scores but {len(code)} group keys: give one per row")
     order = np.lexsort((z, code))
-    starts = _starts(code[order], z[order])
+    starts = run_starts(code[order], z[order])
     of = code[order][starts]
     pos, neg = (np.add.reduceat((w * c)[order], starts) if len(z) else w for c in (y, 1 - y))
     weight, positives = np.bincount(code, w, len(keys)), np.bincount(of, pos, len(keys))
@@ -356,246 +358,3 @@ def gauc(scores, labels, groups, weights=None) -> Gauc:
         return Gauc(math.nan, 0, keys, 0.0)
     value = float(np.average(area[mixed], weights=weight[mixed]))
     return Gauc(value, int(mixed.sum()), keys, float(weight[mixed].sum() / weight.sum()))
-
-
-# ------------------------------------------------------------------------------------ host: ranking
-
-
-def _ranked(scores, labels, groups) -> tuple[Array, Array, Array]:
-    """(group code, rank from 1, label) by group and falling score; ties rank negatives first."""
-    z, y, _ = _columns(scores, labels, None)
-    if not np.isfinite(z).all():
-        raise ValueError("a score is not finite: ranking metrics need finite scores")
-    code = np.unique(np.asarray(groups).ravel(), return_inverse=True)[1]
-    order = np.lexsort((y, -z, code))
-    code = code[order]
-    starts = _starts(code)
-    rank = np.arange(len(code)) - starts[code] + 1
-    return code, rank, y[order]
-
-
-def hit_rate(scores, labels, groups, k: int) -> float:
-    """HR@k: share of the groups with a positive that have one in their top k, ties at their worst."""
-    code, rank, y = _ranked(scores, labels, groups)
-    positives = np.bincount(code, y) > 0
-    hits = np.bincount(code, y * (rank <= k)) > 0
-    return _ratio(hits[positives].sum(), positives.sum())
-
-
-def recall(scores, labels, groups, k: int) -> float:
-    """Recall@k: share of a group's positives among its top k, mean over groups with a positive."""
-    code, rank, y = _ranked(scores, labels, groups)
-    positives = np.bincount(code, y)
-    found = np.bincount(code, y * (rank <= k))[positives > 0] / positives[positives > 0]
-    return _ratio(found.sum(), len(found))
-
-
-def mean_average_precision(scores, labels, groups) -> float:
-    """mAP: mean over groups with a positive of the mean precision at its positives."""
-    code, rank, y = _ranked(scores, labels, groups)
-    positives = np.bincount(code, y)
-    found = np.cumsum(y) - (np.cumsum(positives) - positives)[code]
-    precision = np.bincount(code, y * found / rank)[positives > 0] / positives[positives > 0]
-    return _ratio(precision.sum(), len(precision))
-
-
-# ------------------------------------------------------------------------------------- host: uplift
-
-
-def _uplift_curve(uplift, treated, outcome) -> tuple[Array, ...]:
-    """Cumulative (people, treated, control, outcomes of either), best predicted first, from 0."""
-    u, t, y = (np.asarray(x, np.float64).ravel() for x in (uplift, treated, outcome))
-    if not len(u) == len(t) == len(y):
-        raise ValueError(
-            f"{len(u)} uplifts, {len(t)} treatments and {len(y)} outcomes: give one of each per row"
-        )
-    if not np.isfinite(u).all() or set(np.unique(t)) != {0.0, 1.0}:
-        raise ValueError("uplift must be finite and `treated` must hold both 0 (control) and 1")
-    blocks = _blocks(-u, np.ones_like(u), t, 1 - t, t * y, (1 - t) * y)
-    return tuple(np.r_[0.0, np.cumsum(b)] for b in blocks)
-
-
-def auuc(uplift, treated, outcome) -> float:
-    """Area under u(f) = f (mean outcome treated - control) over the top share f by predicted uplift.
-
-    In outcomes per person (Gutierrez & Gerardy 2017); random targeting gives half the average effect.
-    """
-    n, nt, nc, yt, yc = _uplift_curve(uplift, treated, outcome)
-    known = (nt > 0) & (nc > 0)
-    gain = np.where(known, yt / np.maximum(nt, 1) - yc / np.maximum(nc, 1), 0.0) * n / n[-1]
-    return float(np.trapezoid(gain, n / n[-1]))
-
-
-def qini(uplift, treated, outcome) -> float:
-    """Area between Q(f) = (Yt - Yc Nt / Nc) / N (Radcliffe 2007) and the straight line to its end."""
-    n, nt, nc, yt, yc = _uplift_curve(uplift, treated, outcome)
-    curve = np.where(nc > 0, yt - yc * nt / np.maximum(nc, 1), 0.0) / n[-1]
-    return float(np.trapezoid(curve, n / n[-1]) - curve[-1] / 2)
-
-
-# ---------------------------------------------------------------------------- host: exact collector
-
-
-class Collector:
-    """Keeps every scored row for exact metrics; beyond `max_rows` says so and keeps a histogram.
-
-    (logit, label, weight) are float32, (row, group keys) int32: 20 bytes a row with one group.
-    """
-
-    def __init__(self, max_rows: int = 10_000_000, bins: int = BINS):
-        self.max_rows, self.exact, self.count = max_rows, True, 0
-        self._bins = bins
-        self._blocks: list[dict[str, Array]] = []
-        self._hist, self._bad = np.zeros((bins, len(CHANNELS))), 0
-
-    def add(
-        self, logits, labels, weights, row=None, groups: Mapping[str, Any] | None = None
-    ) -> None:
-        """Adds [B, C] or [B] rows, dropping zero weights; group keys are [B] or of the full shape."""
-        z = np.asarray(logits, np.float32)
-        used = np.asarray(weights) > 0
-        wide = {
-            "label": labels,
-            "weight": weights,
-            "row": np.full(z.shape, -1) if row is None else row,
-        }
-        wide |= {f"group/{k}": g for k, g in (groups or {}).items()}
-        block = {"logit": z[used]}
-        for name, x in wide.items():
-            x = np.asarray(x)
-            x = np.broadcast_to(x.reshape(x.shape + (1,) * (z.ndim - x.ndim)), z.shape)
-            block[name] = x[used].astype(np.float32 if name in ("label", "weight") else np.int32)
-        self.count += len(block["logit"])
-        self._blocks.append(block)
-        if self.exact and self.count > self.max_rows:
-            logging.warning(
-                "more than %d rows: exact metrics give way to a histogram, GAUC is lost",
-                self.max_rows,
-            )
-            self.exact = False
-        if not self.exact:
-            self._fold()
-
-    def _fold(self) -> None:
-        for b in self._blocks:
-            good = np.isfinite(b["logit"])
-            z, y, w = (b[k][good].astype(np.float64) for k in ("logit", "label", "weight"))
-            index, values = _bin_of(z, self._bins), _channels(np, z, y, w)
-            self._hist += np.stack([np.bincount(index, v, self._bins) for v in values.T], axis=-1)
-            self._bad += int((~good).sum())
-        self._blocks.clear()
-
-    def rows(self) -> dict[str, Array]:
-        """Every row: logit, label, weight, row, group/<key>; RuntimeError once they were folded."""
-        if not self.exact:
-            raise RuntimeError(
-                f"{self.count} rows were scored, {self.max_rows} can be kept; raise max_rows"
-            )
-        if not self._blocks:
-            return {k: np.zeros(0, np.float32) for k in ("logit", "label", "weight", "row")}
-        return {k: np.concatenate([b[k] for b in self._blocks]) for k in self._blocks[0]}
-
-    def compute(self) -> Metrics:
-        """As `compute`, with gauc_<key>, gauc_<key>_groups, gauc_<key>_covered, and `exact`."""
-        if not self.exact:
-            return compute({"hist": self._hist, "bad": self._bad}) | {"exact": False}
-        rows = self.rows()
-        out = _exact(rows["logit"], rows["label"], rows["weight"]) | {"exact": True}
-        for name in (k for k in rows if k.startswith("group/")):
-            key = "gauc_" + name.removeprefix("group/")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UndefinedMetric)
-                g = gauc(rows["logit"], rows["label"], rows[name], rows["weight"])
-            out |= {key: g.value, f"{key}_groups": g.groups, f"{key}_covered": g.covered}
-            if math.isnan(g.value):
-                out.setdefault("undefined", f"no {name} holds both classes")
-        return out
-
-
-def _exact(logits: Array, labels: Array, weights: Array) -> Metrics:
-    """`compute`, exactly: the distinct logits are the bins."""
-    z, y, w = _columns(logits, labels, weights)
-    good = np.isfinite(z)
-    channels = _channels(np, z[good], y[good], w[good]).T
-    blocks = _blocks(z[good], *channels) if good.any() else [np.zeros(0)] * len(CHANNELS)
-    return compute({"hist": np.stack(blocks, axis=-1), "bad": int((~good).sum())})
-
-
-# --------------------------------------------------------------------------- host: paired bootstrap
-
-
-class Paired(NamedTuple):
-    """metric(b) - metric(a) on the data, with its bootstrap standard error and interval."""
-
-    difference: float
-    low: float
-    high: float
-    std: float
-    a: float
-    b: float
-    groups: int
-    resamples: int
-    level: float
-
-
-def paired_bootstrap(
-    a,
-    b,
-    labels,
-    groups,
-    metric: str = "auc",
-    n: int = 200,
-    seed: int = 0,
-    *,
-    weights=None,
-    level: float = 0.95,
-) -> Paired:
-    """Compares two models on the same rows, resampling whole groups (visits, users), one draw for both.
-
-    Args:
-      a, b: Scores [N]; probabilities for logloss.
-      labels: [N].
-      groups: [N] group keys: rows of one group are not independent.
-      metric: "auc", "gauc" (within the same groups) or "logloss".
-      n: Resamples.
-      seed: Of the resampling.
-      weights: [N] or None.
-      level: Of the percentile interval.
-    """
-    code = np.unique(np.asarray(groups).ravel(), return_inverse=True)[1]
-    of_a, of_b = (_of_counts(metric, x, labels, code, weights) for x in (a, b))
-    size = int(code.max()) + 1
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(n):
-        counts = np.bincount(rng.integers(size, size=size), minlength=size).astype(np.float64)
-        draws.append(of_b(counts) - of_a(counts))
-    once = np.ones(size)
-    values = of_a(once), of_b(once)
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    spread = float(np.nanstd(draws, ddof=1))
-    return Paired(values[1] - values[0], float(low), float(high), spread, *values, size, n, level)
-
-
-def _of_counts(metric: str, scores, labels, code: Array, weights) -> Callable[[Array], float]:
-    """The metric as a function of how often each group was drawn; sorting happens once."""
-    z, y, w = _columns(scores, labels, weights)
-    if not np.isfinite(z).all():
-        raise ValueError("a score is not finite: compare models whose predictions are finite")
-    if metric == "auc":
-        order = np.argsort(z)
-        starts, of = _starts(z[order]), code[order]
-        pos, neg = (w * y)[order], (w * (1 - y))[order]
-        return lambda c: _auc(
-            np.add.reduceat(pos * c[of], starts), np.add.reduceat(neg * c[of], starts)
-        )
-    if metric == "gauc":
-        _, area, weight = group_auc(z, y, code, w)
-        weight = np.where(np.isfinite(area), weight, 0.0)
-        total = np.nan_to_num(area) * weight
-    elif metric == "logloss":
-        weight = np.bincount(code, w)
-        total = np.bincount(code, w * _log_losses(z, y))
-    else:
-        raise ValueError(f"unknown metric {metric!r}; use auc, gauc or logloss")
-    return lambda c: _ratio(c @ total, c @ weight)

@@ -74,7 +74,7 @@ def write_text(path: epath.PathLike, text: str) -> None:
     path = epath.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
-    temporary.rename(path) if not path.exists() else temporary.replace(path)
+    temporary.replace(path)
 
 
 def plain(value: Any) -> Any:

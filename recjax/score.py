@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recjax.data.batches import BatchError, Part
+from recjax.data.batches import Part
+from recjax.data.layout import BatchError
 from recjax.data.prepared import DataError, Prepared
 from recjax.schema import SchemaError
 from recjax.serving import artifact as artifacts

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, configs, embedding, evaluate, mesh as meshes, models, optim, transfer
+from recjax import checkpoint, configs, embedding, evaluate, models, optim, transfer
+from recjax import mesh as meshes
 from recjax.data import open_data
 from recjax.run import Run, RunError, Stop
-from recjax.system import Objective, Sums, System
+from recjax.system import Sums, System
 
 Tree = Any
 
@@ -377,7 +378,7 @@ class Trainer:
         examples = self.step * c.train.batch
         return dict(
             n_dense=count(trees["dense"]),
-            n_blocks=count(trees["dense"], "block"),
+            n_blocks=count(trees["dense"], "layers_"),
             n_embedding=embedding.num_parameters(trees["tables"]),
             flops_per_example=forward_flops(self.system, trees, self.example),
             examples=min(examples, self.train_batches(0).examples),

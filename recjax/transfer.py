@@ -13,7 +13,6 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np

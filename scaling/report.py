@@ -88,7 +88,7 @@ def render(context: Mapping[str, Any]) -> str:
         | {
             "metric": metric,
             "answer": context.get("answer") or answer(fits, context.get("distil"), metric),
-            "data": list(leaves(context.get("data") or {})),
+            "data": data_section(context.get("data") or {}) if context.get("data") else None,
             "grid": grid,
             "grid_chart": grid_chart(grid, metric) if grid["cells"] else "",
             "fits": fits,
@@ -134,13 +134,38 @@ def columns(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     return [c for c in first if c in found] + [c for c in found if c not in first]
 
 
+def words(name: str) -> str:
+    return name.replace("_", " ").replace(".", ": ")
+
+
 def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted name, value) of every leaf of nested dicts; lists become text."""
+    """(name, value) of every leaf of nested dicts; lists become text."""
     if isinstance(value, Mapping):
         for k, v in value.items():
             yield from leaves(v, f"{path}.{k}" if path else str(k))
     else:
-        yield path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        yield words(path), ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def data_section(report: Mapping[str, Any]) -> dict[str, Any]:
+    """report.json for a reader: facts, a table with a row a split, and a chart of each series by week."""
+    splits = {
+        k: v if isinstance(v, Mapping) else {"rows": v}
+        for k, v in (report.get("splits") or {}).items()
+    }
+    series = {k: v for k, v in report.items() if isinstance(v, Mapping) and is_series(v)}
+    rest = {k: v for k, v in report.items() if k != "splits" and k not in series}
+    return {
+        "facts": list(leaves(rest)),
+        "splits": splits,
+        "columns": list(dict.fromkeys(c for row in splits.values() for c in row)),
+        "charts": [series_chart(words(k), v) for k, v in series.items()],
+    }
+
+
+def is_series(value: Mapping[str, Any]) -> bool:
+    """Whether the keys are whole numbers (weeks, days), enough of them for a chart."""
+    return len(value) > 3 and all(str(k).lstrip("-").isdigit() for k in value)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -168,13 +193,17 @@ def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
 
 
 def distil_rows(distil: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
-    """The distillation table with seeds summarised; other columns as they are."""
+    """The distillation table with seeds summarised: the metric with its spread, others as means."""
     if not distil or not distil.get("rows"):
         return {}
     rows = []
     for r in distil["rows"]:
         values = r[metric] if isinstance(r[metric], list | tuple) else [r[metric]]
-        others = {k: v for k, v in r.items() if k not in ("model", "role", metric)}
+        others = {
+            k: statistics.fmean(v) if isinstance(v, list | tuple) else v
+            for k, v in r.items()
+            if k not in ("model", "role", metric)
+        }
         rows.append(
             {"model": r["model"], "role": r["role"], "spread": spread(values), "others": others}
         )
@@ -342,6 +371,30 @@ def law_chart(f: Mapping[str, Any]) -> Markup:
             f'<circle class="held" cx="{u:.1f}" cy="{axes.y(held["predicted"]):.1f}" r="5"/>'
         )
     return _svg(f"{f['label']}: {f['metric']} against {f['axis']}", "".join(body))
+
+
+def series_chart(name: str, series: Mapping[str, float]) -> Markup:
+    """Bars over whole numbers such as weeks, from zero."""
+    keys, values = sorted(series, key=int), [float(series[k]) for k in sorted(series, key=int)]
+    top, floor = max([*values, 1e-12]), HEIGHT / 2 - 24
+    step = (WIDTH - LEFT - RIGHT) / len(keys)
+    bars = [
+        f'<rect class="column" x="{LEFT + i * step:.1f}" width="{0.8 * step:.1f}" '
+        f'y="{floor - v / top * (floor - TOP):.1f}" height="{v / top * (floor - TOP):.1f}"/>'
+        for i, v in enumerate(values)
+    ]
+    labels = [
+        f'<text x="{LEFT + (i + 0.4) * step:.1f}" y="{floor + 16}" text-anchor="middle">{escape(keys[i])}</text>'
+        for i in range(0, len(keys), max(1, len(keys) // 8))
+    ]
+    ends = (
+        f'<text x="{LEFT - 6}" y="{floor:.0f}" text-anchor="end">0</text>'
+        f'<text x="4" y="14">{escape(name)} (highest {top:.2g})</text>'
+    )
+    body = "".join(bars + labels) + ends
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT // 2}" role="img"><title>{escape(name)}</title>{body}</svg>'
+    )
 
 
 def _dot(axes: Axes, x: float, y: float, series: int = 0) -> str:

@@ -21,7 +21,7 @@ from recjax.data import open_data
 from recjax.run import plain, write_text
 from recjax.serving import artifact, bench
 from recjax.train import set_up
-from scaling import distil, fit, report, sweep
+from scaling import distil, fit, report, rivals, sweep
 from scaling.grades import LADDER
 
 
@@ -44,7 +44,7 @@ def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
     for grade in grades:
         try:
             x, y = fit.points(rows, "examples", "auc", grade=grade)
-            law = fit.study(x, y, axis="examples", metric="auc")
+            law = rivals.study(x, y, axis="examples", metric="auc")
             target = law.y[-1] + 0.5 * (law.E - law.y[-1])
             needed = [law.needed(round(target, 4))]
             out.append({"label": f"grade {grade}", **law.to_json(), "needed": needed})

@@ -11,8 +11,15 @@ import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile far more than they compute: unoptimised code compiles several times faster.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 _CACHE = tempfile.TemporaryDirectory(prefix="recjax-tests-")
 os.environ["RECJAX_CACHE"] = os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# Tests compile the same programs over and over (a run, its resumption, its evaluation).
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(_CACHE.name, "compiled")))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ["TFDS_DATA_DIR"] = str(Path(_CACHE.name, "tfds"))
 
 from absl import flags  # noqa: E402

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import metrics
+from recjax import comparison, metrics, ranking
+from recjax.collector import Collector
 
 NAN = float("nan")
 
@@ -316,15 +317,15 @@ def test_ranking_metrics_equal_brute_force(k):
     rng = np.random.default_rng(k)
     s, y, g = rng.integers(0, 5, 80), (rng.random(80) < 0.3).astype(int), rng.integers(0, 9, 80) + 7
     hit, rec, ap = brute_ranking(s, y, g, k)
-    assert metrics.hit_rate(s, y, g, k) == pytest.approx(hit)
-    assert metrics.recall(s, y, g, k) == pytest.approx(rec)
-    assert metrics.mean_average_precision(s, y, g) == pytest.approx(ap)
+    assert ranking.hit_rate(s, y, g, k) == pytest.approx(hit)
+    assert ranking.recall(s, y, g, k) == pytest.approx(rec)
+    assert ranking.mean_average_precision(s, y, g) == pytest.approx(ap)
 
 
 def test_a_constant_score_hits_nothing():
     y, g = np.tile([0, 0, 0, 1], 5), np.repeat(np.arange(5), 4)
-    assert metrics.hit_rate(np.zeros(20), y, g, 1) == 0.0
-    assert metrics.recall(np.zeros(20), y, g, 3) == 0.0
+    assert ranking.hit_rate(np.zeros(20), y, g, 1) == 0.0
+    assert ranking.recall(np.zeros(20), y, g, 3) == 0.0
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -351,8 +352,8 @@ def test_uplift_metrics_equal_brute_force(distinct):
     rng = np.random.default_rng(distinct)
     u, t, y = rng.integers(0, distinct, 60), rng.integers(0, 2, 60), rng.integers(0, 2, 60)
     area, coefficient = brute_uplift(u, t, y)
-    assert metrics.auuc(u, t, y) == pytest.approx(area, abs=1e-12)
-    assert metrics.qini(u, t, y) == pytest.approx(coefficient, abs=1e-12)
+    assert ranking.auuc(u, t, y) == pytest.approx(area, abs=1e-12)
+    assert ranking.qini(u, t, y) == pytest.approx(coefficient, abs=1e-12)
 
 
 def test_uplift_orders_the_truth_above_chance_above_its_opposite():
@@ -360,15 +361,15 @@ def test_uplift_orders_the_truth_above_chance_above_its_opposite():
     effect = rng.random(20_000) * 0.4
     t = rng.integers(0, 2, 20_000)
     y = rng.random(20_000) < 0.2 + t * effect
-    good, none, bad = (metrics.qini(u, t, y) for u in (effect, np.zeros(20_000), -effect))
+    good, none, bad = (ranking.qini(u, t, y) for u in (effect, np.zeros(20_000), -effect))
     assert good > 0.005
     assert none == pytest.approx(0.0, abs=1e-12)
     assert bad < -0.005
-    assert metrics.auuc(np.zeros(20_000), t, y) == pytest.approx(
+    assert ranking.auuc(np.zeros(20_000), t, y) == pytest.approx(
         0.1, abs=0.01
     )  # half the average effect of 0.2
     with pytest.raises(ValueError, match="control"):
-        metrics.auuc([1, 2], [1, 1], [0, 1])
+        ranking.auuc([1, 2], [1, 1], [0, 1])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -390,7 +391,7 @@ def fill(collector, n=6_000, batch=500):
 
 
 def test_collector_is_exact():
-    c = fill(metrics.Collector())
+    c = fill(Collector())
     rows, got = c.rows(), c.compute()
     assert got["exact"]
     assert got["examples"] == 6_000 - 6 == len(np.unique(rows["row"]))
@@ -403,9 +404,9 @@ def test_collector_is_exact():
 
 def test_collector_falls_back_to_a_histogram_and_says_so(caplog):
     with caplog.at_level("WARNING", logger="absl"):
-        small = fill(metrics.Collector(max_rows=2_500))
+        small = fill(Collector(max_rows=2_500))
     assert "more than 2500 rows" in caplog.text
-    full, got = fill(metrics.Collector()).compute(), small.compute()
+    full, got = fill(Collector()).compute(), small.compute()
     assert not got["exact"]
     assert "gauc_visit" not in got
     assert got["examples"] == full["examples"]
@@ -416,11 +417,11 @@ def test_collector_falls_back_to_a_histogram_and_says_so(caplog):
 
 
 def test_empty_collector_reports_nothing():
-    assert "no example" in metrics.Collector().compute()["undefined"]
+    assert "no example" in Collector().compute()["undefined"]
 
 
 def test_collector_reports_nan():
-    c = metrics.Collector()
+    c = Collector()
     c.add(np.array([NAN, 1.0]), np.array([0.0, 1.0]), np.ones(2), groups={"user": np.array([1, 1])})
     got = c.compute()
     assert math.isnan(got["auc"])
@@ -456,30 +457,30 @@ def test_bootstrap_draws_equal_recomputing_on_the_resampled_rows(metric):
         "logloss": lambda: metrics.logloss(a[rows], y[rows]),
     }[metric]()
     counts = np.bincount(draw, minlength=size).astype(float)
-    assert metrics._of_counts(metric, a, y, code, None)(counts) == pytest.approx(
+    assert comparison._of_counts(metric, a, y, code, None)(counts) == pytest.approx(
         expected, abs=1e-12
     )
 
 
 def test_bootstrap_finds_a_real_difference_and_none_where_there_is_none():
     a, b, y, g = visits(8_000, 1, 0.8)
-    found = metrics.paired_bootstrap(a, b, y, g, "auc", n=100)
+    found = comparison.paired_bootstrap(a, b, y, g, "auc", n=100)
     assert found.low > 0
     assert found.difference == pytest.approx(metrics.auc(b, y) - metrics.auc(a, y))
     rng = np.random.default_rng(9)
     c, d = (b + 0.05 * rng.normal(0, 1, len(b)) for _ in range(2))
-    none = metrics.paired_bootstrap(c, d, y, g, "auc", n=100)
+    none = comparison.paired_bootstrap(c, d, y, g, "auc", n=100)
     assert none.low < 0 < none.high
-    assert metrics.paired_bootstrap(b, b, y, g, "logloss", n=20).high == 0.0
+    assert comparison.paired_bootstrap(b, b, y, g, "logloss", n=20).high == 0.0
 
 
 def test_bootstrap_of_the_test_set_is_fast_enough():
     a, b, y, g = visits(130_000, 2, 0.3)
     start = time.process_time()
-    metrics.paired_bootstrap(a, b, y, g, "auc", n=200)
+    comparison.paired_bootstrap(a, b, y, g, "auc", n=200)
     assert time.process_time() - start < 20  # CPU seconds; 1.3 measured
 
 
 def test_bootstrap_names_a_bad_metric():
     with pytest.raises(ValueError, match="unknown metric"):
-        metrics.paired_bootstrap([0.1, 0.2], [0.1, 0.2], [0, 1], [0, 1], "f1")
+        comparison.paired_bootstrap([0.1, 0.2], [0.1, 0.2], [0, 1], [0, 1], "f1")

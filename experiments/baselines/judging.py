@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax import metrics
+from recjax.collector import Collector
 from recjax.data.prepared import Prepared
 from recjax.run import plain, write_text
 from recjax.schema import Schema, SchemaError
@@ -38,7 +38,7 @@ def figures(logits: np.ndarray, rows: Columns, schema: Schema) -> dict[str, Any]
       schema: Of the rows.
     """
     group = group_of(schema)
-    collector = metrics.Collector(max_rows=max(len(logits), 1))
+    collector = Collector(max_rows=max(len(logits), 1))
     groups = {group: rows[group]} if group else {}
     collector.add(logits, rows[schema.labels[0]], rows["weight"], groups=groups)
     return collector.compute()

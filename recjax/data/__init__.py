@@ -5,24 +5,69 @@
 (layout: recjax.inputs).
 """
 
+from collections.abc import Mapping
 import importlib
+import os
+import pathlib
+from types import ModuleType
+from typing import Any
+
+from recjax.data.layout import BatchError
 
 
-def open_data(config):
-    """Opens `config.name`: a module of this package, or a dotted path.
+def open_data(config: Mapping[str, Any]) -> Any:
+    """Opens the data a config describes, preparing it first if need be.
 
-    A module with its own `open_data(config)` is asked; any other is a preparation module whose result the Grain
-    loader reads.
+    A module with its own `open_data(config)` is asked. Any other is a preparation module: its
+    `prepare(out_dir, source=..., **options)` is called, and the loader reads what that made.
+
+    Args:
+      config: `name` (a module of this package, or a dotted path), `dir` (a prepared directory; "": prepare
+        into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of the module's
+        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`).
+
+    Raises:
+      BatchError: The config names no data set that exists.
+      DataError: The prepared directory is absent or damaged.
     """
-    name = config.name if "." in config.name else f"recjax.data.{config.name}"
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as e:
-        if e.name != name:
-            raise
-        raise ValueError(f"data.name={config.name!r}: there is no module {name}; give a set of recjax.data or a dotted path") from e
+    module = _module(config.get("name", ""))
     if hasattr(module, "open_data"):
         return module.open_data(config)
-    from recjax.data import loader
+    # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
+    from recjax.data.loader import Data
+    from recjax.data.prepared import Prepared
 
-    return loader.open_data(config)
+    return Data(
+        Prepared(config.get("dir", "") or _prepare(module, config)),
+        history=config.get("history", 50),
+        candidates=config.get("candidates", 1),
+        counters=config.get("counters", True),
+    )
+
+
+def _module(name: str) -> ModuleType | None:
+    """The module of a data set: of this package first, then any dotted path; None for ""."""
+    if not name:
+        return None
+    places = [f"{__name__}.{name}", name] if "." in name else [f"{__name__}.{name}"]
+    for place in places:
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as e:
+            if not f"{place}.".startswith(f"{e.name}."):  # it exists, something it imports does not
+                raise
+    raise BatchError(
+        f"there is no data set {name!r}: cannot import {' or '.join(places)}; "
+        f"set data.name to a module of {__name__}, or to a dotted path"
+    )
+
+
+def _prepare(module: ModuleType | None, config: Mapping[str, Any]) -> str | os.PathLike:
+    """Calls the data set's `prepare`, which returns at once what was prepared before."""
+    if module is None:
+        raise BatchError(
+            "data.name and data.dir are both empty; name a data set, or give a prepared directory"
+        )
+    cache = os.environ.get("RECJAX_CACHE") or pathlib.Path.home() / ".cache" / "recjax"
+    options = dict(config.get("prepare", {}))
+    return module.prepare(cache, source=config.get("source", ""), **options)

@@ -4,9 +4,8 @@ The training loader and the scorer build batches with this one function, so they
 Columns come as `recjax.data.prepared` documents them: impressions that say where their history ends
 and how long it is, and the event columns ("timelines") those histories are windows of.
 
-A batch is one uint8 buffer that `unpack` opens as a pytree of views: a worker process pays for the
-hand-over per array, not per byte. Within the buffer the unique ids come last, so their capacity can
-be chosen after everything else is in place.
+A batch is one buffer (`recjax.data.packing`). Within it the unique ids come last, so their capacity
+can be chosen after everything else is in place.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,171 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from recjax.data.layout import BatchError, Capacity, Layout
+from recjax.data.packing import Spec, aligned_empty, unpack, view
 from recjax.schema import Feature, Schema
 
 Columns = Mapping[str, np.ndarray]
-Capacity = Mapping[str, int]  # id space -> unique ids a shard's list can hold
-Fields = Mapping[tuple[str, ...], tuple[type, tuple[int, ...]]]
 
-ALIGN = 64  # a cache line; XLA:CPU takes arrays so aligned without a copy
 BITMAP_ROWS = 1 << 22  # beyond this a scan of the bitmap costs more than sorting a batch
 INT32 = np.iinfo(np.int32)
-
-
-class BatchError(ValueError):
-    """Columns do not make the batch asked for; the message names the column and the remedy."""
-
-
-# ------------------------------------------------------------------------------------------ packing
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """Where each array of a pytree lies in its buffer: (path, dtype, shape, byte offset)."""
-
-    fields: tuple[tuple[tuple[str, ...], np.dtype, tuple[int, ...], int], ...]
-    nbytes: int
-
-    @classmethod
-    def of(cls, fields: Fields) -> "Spec":
-        placed, offset = [], 0
-        for path, (dtype, shape) in fields.items():
-            placed.append((path, np.dtype(dtype), shape, offset))
-            offset += -(-math.prod(shape) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
-        return cls(tuple(placed), offset)
-
-
-def aligned_empty(nbytes: int) -> np.ndarray:
-    """Uninitialised uint8 [nbytes] that starts on an `ALIGN` boundary."""
-    raw = np.empty(nbytes + ALIGN, np.uint8)
-    start = -raw.ctypes.data % ALIGN
-    return raw[start : start + nbytes]
-
-
-def pack(tree: Mapping, spec: Spec) -> np.ndarray:
-    """Copies a nested dict of arrays into one uint8 buffer."""
-    buffer = aligned_empty(spec.nbytes)
-    for path, dtype, shape, offset in spec.fields:
-        leaf = functools.reduce(lambda node, key: node[key], path, tree)
-        _view(buffer, dtype, shape, offset)[...] = leaf
-    return buffer
-
-
-def unpack(buffer: np.ndarray, spec: Spec) -> dict:
-    """Opens a packed buffer as a nested dict of views; nothing is copied."""
-    tree: dict = {}
-    for path, dtype, shape, offset in spec.fields:
-        node = functools.reduce(lambda n, key: n.setdefault(key, {}), path[:-1], tree)
-        node[path[-1]] = _view(buffer, dtype, shape, offset)
-    return tree
-
-
-def _view(buffer: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    return np.ndarray(shape, dtype, buffer=buffer, offset=offset)
-
-
-# ------------------------------------------------------------------------------------------- layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Everything about a batch's shapes that does not depend on the ids in it.
-
-    Attributes:
-      schema: Features to put into the batch; columns it does not name are ignored.
-      batch_size: B, requests in a batch.
-      history: list -> L, events kept of each list.
-      candidates: C, candidates a request can hold.
-      shards: S, device shards with their own unique ids; B is a multiple of it.
-    """
-
-    schema: Schema
-    batch_size: int
-    history: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    candidates: int = 1
-    shards: int = 1
-
-    def __post_init__(self):
-        if self.batch_size % self.shards or self.batch_size <= 0:
-            raise BatchError(
-                f"a batch of {self.batch_size} requests does not split over {self.shards} device shards; "
-                f"make batch_size a multiple of {self.shards}"
-            )
-        if self.candidates < 1:
-            raise BatchError(f"candidates={self.candidates}: a request has at least one candidate")
-        for name in self.schema.lists:
-            if self.history.get(name, 0) < 1:
-                raise BatchError(
-                    f"list {name!r} has no history length; set history (for all lists, or by list)"
-                )
-
-    def shape(self, feature: Feature) -> tuple[int, ...]:
-        """Shape of a feature's array in the batch."""
-        size = {"B": self.batch_size, "C": self.candidates, "L": self.history.get(feature.list, 0)}
-        width = feature.vector or feature.multi
-        return tuple(size[axis] for axis in feature.axes) + ((width,) if width else ())
-
-    def id_features(self, space: str = "") -> list[Feature]:
-        """Id features, of one id space if it is given."""
-        return [
-            f
-            for f in self.schema.features
-            if f.kind == "id" and f.id_space in (space or f.id_space,)
-        ]
-
-    def worst(self) -> dict[str, int]:
-        """Capacity no batch can exceed: every position another id, or every row of the table."""
-        used = dict.fromkeys(f.id_space for f in self.id_features())
-        positions = {
-            s: sum(math.prod(self.shape(f)) for f in self.id_features(s)) // self.shards
-            for s in used
-        }
-        return {s: min(self.schema.space(s).rows, positions[s]) for s in used}
-
-    def fields(self, capacity: Capacity) -> Fields:
-        """Path -> (dtype, shape) of every array of a packed batch: "level" first, "ids" last."""
-        batch, slots = (self.batch_size,), (self.batch_size, self.candidates)
-        fields: dict = {("level",): (np.int32, (1,))}
-        for f in self.schema.features:
-            kind, dtype = ("pos", np.int32) if f.kind == "id" else ("dense", np.float32)
-            fields["label" if f.role == "label" else kind, f.name] = (dtype, self.shape(f))
-        for name in self.schema.lists:
-            fields["mask", name] = (np.bool_, (*batch, self.history[name]))
-            fields["age", name] = (np.int32, (*batch, self.history[name]))
-        fields |= {
-            ("weight",): (np.float32, slots),
-            ("valid",): (np.bool_, slots),
-            ("row",): (np.int32, slots),
-        }
-        fields |= {("group", key): (np.int32, batch) for key in self.schema.groups}
-        return fields | {("ids", s): (np.int32, (self.shards, u)) for s, u in capacity.items()}
-
-
-def capacity_levels(
-    layout: Layout, need: Capacity, headroom: float = 1.2
-) -> tuple[dict[str, int], ...]:
-    """A few capacities to compile for: the probed need with headroom, half as much again, the worst.
-
-    Args:
-      layout: Of the batches.
-      need: id space -> most unique ids seen in one shard of the probed batches.
-      headroom: Of the first level.
-    """
-    worst = layout.worst()
-    levels: list[dict[str, int]] = []
-    for factor in (headroom, 1.5 * headroom, math.inf):
-        level = {
-            s: min(_round_up(factor * need.get(s, 0)), worst[s]) if factor < math.inf else worst[s]
-            for s in worst
-        }
-        if level not in levels:
-            levels.append(level)
-    return tuple(levels)
-
-
-def _round_up(x: float) -> int:
-    multiple = 8 if x <= 512 else 128
-    return max(-int(-x // multiple) * multiple, 8)
 
 
 # ----------------------------------------------------------------------------------------- assembly
@@ -255,7 +97,7 @@ class Assembler:
         batch["level"][:] = level
         for path, *where in self._specs[level].fields[len(self._fixed.fields) :]:
             rows = self.layout.schema.space(path[-1]).rows
-            _write_lists(_view(buffer, *where), lists[path[-1]], rows)
+            _write_lists(view(buffer, *where), lists[path[-1]], rows)
         return buffer[: self._specs[level].nbytes]
 
     def need(self, parts: Iterable[Part]) -> dict[str, int]:

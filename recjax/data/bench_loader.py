@@ -18,7 +18,8 @@ from absl import app, flags
 import numpy as np
 
 from recjax.data.loader import Data
-from recjax.data.prepared import Prepared, write_prepared
+from recjax.data.prepared import Prepared
+from recjax.data.writing import write_prepared
 from recjax.schema import Feature, IdSpace, Schema
 
 _DIR = flags.DEFINE_string("dir", "", "Prepared directory; empty: a made-up data set.")

@@ -33,8 +33,9 @@ import polars as pl
 
 from recjax.data import histories
 from recjax.data.histories import Counter, CounterIndex, Timeline
-from recjax.data.prepared import BLOCK_SIZE, DataError, is_prepared, prepared_path, write_prepared
+from recjax.data.prepared import DataError, is_prepared, prepared_path
 from recjax.data.vocabulary import Vocabulary, frames
+from recjax.data.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "kuairand", "1.0.0"

@@ -1,16 +1,15 @@
-"""Prepared data to batches: which impressions make batch i, and who builds it.
+"""Prepared data to batches: what batch i is made of, and who builds it.
 
 Batch i is a pure function of (split, seed, i), and the Grain pipeline is a `MapDataset` over i. So
 the stream is the same for any number of worker processes, and resuming is a slice: Grain's iterator
 states are tied to the worker count and fail across it. Everything is read and cached by block,
 never by impression (13 k against 3.6 M examples/s).
 
-    order   epoch 0 in stored order, so its first n examples are the nested subset of size n; later
-            epochs permute the blocks, and the requests within a block, by (seed, epoch)
+    order   of the requests in any epoch (`recjax.data.order`)
     batch   B / P requests of each of the P partitions; every host takes a contiguous range of
             partitions, so the hosts' batches, one after the other, are the batch one host would
             build
-    level   capacity of the unique-id lists: the smallest of a few that fits (`recjax.data.batches`)
+    level   capacity of the unique-id lists: the smallest of a few that fits (`recjax.data.layout`)
 
 Worker processes start by spawn: guard the entry point with `if __name__ == "__main__"`, and parse
 absl flags first.
@@ -20,10 +19,6 @@ from collections.abc import Generator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import importlib
-import importlib.util
-import os
-import pathlib
 import re
 from typing import Any
 
@@ -32,103 +27,14 @@ import grain
 import numpy as np
 import polars as pl
 
-from recjax.data.batches import Assembler, BatchError, Capacity, Layout, Part, capacity_levels
+from recjax.data.batches import Assembler, Part
+from recjax.data.layout import BatchError, Capacity, Layout, capacity_levels
+from recjax.data.order import Order, request_starts
 from recjax.data.prepared import Prepared
 
 PROBES = 8  # batches looked at to size the unique-id lists
 BLOCKS_CACHED = 16  # per process; a block is about a megabyte
 COUNTER_NAMES = re.compile(r"(n|age)_.*|.*_(count|recency)")
-
-
-# ---------------------------------------------------------------------------------------- the order
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """The requests of one partition, in any epoch's order.
-
-    Attributes:
-      partition: Its number.
-      blocks: Its blocks [K], in stored order.
-      edges: Impressions before each block, and all of them [K + 1].
-      starts: First impression of each request, and the number of impressions [N + 1]; None when
-        every impression is a request.
-      seed: Of the later epochs' permutations; None: all epochs in stored order.
-    """
-
-    partition: int
-    blocks: np.ndarray
-    edges: np.ndarray
-    starts: np.ndarray | None = None
-    seed: int | None = None
-
-    @functools.cached_property
-    def units(self) -> np.ndarray:
-        """Requests that begin before each block, and all of them [K + 1]."""
-        return self.edges if self.starts is None else np.searchsorted(self.starts, self.edges)
-
-    def __len__(self) -> int:
-        return int(self.units[-1])
-
-    def requests(self, epoch: int, lo: int, hi: int) -> np.ndarray:
-        """Numbers of the requests at places [lo, hi) of an epoch."""
-        hi = min(hi, len(self))
-        if self.seed is None or epoch == 0:
-            return np.arange(lo, hi)
-        order = np.random.default_rng([self.seed, epoch, self.partition]).permutation(
-            len(self.blocks)
-        )
-        sizes = np.diff(self.units)[order]
-        ends = np.cumsum(sizes)
-        out = [np.empty(0, np.int64)]
-        for k in range(
-            np.searchsorted(ends, lo, side="right"),
-            np.searchsorted(ends, hi, side="left") + (lo < hi),
-        ):
-            rng = np.random.default_rng([self.seed, epoch, self.partition, order[k]])
-            begin = ends[k] - sizes[k]
-            within = rng.permutation(sizes[k])[max(lo - begin, 0) : hi - begin]
-            out.append(self.units[order[k]] + within)
-        return np.concatenate(out)
-
-    def rows(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Impressions of some requests, and how many each has (None: one)."""
-        if self.starts is None:
-            return requests, None
-        first = self.starts[requests]
-        counts = self.starts[requests + 1] - first
-        before = np.cumsum(counts) - counts
-        return np.repeat(first - before, counts) + np.arange(counts.sum()), counts
-
-    def pieces(self, rows: np.ndarray) -> list[tuple[int, slice | np.ndarray]]:
-        """Runs of impressions within a block: (block, places in it), a slice where consecutive."""
-        at = np.searchsorted(self.edges, rows, side="right") - 1
-        cuts = np.flatnonzero(np.diff(at)) + 1
-        out = []
-        for run in np.split(np.arange(len(rows)), cuts) if len(rows) else []:
-            k = at[run[0]]
-            local = rows[run] - self.edges[k]
-            straight = len(local) == 1 or (np.diff(local) == 1).all()
-            out.append(
-                (
-                    int(self.blocks[k]),
-                    slice(int(local[0]), int(local[-1]) + 1) if straight else local,
-                )
-            )
-        return out
-
-
-def request_starts(request: np.ndarray, candidates: int) -> np.ndarray:
-    """First row of each run of equal `request` [N] values, runs over C rows cut up; and N at last."""
-    begin = (
-        np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
-        if len(request)
-        else np.empty(0, np.int64)
-    )
-    lengths = np.diff(np.r_[begin, len(request)])
-    pieces = -(-lengths // candidates)
-    nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return np.r_[np.repeat(begin, pieces) + nth * candidates, len(request)]
 
 
 # --------------------------------------------------------------------------------------- the source
@@ -466,9 +372,6 @@ def _probed_levels(source: BatchSource) -> tuple[Capacity, ...]:
     )
 
 
-# ------------------------------------------------------------------------------------------ opening
-
-
 def counter_features(prepared: Prepared) -> tuple[str, ...]:
     """Causal counters: those the builder lists, or dense candidates named as `Counter` names them."""
     named = prepared.identity.get("counters") or prepared.identity.get("config", {}).get("counters")
@@ -476,60 +379,3 @@ def counter_features(prepared: Prepared) -> tuple[str, ...]:
         return tuple(named)
     inputs = prepared.schema.select("candidate", kind="dense")
     return tuple(f.name for f in inputs if COUNTER_NAMES.fullmatch(f.name))
-
-
-def train_split(cfg: Any) -> str:
-    """The training split a config asks for: `cfg.negatives` is natural or matched."""
-    negatives = cfg.get("negatives", "natural")
-    if negatives not in ("natural", "matched"):
-        raise BatchError(f"data.negatives={negatives!r}; use 'natural' or 'matched'")
-    return "train" if negatives == "natural" else "train_matched"
-
-
-def open_data(cfg: Any, *, process_index: int = 0, process_count: int = 1) -> Data:
-    """Opens the data a config describes, preparing it first if need be.
-
-    Args:
-      cfg: A mapping: `name` (module under recjax.data, or dotted), `dir` (prepared directory; "" =
-        prepare into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of
-        the module's `prepare`), `history`, `candidates`, `counters`.
-      process_index: Of this host.
-      process_count: Hosts.
-
-    Raises:
-      BatchError: The config names no data set that exists.
-      DataError: The prepared directory is absent or damaged.
-    """
-    path = cfg.get("dir", "") or _prepare(cfg)
-    return Data(
-        Prepared(path),
-        history=cfg.get("history", 50),
-        candidates=cfg.get("candidates", 1),
-        counters=cfg.get("counters", True),
-        process_index=process_index,
-        process_count=process_count,
-    )
-
-
-def _prepare(cfg: Any) -> str | os.PathLike:
-    """Calls the data set's `prepare(out_dir, source=..., **options)`; at once if already done."""
-    name = cfg.get("name", "")
-    if not name:
-        raise BatchError(
-            "data.name and data.dir are both empty; name a data set, or give a prepared directory"
-        )
-    found = [m for m in (f"recjax.data.{name}", name) if _has_module(m)]
-    if not found:
-        raise BatchError(
-            f"there is no data set {name!r}: neither recjax.data.{name} nor {name} can be imported"
-        )
-    cache = os.environ.get("RECJAX_CACHE") or pathlib.Path.home() / ".cache" / "recjax"
-    module = importlib.import_module(found[0])
-    return module.prepare(cache, source=cfg.get("source", ""), **dict(cfg.get("prepare", {})))
-
-
-def _has_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of a parent package
-        return False

@@ -27,7 +27,7 @@ def merge_heads(x: jax.Array) -> jax.Array:
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Float32 softmax over the last axis among the slots where `mask`; a row without any gets zeros.
+    """Float32 softmax over the slots where `mask`, last axis; a row without any gets zeros.
 
     No NaN in value or gradient, fully masked rows included.
     """
@@ -74,9 +74,9 @@ def time_buckets(seconds: jax.Array, num_buckets: int = 128) -> jax.Array:
 def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
     """table [H, N] of a few entries, index int [...] -> [H, ...].
 
-    Millions of pairs share each entry, so the gradient is a histogram. XLA:GPU's float scatter-add collapses
-    under such contention (xla #46225): there, compare and reduce; on CPU the scatter is faster (11 ms against
-    290 ms for 2.6 M pairs on one core).
+    Millions of pairs share each entry, so the gradient is a histogram. XLA:GPU's float scatter-add
+    collapses under such contention (xla #46225): there, compare and reduce; on CPU the scatter is
+    faster (11 ms against 290 ms for 2.6 M pairs on one core).
     """
     return table[:, index]
 
@@ -103,7 +103,7 @@ def histogram_scatter(index: jax.Array, x: jax.Array, entries: int) -> jax.Array
 
 
 def histogram_compare(index: jax.Array, x: jax.Array, entries: int) -> jax.Array:
-    """The same in one fused pass without scatter: the [H, N, entries] comparison is never stored."""
+    """The same in one fused pass: the [H, N, entries] comparison is never stored."""
     hit = index[None, :, None] == jnp.arange(entries)
     return jnp.where(hit, x[..., None], 0.0).sum(1)
 
@@ -114,7 +114,8 @@ lookup.defvjp(_lookup_fwd, _lookup_bwd)
 class PairBias(nn.Module):
     """b_pos + b_time of (query, key) pairs.
 
-    b_pos[i, j] = w_pos[j - i + T - 1] and b_time[b, i, j] = w_time[bucket(t_i - t_j)], both N(0, 0.02).
+    b_pos[i, j] = w_pos[j - i + T - 1] and b_time[b, i, j] = w_time[bucket(t_i - t_j)], both N(0,
+    0.02).
 
     Attributes:
       heads: Rows of each table; 1 shares it among heads.
@@ -134,7 +135,8 @@ class PairBias(nn.Module):
         Args:
           distance: i - j of each pair, [n, s], static.
           seconds: t_i - t_j of each pair, integers [B, n, s].
-          length: T of the longest sequence; w_pos has 2T - 1 entries (T reachable under a causal mask).
+          length: T of the longest sequence; w_pos has 2T - 1 entries (T reachable under a causal
+            mask).
         """
         init = nn.initializers.normal(0.02)
         positions = self.param("position", init, (self.heads, 2 * length - 1), self.param_dtype)

@@ -14,7 +14,9 @@ def history_list(schema: Schema, name: str = "") -> str:
     with_ids = list(dict.fromkeys(f.list for f in schema.select("history", kind="id")))
     if not with_ids or (name and name not in with_ids):
         wanted = f"history list {name!r}" if name else "history list"
-        raise SchemaError(f"the model needs a {wanted} with an id feature; the schema has {with_ids or 'none'}")
+        raise SchemaError(
+            f"the model needs a {wanted} with an id feature; the schema has {with_ids or 'none'}"
+        )
     return name or with_ids[0]
 
 
@@ -34,12 +36,12 @@ def matched_fields(schema: Schema, events: str) -> tuple[Feature | None, ...]:
 
 
 def candidate_as_event(schema: Schema, inputs: Inputs, events: str) -> jax.Array:
-    """Candidates in the fields of the list `events`, [B, C, n1 * d]; zeros in fields only events have."""
+    """Candidates in the fields of a list, [B, C, n1 * d]; zeros where only events have one."""
     parts = [None if f is None else inputs.emb[f.name] for f in matched_fields(schema, events)]
     present = [p for p in parts if p is not None]
     if not present:
         raise SchemaError(
-            f"no candidate field shares an id space with the history list {events!r}, so a candidate cannot "
+            f"no candidate field shares an id space with the history list {events!r}, so it cannot "
             "be written as an event; use a projected target or add the field"
         )
     zero = jnp.zeros_like(present[0])
@@ -117,13 +119,17 @@ class OtherFeatures(nn.Module):
             elif f.role in self.ids:
                 parts.append(x)
         if numbers:
-            parts.append(self._normalise(jnp.concatenate(numbers, axis=-1), train, valid_of(inputs)))
+            parts.append(
+                self._normalise(jnp.concatenate(numbers, axis=-1), train, valid_of(inputs))
+            )
         return jnp.concatenate(parts, axis=-1) if parts else None
 
     def _normalise(self, x, train, valid):
         if self.norm == "identity":
             return x.astype(self.dtype)
         if self.norm != "batchnorm":
-            raise ValueError(f"norm of dense features {self.norm!r} is unknown; use batchnorm or identity")
+            raise ValueError(
+                f"norm of dense features {self.norm!r} is unknown; use batchnorm or identity"
+            )
         norm = MaskedBatchNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="numbers")
         return norm(x.astype(jnp.float32), train=train, valid=valid)

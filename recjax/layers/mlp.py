@@ -78,7 +78,7 @@ class MaskedBatchNorm(nn.Module):
 
 
 class Dice(nn.Module):
-    """s x + (1 - s) a x, s = sigmoid((x - mean) / std): DIN's data-adaptive PReLU, a learned per unit from 0."""
+    """DIN's PReLU: s x + (1 - s) a x, s = sigmoid((x - mean) / std), a per unit from 0."""
 
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -125,7 +125,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, valid: jax.Array | None = None) -> jax.Array:
-        """x [..., D] -> [..., widths[-1]]; `valid` bool [...] are the rows that batch statistics count."""
+        """x [..., D] -> [..., widths[-1]]; batch statistics count rows where `valid`, bool [...]."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i, width in enumerate(self.widths):
             init = nn.initializers.he_normal()
@@ -145,7 +145,9 @@ class MLP(nn.Module):
         if self.activation == "prelu":
             return PReLU(param_dtype=self.param_dtype, name=f"prelu_{i}")(x)
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(
+                f"activation {self.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}"
+            )
         return getattr(nn, self.activation)(x)
 
 
@@ -154,7 +156,8 @@ class Logits(nn.Module):
 
     Attributes:
       outputs: Their names.
-      batchnorm: BatchNorm(1) on each logit: SUAN's released head. Its calibration depends on the batch.
+      batchnorm: BatchNorm(1) on each logit: SUAN's released head. Its calibration depends on the
+        batch.
     """
 
     outputs: tuple[str, ...]

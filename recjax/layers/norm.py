@@ -12,7 +12,7 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """y = g * x / (rms(x) + eps), over the last axis; eps *outside* the root, no bias (SUAN's released code).
+    """y = g * x / (rms(x) + eps), eps *outside* the root, no bias (SUAN's released code).
 
     For eps inside the root use `flax.linen.RMSNorm`.
     """
@@ -29,7 +29,9 @@ class RMSNorm(nn.Module):
         return (g * (x / (rms + self.eps))).astype(self.dtype)
 
 
-def make_norm(kind: str, dtype: jnp.dtype, param_dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+def make_norm(
+    kind: str, dtype: jnp.dtype, param_dtype: jnp.dtype, name: str | None = None
+) -> nn.Module:
     """`rms` (RMSNorm above) or `layer` (LayerNorm with scale and bias)."""
     types = {"rms": RMSNorm, "layer": nn.LayerNorm}
     if kind not in types:

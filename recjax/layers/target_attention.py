@@ -9,12 +9,13 @@ from recjax.layers.mlp import MLP
 
 
 class ActivationUnit(nn.Module):
-    """DIN's local activation unit: an MLP on (event, candidate, difference, product) weighs each event.
+    """DIN's activation unit: an MLP on (event, candidate, difference, product) weighs events.
 
     Attributes:
       widths: Of its hidden layers.
       activation: See `recjax.layers.mlp.ACTIVATIONS`.
-      softmax: Normalise the weights; DIN sums unnormalised ones, to keep the intensity of interests.
+      softmax: Normalise the weights; DIN sums unnormalised ones, to keep the intensity of
+        interests.
     """
 
     widths: tuple[int, ...] = (80, 40)
@@ -27,7 +28,7 @@ class ActivationUnit(nn.Module):
     def __call__(
         self, query: jax.Array, events: jax.Array, mask: jax.Array, *, train: bool
     ) -> jax.Array:
-        """query [B, C, D], events [B, L, D], mask bool [B, L] -> [B, C, D]; zeros for an empty history."""
+        """query [B, C, D], events [B, L, D], mask [B, L] -> [B, C, D]; zeros without events."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         q, e = query[:, :, None], events[:, None]
         shape = jnp.broadcast_shapes(q.shape, e.shape)  # [B, C, L, D]

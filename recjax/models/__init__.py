@@ -25,7 +25,8 @@ def build(schema: Schema, cfg_model: Mapping[str, Any]) -> System:
 
     Args:
       schema: Of the batches.
-      cfg_model: `name` (a file of recjax.models, or a dotted module path: trusted code) and its options.
+      cfg_model: `name` (a file of recjax.models, or a dotted module path: trusted code) and its
+        options.
 
     Raises:
       ValueError: no such model, or an option it does not take; the message lists those it does.
@@ -45,7 +46,9 @@ def _module(name: str):
         return importlib.import_module(name)
     files = sorted(m.name for m in pkgutil.iter_modules(__path__))
     if name not in files:
-        raise ValueError(f"model.name={name!r} is unknown; use one of {', '.join(files)}, or a dotted module path")
+        raise ValueError(
+            f"model.name={name!r} is unknown; use one of {', '.join(files)}, or a dotted path"
+        )
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -60,13 +63,17 @@ def check_options(name: str, given: Iterable[str], accepted: Iterable[str]) -> N
     """Raises ValueError naming the first option `name` does not take, and all it does."""
     for option in given:
         if option not in accepted:
-            raise ValueError(f"model {name!r} has no option {option!r}; it takes {', '.join(sorted(accepted))}")
+            raise ValueError(
+                f"model {name!r} has no option {option!r}; it takes {', '.join(sorted(accepted))}"
+            )
 
 
 def check_choice(name: str, option: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises ValueError when `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"model {name!r}: {option}={value!r} is not one of {', '.join(map(repr, choices))}")
+        raise ValueError(
+            f"model {name!r}: {option}={value!r} is not one of {', '.join(map(repr, choices))}"
+        )
 
 
 def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[str, ...]:
@@ -85,7 +92,7 @@ def make_tables(schema: Schema, table: Mapping[str, Any], *, dim: int = 8) -> tu
 
 
 def make_heads(schema: Schema, labels: Iterable[str] | None) -> dict[str, str]:
-    """Output name -> label: "logits" for the first label (default: the schema's first), its name for others."""
+    """Output -> label: "logits" for the first (default: the schema's first), else its own name."""
     labels = tuple(labels or schema.labels[:1])
     if not labels:
         raise SchemaError("the schema has no label to predict; give a feature the role label")

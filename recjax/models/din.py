@@ -1,14 +1,16 @@
 """DIN: target attention over the history.
 
-G. Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018, arXiv 1706.06978.
+G. Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018, arXiv
+1706.06978.
 
     v_U(c) = sum over events j of a(e_j, v_c) e_j          # eq. 3, weights not normalised
     logit  = MLP(v_U(c), candidate, profile, context, numbers)
 
-a is the activation unit (an MLP on event, candidate, their difference and product; the paper feeds an outer
-product, the authors' code difference and product). Deviations: a candidate field that no event has is absent from
-v_c, an event field that no candidate has meets zeros; mini-batch aware regularisation is the tables' `l2` (on
-touched rows); the sum over history sizes is left out. All candidates of a request are scored beside each other.
+a is the activation unit (an MLP on event, candidate, their difference and product; the paper feeds
+an outer product, the authors' code difference and product). Deviations: a candidate field that no
+event has is absent from v_c, an event field that no candidate has meets zeros; mini-batch aware
+regularisation is the tables' `l2` (on touched rows); the sum over history sizes is left out. All
+candidates of a request are scored beside each other.
 """
 
 from collections.abc import Iterable, Mapping
@@ -66,7 +68,9 @@ class DIN(nn.Module):
         unit = ActivationUnit(self.attention, self.attention_activation, self.softmax, **types)
         interest = unit(query, events, inputs.mask[self.history], train=train)
         roles = ("candidate", "context", "profile")
-        other = fields.OtherFeatures(self.schema, self.dense_norm, roles, **types)(inputs, train=train)
+        other = fields.OtherFeatures(self.schema, self.dense_norm, roles, **types)(
+            inputs, train=train
+        )
         x = jnp.concatenate([interest, other], axis=-1)
         valid = fields.valid_of(inputs)
         mlp = MLP(self.head, self.head_norm, self.head_activation, self.dropout, **types)
@@ -80,7 +84,7 @@ INTERNAL = ("schema", "outputs", "dtype", "param_dtype")
 def build(
     schema: Schema,
     *,
-    table: Mapping[str, Any] = {},  # noqa: B006
+    table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     labels: Iterable[str] | None = None,
@@ -97,7 +101,9 @@ def build(
       **options: Fields of `DIN`.
     """
     accepted = models.module_options(DIN, INTERNAL)
-    models.check_options("din", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels"))
+    models.check_options(
+        "din", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
+    )
     heads = models.make_heads(schema, labels)
     tables = models.make_tables(schema, table)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
@@ -105,7 +111,12 @@ def build(
     module = DIN(schema=schema, outputs=tuple(heads), **dtypes, **options)
     check(module)
     return pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=table.get("owner", "")
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        owner=table.get("owner", ""),
     )
 
 
@@ -117,5 +128,6 @@ def check(module: DIN) -> None:
         models.check_choice("din", option, getattr(module, option), ACTIVATIONS)
     if not any(fields.matched_fields(module.schema, module.history)):
         raise SchemaError(
-            f"din needs a candidate field in an id space of the history list {module.history!r}; there is none"
+            f"din needs a candidate field in an id space of the history list {module.history!r}; "
+            "there is none"
         )

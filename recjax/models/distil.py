@@ -1,18 +1,20 @@
 """Online distillation: a large teacher and a light student trained at once, on the same batches.
 
-Same paper, sources and tags as `recjax.models.suan`; any two systems trained by cross-entropy will do. With t the
-temperature [form of the loss: SUM; t and lambda were not found]
+Same paper, sources and tags as `recjax.models.suan`; any two systems trained by cross-entropy will
+do. With t the temperature [form of the loss: SUM; t and lambda were not found]
 
     loss = BCE(z_s, y) + BCE(z_t, y) + weight t^2 BCE(z_s / t, stop_gradient(sigmoid(z_t / t)))
 
-The gradient of the third term with respect to z_s is (sigmoid(z_s / t) - sigmoid(z_t / t)) / t, about
-(z_s - z_t) / (4 t^2), hence the t^2. The stop_gradient and separate tables are ours [proposal]: with them the teacher
-trains exactly as it would alone, and the student's serving cost is its own. Dense parameters are
-{"teacher": ..., "student": ...}, tables are owned by "teacher" and "student", and so are the groups of
-optimizers and clipping. With `share_embeddings` both read the student's tables, and train them together.
+The gradient of the third term with respect to z_s is (sigmoid(z_s / t) - sigmoid(z_t / t)) / t,
+about (z_s - z_t) / (4 t^2), hence the t^2. The stop_gradient and separate tables are ours
+[proposal]: with them the teacher trains exactly as it would alone, and the student's serving cost
+is its own. Dense parameters are {"teacher": ..., "student": ...}, tables are owned by "teacher" and
+"student", and so are the groups of optimizers and clipping. With `share_embeddings` both read the
+student's tables, and train them together.
 
-To serve, `student_only(schema, **same options)` is the student as a system of its own: it needs dense["student"],
-state["student"] and the tables "student/...", nothing else. `exports` of the pair are the student's, on the pair's trees.
+To serve, `student_only(schema, **same options)` is the student as a system of its own: it needs
+dense["student"], state["student"] and the tables "student/...", nothing else. `exports` of the pair
+are the student's, on the pair's trees.
 """
 
 from collections.abc import Mapping
@@ -39,7 +41,7 @@ def build(
     weight: float = 1.0,
     share_embeddings: bool = False,
     student_history: int | None = None,
-    table: Mapping[str, Any] = {},  # noqa: B006
+    table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
 ) -> System:
     """Teacher and student as one system.
@@ -56,10 +58,13 @@ def build(
       compute_dtype: Default for both sides.
 
     Returns:
-      A system with outputs "logits" (the student's; further labels by name) and "teacher" ("teacher/<label>").
+      A system with outputs "logits" (the student's; further labels by name) and "teacher"
+      ("teacher/<label>").
     """
     if temperature <= 0 or weight < 0:
-        raise ValueError(f"distil wants temperature > 0 and weight >= 0, got {temperature} and {weight}")
+        raise ValueError(
+            f"distil wants temperature > 0 and weight >= 0, got {temperature} and {weight}"
+        )
     owners = {"teacher": "student" if share_embeddings else "teacher", "student": "student"}
     systems = {
         side: _side(schema, side, config, owners[side], table, compute_dtype)
@@ -74,11 +79,11 @@ def student_only(
     *,
     student: Mapping[str, Any],
     student_history: int | None = None,
-    table: Mapping[str, Any] = {},  # noqa: B006
+    table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
     **rest,
 ) -> System:
-    """The student of `build` with the same options as a system of its own; `rest` (the teacher's) is ignored.
+    """The student of `build` with the same options, as a system of its own; `rest` is ignored.
 
     Its trees are dense["student"], state["student"] and the tables under "student/" of the pair.
     """
@@ -93,8 +98,8 @@ def _side(schema, side, config, owner, table, compute_dtype) -> System:
     system = models.build(schema, config)
     if system.forward is None or system.setup or system.after_step or system.on_eval:
         raise ValueError(
-            f"distil: model {config['name']!r} cannot be the {side}; it must be trained by cross-entropy alone "
-            "(System.forward, no hooks)"
+            f"distil: model {config['name']!r} cannot be the {side}: it is not trained by "
+            "cross-entropy alone (System.forward, no hooks)"
         )
     return system
 
@@ -142,7 +147,9 @@ class Pair:
                 sums[_loss_name(side, o)] = term
         for o in self.student.objectives:
             if o.output in outs["teacher"]:
-                term = self.soft(outs["student"][o.output], outs["teacher"][o.output], weights_of(batch))
+                term = self.soft(
+                    outs["student"][o.output], outs["teacher"][o.output], weights_of(batch)
+                )
                 total = total + self.weight * self.temperature**2 * mean(*term)
                 sums["/".join(filter(None, ("loss/distil", o.name)))] = term
         return total, (changed, sums)
@@ -184,7 +191,7 @@ def _of_teacher(o: Objective) -> Objective:
 
 
 def _loss_name(side: str, o: Objective) -> str:
-    """The student's cross-entropy against the main label is "loss": what two runs are compared by."""
+    """The student's cross-entropy against the main label is "loss": runs are compared by it."""
     return "/".join(filter(None, ("loss", "" if side == "student" else side, o.name)))
 
 

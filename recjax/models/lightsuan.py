@@ -1,22 +1,24 @@
 """LightSUAN: SUAN with sparse self-attention and many candidates per pass.
 
-Same paper, sources and tags as `recjax.models.suan`. Parameters are SUAN's: only the allowed pairs change.
-With delta = i - j >= 0 [FIG-M; the rule reproduces the figure cell by cell]
+Same paper, sources and tags as `recjax.models.suan`. Parameters are SUAN's: only the allowed pairs
+change. With delta = i - j >= 0 [FIG-M; the rule reproduces the figure cell by cell]
 
     local    delta <= k - 1                               the window of k includes the token itself
     dilated  delta = anchor + m r, m = 1, 2, ...          beyond the window; anchor = k - 1
 
-as one union under one softmax. The figure (k = 2) cannot tell the anchor k - 1 from 1; with k - 1 the gap to the
-first dilated key is r for any k, so that is the default [proposal], and `anchor` sets another. k and r of the
-paper were not found; 16 and 4 (n = 100), 50 and 10 (n = 1000) are ours. We take the mask to hold in all blocks and
-in training [proposal]. `gate_pool="causal"` by default, for SUAN's reasons: "full" would let candidates see
-each other, and is folded to one candidate per row.
+as one union under one softmax. The figure (k = 2) cannot tell the anchor k - 1 from 1; with k - 1
+the gap to the first dilated key is r for any k, so that is the default [proposal], and `anchor`
+sets another. k and r of the paper were not found; 16 and 4 (n = 100), 50 and 10 (n = 1000) are
+ours. We take the mask to hold in all blocks and in training [proposal]. `gate_pool="causal"` by
+default, for SUAN's reasons: "full" would let candidates see each other, and is folded to one
+candidate per row.
 
-`sparse=True` computes allowed pairs only (up to the corners of blocks): a band by blocks of k, each meeting itself
-and the block before it, and the dilated keys shifted by k - 1 + r, so that queries meet keys of their own residue
-mod r: r causal attentions of length n / r. Both share one maximum and one sum (log-sum-exp merge), which is exact
-because their key sets are disjoint. Nothing but the inputs is kept for the backward pass. On CPU it runs one
-example at a time, where it stays in cache. `sparse=False` masks the dense form instead: the same numbers.
+`sparse=True` computes allowed pairs only (up to the corners of blocks): a band by blocks of k, each
+meeting itself and the block before it, and the dilated keys shifted by k - 1 + r, so that queries
+meet keys of their own residue mod r: r causal attentions of length n / r. Both share one maximum
+and one sum (log-sum-exp merge), which is exact because their key sets are disjoint. Nothing but the
+inputs is kept for the backward pass. On CPU it runs one example at a time, where it stays in cache.
+`sparse=False` masks the dense form instead: the same numbers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -56,8 +58,8 @@ class LocalDilated:
     def __post_init__(self):
         if self.local < 1 or self.dilation < 1 or (self.anchor or 0) < 0:
             raise ValueError(
-                f"lightsuan wants local >= 1, dilation >= 1 and anchor >= 0, got {self.local}, {self.dilation} "
-                f"and {self.anchor}"
+                "lightsuan wants local >= 1, dilation >= 1 and anchor >= 0, "
+                f"got {self.local}, {self.dilation} and {self.anchor}"
             )
 
     @property
@@ -106,7 +108,9 @@ class LocalDilated:
         """Allowed pairs among n behaviours and a candidate after them."""
         return int(self.mask(n, 1).sum())
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, pairs: tuple[Pairs, ...]) -> jax.Array:
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pairs: tuple[Pairs, ...]
+    ) -> jax.Array:
         """[B, H, n, dh] x 3 -> [B, H, n, dh]; `pairs` follow `layouts`."""
         if len(pairs) == 1:
             return attend(q, k, v, *pairs[0])
@@ -171,17 +175,23 @@ def _attend_one(pattern: LocalDilated, q, k, v, pairs: tuple[Pairs, Pairs]) -> j
     n, band, dilated = q.shape[1], *pairs
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
     near = jnp.einsum("hawd,hasd->haws", _blocks(q, window), _own_and_previous(k, window), **F32)
-    far = jnp.einsum("hard,hcrd->harc", _by_residue(q, r), _by_residue(_shift(k, pattern.first), r), **F32)
+    far = jnp.einsum(
+        "hard,hcrd->harc", _by_residue(q, r), _by_residue(_shift(k, pattern.first), r), **F32
+    )
     near, far = (_logits(x, p, n) for x, p in ((near, band), (far, dilated)))
 
     top = jnp.maximum(near.max(-1, keepdims=True), far.max(-1, keepdims=True))
     top = jax.lax.stop_gradient(top)
-    near, far = (jnp.where(p.mask, jnp.exp(x - top), 0.0) for x, p in ((near, band), (far, dilated)))
+    near, far = (
+        jnp.where(p.mask, jnp.exp(x - top), 0.0) for x, p in ((near, band), (far, dilated))
+    )
     total = near.sum(-1, keepdims=True) + far.sum(-1, keepdims=True)
 
     near, far = _blocks(near.astype(v.dtype), window), _by_residue(far.astype(v.dtype), r)
     out = _rows(jnp.einsum("haws,hasd->hawd", near, _own_and_previous(v, window), **F32), n)
-    out += _rows(jnp.einsum("harc,hcrd->hard", far, _by_residue(_shift(v, pattern.first), r), **F32), n)
+    out += _rows(
+        jnp.einsum("harc,hcrd->hard", far, _by_residue(_shift(v, pattern.first), r), **F32), n
+    )
     return (out / jnp.where(total > 0, total, 1.0)).astype(v.dtype)
 
 
@@ -226,7 +236,7 @@ def _shift(x: jax.Array, by: int) -> jax.Array:
 def build(
     schema: Schema,
     *,
-    table: Mapping[str, Any] = {},  # noqa: B006
+    table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     labels: Iterable[str] | None = None,
@@ -252,7 +262,16 @@ def build(
       gate_pool: "causal", "behaviour", or "full" (folds the candidates).
       **options: Fields of `suan.SUAN`.
     """
-    own = ("local", "dilation", "anchor", "sparse", "table", "compute_dtype", "param_dtype", "labels")
+    own = (
+        "local",
+        "dilation",
+        "anchor",
+        "sparse",
+        "table",
+        "compute_dtype",
+        "param_dtype",
+        "labels",
+    )
     accepted = set(models.module_options(suan.SUAN, suan.INTERNAL)) - {"causal"}
     models.check_options("lightsuan", options, (*accepted, *own))
     pattern = LocalDilated(local, dilation, anchor, sparse)

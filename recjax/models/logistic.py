@@ -1,9 +1,10 @@
-"""Logistic regression: one weight per id, a linear term in the numbers. The baseline that must be beaten.
+"""Logistic regression: a weight per id, a linear term in the numbers. The one to beat.
 
     logit = b + sum over ids of w[id] + mean over history events of w'[id] + v . numbers
 
-Histories share the weights of their id spaces' tables up to a learned factor per field (w' = a_f w), so a table
-per id space suffices. No interaction is possible; what a model gains over this is interactions.
+Histories share the weights of their id spaces' tables up to a learned factor per field (w' = a_f
+w), so a table per id space suffices. No interaction is possible; what a model gains over this is
+interactions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,8 @@ class Logistic(nn.Module):
 
     Attributes:
       schema: Of the inputs.
-      outputs: Names of the logits; each has its own slopes, factors and bias, all share the id weights.
+      outputs: Names of the logits; each has its own slopes, factors and bias, all share the id
+        weights.
       dense_norm: "batchnorm" or "identity", of dense features.
     """
 
@@ -37,7 +39,9 @@ class Logistic(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs, *, train: bool = False) -> dict[str, jax.Array]:
         """Logits {output: float32 [B, C]}."""
-        numbers = OtherFeatures(self.schema, self.dense_norm, ids=(), dtype=self.dtype)(inputs, train=train)
+        numbers = OtherFeatures(self.schema, self.dense_norm, ids=(), dtype=self.dtype)(
+            inputs, train=train
+        )
         ids = self._id_weights(inputs)
         x = ids if numbers is None else jnp.concatenate([numbers, ids], axis=-1)
         init = nn.initializers.constant
@@ -46,7 +50,9 @@ class Logistic(nn.Module):
             factors = self.param(f"{name}_ids", init(1.0), (ids.shape[-1],))
             slopes = self.param(f"{name}_numbers", init(0.0), (x.shape[-1] - ids.shape[-1],))
             bias = self.param(f"{name}_bias", init(0.0), ())
-            out[name] = (x @ jnp.concatenate([slopes, factors]).astype(x.dtype)).astype(jnp.float32) + bias
+            out[name] = (x @ jnp.concatenate([slopes, factors]).astype(x.dtype)).astype(
+                jnp.float32
+            ) + bias
         return out
 
     def _id_weights(self, inputs: Inputs) -> jax.Array:
@@ -66,7 +72,7 @@ class Logistic(nn.Module):
 def build(
     schema: Schema,
     *,
-    table: Mapping[str, Any] = {},  # noqa: B006
+    table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
     labels: Iterable[str] | None = None,
     dense_norm: str = "batchnorm",
@@ -77,5 +83,10 @@ def build(
     tables = models.make_tables(schema, {**table, "dim": 1})
     module = Logistic(schema, tuple(heads), dense_norm, jnp.dtype(compute_dtype))
     return pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=table.get("owner", "")
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        owner=table.get("owner", ""),
     )

@@ -1,9 +1,10 @@
 """SUAN: a CTR model that scales, built of Unified Attention Blocks.
 
-W. Lai et al., "Exploring Scaling Laws of CTR Model for Online Performance Improvement", RecSys 2025,
-doi 10.1145/3705328.3748046, arXiv 2508.15326. The full text was not available to us. What follows stands on
-the authors' code [CODE], the paper's two method figures [FIG-A, FIG-M] and second-hand summaries [SUM]; what
-we had to decide is marked [proposal]. No number of the paper's tables was found, and none is claimed.
+W. Lai et al., "Exploring Scaling Laws of CTR Model for Online Performance Improvement", RecSys
+2025, doi 10.1145/3705328.3748046, arXiv 2508.15326. The full text was not available to us. What
+follows stands on the authors' code [CODE], the paper's two method figures [FIG-A, FIG-M] and
+second-hand summaries [SUM]; what we had to decide is marked [proposal]. No number of the paper's
+tables was found, and none is claimed.
 
 One block, [FIG-A, CODE]. Every residual starts from the *normalised* stream:
 
@@ -16,18 +17,20 @@ One block, [FIG-A, CODE]. Every residual starts from the *normalised* stream:
 and the logit is an MLP of concat(E_last, flatten(E_p), e_other), E_last the candidate's row.
 
 Differences from the released code, which does not run as it is:
-  * Cross-attention is scaled by sqrt(dh); the code's sqrt(number of profile tokens) is `cross_scale="n2"`.
-  * The gate's mean counts valid positions only, and a query that sees no key gets zeros: the code's additive
-    -1e9 makes such rows uniform over all keys, the future included.
+  * Cross-attention is scaled by sqrt(dh); the code's sqrt(number of profile tokens) is
+    `cross_scale="n2"`.
+  * The gate's mean counts valid positions only, and a query that sees no key gets zeros: the code's
+    additive -1e9 makes such rows uniform over all keys, the future included.
   * Time gaps are seconds between events (and to the request); the code passes the hour of day.
-  * The target is projected (the code's Ele.me class); zero-filled (its industrial class) is `target="zero_fill"`.
+  * The target is projected (the code's Ele.me class); zero-filled (its industrial class) is
+    `target="zero_fill"`.
   * BatchNorm on the logit is off (`logit_bn`), and its decay is 0.99, not 0.999.
 
-`gate_pool="full"` (paper figure, code) averages over all positions, so every behaviour row depends on the
-candidate: candidates are folded into the batch, [B * C, 1]. "behaviour" and "causal" [proposal] leave the
-behaviours independent of the candidate: they are encoded once, and all candidates are scored beside each other,
-each at logical position n and seeing the behaviours and itself. In the first block "causal" gives a candidate
-exactly the gate of "full".
+`gate_pool="full"` (paper figure, code) averages over all positions, so every behaviour row depends
+on the candidate: candidates are folded into the batch, [B * C, 1]. "behaviour" and "causal"
+[proposal] leave the behaviours independent of the candidate: they are encoded once, and all
+candidates are scored beside each other, each at logical position n and seeing the behaviours and
+itself. In the first block "causal" gives a candidate exactly the gate of "full".
 """
 
 from collections.abc import Iterable, Mapping
@@ -98,13 +101,15 @@ class FullPattern:
         """Behaviours that a candidate at position n sees."""
         return np.arange(n)
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, pairs: tuple[Pairs, ...]) -> jax.Array:
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pairs: tuple[Pairs, ...]
+    ) -> jax.Array:
         """[B, H, n, dh] x 3 -> [B, H, n, dh]; `pairs` follow `layouts`."""
         return attend(q, k, v, *pairs[0])
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without biases in its projections; candidates share the behaviours' keys."""
+    """Multi-head self-attention; candidates share the behaviours' keys. No projection biases."""
 
     width: int
     heads: int
@@ -116,7 +121,7 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value, self.out = (_linear(self, self.width) for _ in range(4))
 
     def behaviours(self, x: jax.Array, pairs: tuple[Pairs, ...]):
-        """x [B, n, D] -> [B, n, D], and K, V [B, H, m, dh] of the behaviours that candidates see."""
+        """x [B, n, D] -> [B, n, D], and K, V [B, H, m, dh] of what candidates see."""
         q, k, v = (split_heads(f(x), self.heads) for f in (self.query, self.key, self.value))
         out = self.out(merge_heads(self.pattern.attend(q, k, v, pairs)))
         keys = self.pattern.keys(x.shape[1])
@@ -125,8 +130,10 @@ class SelfAttention(nn.Module):
         return out, k, v
 
     def candidates(self, x: jax.Array, k: jax.Array, v: jax.Array, pairs: Pairs) -> jax.Array:
-        """x [B, C, D] -> [B, C, D]: each candidate sees K, V and itself, the last slot of `pairs`."""
-        q, own_k, own_v = (split_heads(f(x), self.heads) for f in (self.query, self.key, self.value))
+        """x [B, C, D] -> [B, C, D]: each sees K, V and itself, the last slot of `pairs`."""
+        q, own_k, own_v = (
+            split_heads(f(x), self.heads) for f in (self.query, self.key, self.value)
+        )
         seen = jnp.einsum("bhcd,bhmd->bhcm", q, k, preferred_element_type=jnp.float32)
         own = (q * own_k).sum(-1, keepdims=True, dtype=jnp.float32)
         logits = jnp.concatenate([seen, own], axis=-1) / math.sqrt(q.shape[-1])
@@ -137,7 +144,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Sequence rows ask, profile tokens answer. No mask: a missing profile field has an id of its own."""
+    """Sequence rows ask, profile tokens answer. No mask: a missing field has an id of its own."""
 
     width: int
     heads: int
@@ -159,7 +166,7 @@ class CrossAttention(nn.Module):
 
 
 class AlignmentGate(nn.Module):
-    """Dual alignment attention: mixes two branches per channel, by a pooled sum of both [FIG-A, CODE]."""
+    """Dual alignment attention: mixes two branches per channel [FIG-A, CODE]."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
@@ -187,7 +194,7 @@ def _linear(module, features: int, use_bias: bool = False) -> nn.Dense:
 
 
 class Rows(NamedTuple):
-    """Rows halfway through a block, [B, rows, D] each: the residual stream, RMS_2 of it, cross-attention."""
+    """Rows halfway through a block, [B, rows, D]: residual stream, RMS_2 of it, cross-attention."""
 
     stream: jax.Array
     x2: jax.Array
@@ -200,7 +207,7 @@ class Rows(NamedTuple):
 
 
 class UnifiedAttentionBlock(nn.Module):
-    """See the module docstring. Behaviours [B, n, D] and candidates [B, C, D] pass through side by side."""
+    """See the module docstring. Behaviours and candidates pass through side by side."""
 
     width: int
     heads: int
@@ -261,7 +268,9 @@ class UnifiedAttentionBlock(nn.Module):
 
     def score(self, candidates, cache, profile, candidate_pairs) -> jax.Array:
         """The candidates' half, [B, C, D] -> [B, C, D]."""
-        c = self._candidate_rows(candidates, cache["key"], cache["value"], profile, candidate_pairs, False)
+        c = self._candidate_rows(
+            candidates, cache["key"], cache["value"], profile, candidate_pairs, False
+        )
         return self._finish(c, self._candidate_mean(c, cache["total"], cache["count"]), False)
 
     def _behaviour_rows(self, x, profile, pairs, train):
@@ -292,7 +301,7 @@ class UnifiedAttentionBlock(nn.Module):
         return total / jnp.maximum(count, 1)
 
     def _candidate_mean(self, c: Rows, total, count) -> jax.Array:
-        """What gates candidate rows, [B, 1 or C, D]: causal counts the behaviours and the candidate itself."""
+        """What gates candidate rows, [B, 1 or C, D]; "causal": behaviours and the candidate."""
         if self.gate_pool == "causal":
             return (total + c.total) / (count + 1)
         return total / jnp.maximum(count, 1)
@@ -342,7 +351,8 @@ class SUAN(nn.Module):
       alignment: False replaces the gate's mixture by the cross-attention alone.
       cross_scale: "dh", or "n2" as in the code.
       target: "projected" or "zero_fill".
-      target_aware: False keeps the candidate out of the sequence; the last behaviour is read out [proposal].
+      target_aware: False keeps the candidate out of the sequence; the last behaviour is read out
+        [proposal].
       causal: False lets behaviours see later ones.
       attention_bias: Position and time bias.
       time_bias: False leaves the position bias alone.
@@ -350,8 +360,9 @@ class SUAN(nn.Module):
       per_head_bias: Own bias tables per head (released: shared).
       per_block_bias: Own bias tables per block (released: shared).
       abs_pos: Learned absolute positions [CODE only].
-      time_emb: (history id field, context id field) of a coarse time such as the hour of the week, projected
-        and added to behaviours and target [CODE only; there with the hour of day]; () for none.
+      time_emb: (history id field, context id field) of a coarse time such as the hour of the week,
+        projected and added to behaviours and target [CODE only; there with the hour of day]; () for
+        none.
       max_history: Longest history the bias and position tables hold; 0: the batch's L, then fixed.
       history: The behaviours' list; "" for the schema's first.
       head: Widths of the MLP.
@@ -428,15 +439,25 @@ class SUAN(nn.Module):
             self.positions = Positions(self.model_width, self.param_dtype)
         if self.attention_bias:
             self.biases = [
-                PairBias(self.heads if self.per_head_bias else 1, self.time_buckets, self.time_bias, self.param_dtype)
+                PairBias(
+                    self.heads if self.per_head_bias else 1,
+                    self.time_buckets,
+                    self.time_bias,
+                    self.param_dtype,
+                )
                 for _ in range(self.blocks if self.per_block_bias else 1)
             ]
         # 7 is `train`; 0 is the module itself.
-        block = nn.remat(UnifiedAttentionBlock, static_argnums=(7,)) if self.remat else UnifiedAttentionBlock
-        shared = {f.name for f in dataclasses.fields(UnifiedAttentionBlock)} - {"parent", "name", "width", "pattern"}
-        options = {name: getattr(self, name) for name in shared}
+        block = (
+            nn.remat(UnifiedAttentionBlock, static_argnums=(7,))
+            if self.remat
+            else UnifiedAttentionBlock
+        )
+        own = models.module_options(UnifiedAttentionBlock, ("width", "pattern"))
+        options = {name: getattr(self, name) for name in own}
         self.layers = [
-            block(width=self.model_width, pattern=self.attention_pattern, **options) for _ in range(self.blocks)
+            block(width=self.model_width, pattern=self.attention_pattern, **options)
+            for _ in range(self.blocks)
         ]
         self.other = fields.OtherFeatures(self.schema, self.dense_norm, **types)
         self.mlp = MLP(self.head, self.head_norm, self.head_activation, **types)
@@ -467,10 +488,10 @@ class SUAN(nn.Module):
         return jnp.broadcast_to(behaviours[:, -1:], (b, inputs.candidates, width))
 
     def prefix(self, inputs: Inputs) -> dict[str, jax.Array]:
-        """Everything about a history that scoring needs, {name: [B, ...]}. Needs no candidate, and no gate "full".
+        """What scoring needs of a history, {name: [B, ...]}. Not with gate_pool "full".
 
-        It depends on the events and the profile; time biases between events do not change as time passes, so it
-        holds until the next event.
+        It depends on the events and the profile; time biases between events do not change as time
+        passes, so it holds until the next event.
         """
         behaviours, profile = self._behaviours(inputs), self._profile(inputs)
         pairs, valid = self._behaviour_pairs(inputs), inputs.mask[self.events]
@@ -480,10 +501,13 @@ class SUAN(nn.Module):
             caches |= {f"block_{i}/{k}": x for k, x in cache.items()}
         return caches
 
-    def score_candidates(self, cache: Mapping[str, jax.Array], inputs: Inputs) -> dict[str, jax.Array]:
-        """Logits {output: [B, C]} from `prefix` of the same history; reads its mask and ages, not its ids.
+    def score_candidates(
+        self, cache: Mapping[str, jax.Array], inputs: Inputs
+    ) -> dict[str, jax.Array]:
+        """Logits {output: [B, C]} from `prefix` of the same history, its mask and its ages.
 
-        Every candidate stands at logical position n at the request's time [FIG-M; positions inferred].
+        Every candidate stands at logical position n at the request's time [FIG-M; positions
+        inferred].
         """
         candidates, profile = self._targets(inputs), self._profile(inputs)
         pairs = self._candidate_pairs(inputs)
@@ -537,7 +561,9 @@ class SUAN(nn.Module):
     def _length(self, n: int) -> int:
         """T of the position tables."""
         if self.max_history and n > self.max_history:
-            raise ValueError(f"a history of {n} events does not fit max_history={self.max_history}; raise it")
+            raise ValueError(
+                f"a history of {n} events does not fit max_history={self.max_history}; raise it"
+            )
         return (self.max_history or n) + 1
 
     def _behaviour_pairs(self, inputs: Inputs) -> list[tuple[Pairs, ...]]:
@@ -554,7 +580,7 @@ class SUAN(nn.Module):
         return self._with_biases(masks, distances, gaps, n)
 
     def _candidate_pairs(self, inputs: Inputs) -> list[Pairs]:
-        """Per block (or once for all): a candidate, at position n, and the behaviours it sees, then itself."""
+        """Per block (or once for all): what a candidate at position n sees, itself last."""
         valid, age = inputs.mask[self.events], inputs.age[self.events]
         b, n = valid.shape
         keys = self.attention_pattern.keys(n)
@@ -582,7 +608,7 @@ INTERNAL = ("schema", "dim", "outputs", "pattern", "dtype", "param_dtype")
 def build(
     schema: Schema,
     *,
-    table: Mapping[str, Any] = {},  # noqa: B006
+    table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     labels: Iterable[str] | None = None,
@@ -591,7 +617,8 @@ def build(
     """SUAN as a system.
 
     Args:
-      schema: Needs a history list with ids, a candidate id, a label; profile ids unless af_net=False.
+      schema: Needs a history list with ids, a candidate id, a label; profile ids unless
+        af_net=False.
       table: To `Schema.tables`; its dim is d.
       compute_dtype: Of activations; softmax, norm statistics and the loss stay float32.
       param_dtype: Of dense parameters.
@@ -599,7 +626,9 @@ def build(
       **options: Fields of `SUAN`.
     """
     accepted = models.module_options(SUAN, INTERNAL)
-    models.check_options("suan", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels"))
+    models.check_options(
+        "suan", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
+    )
     return make_system(schema, table, compute_dtype, param_dtype, labels, None, options)
 
 
@@ -628,13 +657,20 @@ def check(module: SUAN) -> None:
         models.check_choice("suan", option, getattr(module, option), choices)
     schema, width = module.schema, module.model_width
     if width % module.heads or width < 4:
-        raise ValueError(f"suan: width {width} must be at least 4 and a multiple of heads={module.heads}")
+        raise ValueError(
+            f"suan: width {width} must be at least 4 and a multiple of heads={module.heads}"
+        )
     if not schema.select("candidate", kind="id"):
         raise SchemaError("suan needs a candidate id feature; the schema has none")
     if module.af_net and not schema.select("profile", kind="id"):
-        raise SchemaError("suan's AFNet needs a profile id feature; the schema has none: set af_net=False")
+        raise SchemaError(
+            "suan's AFNet needs a profile id feature; the schema has none: set af_net=False"
+        )
     if module.target == "zero_fill" and not any(fields.matched_fields(schema, module.events)):
-        raise SchemaError("target='zero_fill' needs a candidate field in an id space of the history; use 'projected'")
+        raise SchemaError(
+            "target='zero_fill' needs a candidate field in an id space of the history; "
+            "use 'projected'"
+        )
     if module.time_emb:
         roles = [schema.feature(name).role for name in module.time_emb]
         if roles != ["history", "context"]:
@@ -644,14 +680,17 @@ def check(module: SUAN) -> None:
 def cache_exports(module: SUAN, owner: str) -> dict[str, Export]:
     """The prefix cache as artifact functions; none where behaviours depend on the candidate.
 
-    `prefix` (cadence event) reads history and profile and returns the cache. `candidates` (cadence candidate)
-    reads it from batch["cache"], beside the history's mask and ages and the other features; no history ids.
+    `prefix` (cadence event) reads history and profile and returns the cache. `candidates` (cadence
+    candidate) reads it from batch["cache"], beside the history's mask and ages and the other
+    features; no history ids.
     """
     if module.gate_pool == "full" or not module.target_aware:
         return {}
     schema = module.schema
     no_history = schema.without(f.name for f in schema.features if f.role == "history")
-    only_history = schema.without(f.name for f in schema.features if f.role not in ("history", "profile"))
+    only_history = schema.without(
+        f.name for f in schema.features if f.role not in ("history", "profile")
+    )
 
     def prefix(dense, rows, state, frozen, batch):
         inputs = embed(only_history, rows, batch, owner=owner, dtype=module.dtype)
@@ -667,7 +706,7 @@ def cache_exports(module: SUAN, owner: str) -> dict[str, Export]:
 
 
 def block_parameters(width: int, dim: int) -> int:
-    """Parameters of one block, 15.75 D^2 + 2 d D + 10 D, for D divisible by 4 (RMSNorm, SwiGLU, AFNet).
+    """Parameters of one block, 15.75 D^2 + 2 d D + 10 D, for D divisible by 4.
 
     4 D^2 self-attention, 2 D^2 + 2 d D cross-attention, 0.75 D^2 gate, 9 D^2 + 7 D FFN, 3 D norms.
     """
@@ -675,7 +714,12 @@ def block_parameters(width: int, dim: int) -> int:
 
 
 def block_flops(
-    width: int, dim: int, tokens: int, profile_tokens: int, pairs: int | None = None, gate_rows: int = 1
+    width: int,
+    dim: int,
+    tokens: int,
+    profile_tokens: int,
+    pairs: int | None = None,
+    gate_rows: int = 1,
 ) -> int:
     """Forward FLOPs of one block for one example, two per multiply-add; matrix products only.
 

@@ -321,9 +321,8 @@ class Scorer:
         for name, x in out.items():
             expected = np.asarray(mine[f"out/{name}"], np.float64)
             scale = max(np.abs(expected).max(initial=0), 1e-6)
-            worst = max(
-                worst, float(np.abs(np.asarray(x, np.float64) - expected).max(initial=0) / scale)
-            )
+            off = np.abs(np.asarray(x, np.float64) - expected).max(initial=0) / scale
+            worst = float(np.maximum(worst, off))  # unlike max(), keeps a NaN
         if not worst <= tolerance:
             raise ArtifactError(
                 f"function {self.function!r} of {self.artifact.path} is off by {worst:.2g} (relative) on this machine, "

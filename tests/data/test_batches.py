@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 
 from recjax.data import batches
-from recjax.data.batches import (
-    Assembler,
-    BatchError,
-    Layout,
-    Part,
-    Spec,
-    capacity_levels,
-    pack,
-    unpack,
-    widen,
-)
+from recjax.data.batches import Assembler, Part, widen
+from recjax.data.layout import BatchError, Layout, capacity_levels
+from recjax.data.packing import ALIGN, Spec, pack, unpack
 from recjax.schema import Feature, IdSpace, Schema
 
 SCHEMA = Schema(
@@ -302,7 +294,7 @@ def test_packing_round_trip_copies_nothing_and_aligns():
     opened = unpack(buffer, spec)
     assert_same(opened, tree)
     for leaf in (opened["a"]["x"], opened["a"]["y"], opened["b"]):
-        assert np.shares_memory(leaf, buffer) and leaf.ctypes.data % batches.ALIGN == 0
+        assert np.shares_memory(leaf, buffer) and leaf.ctypes.data % ALIGN == 0
 
 
 def test_a_packed_batch_is_one_aligned_buffer():

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from recjax.data import complete_journey as cj
+from recjax.data import exposures
 from recjax.data.histories import NEVER
 from recjax.data.prepared import DataError, Prepared
 from recjax.schema import MISSING, OOV
@@ -226,10 +227,10 @@ def test_labels_are_the_purchases(prepared, source, joined):
 
 
 def test_natural_negatives_are_one_bernoulli_draw(o):
-    w = cj.keep_rate(o, "1:2")
+    w = exposures.keep_rate(o, "1:2")
     unbought = o.offset[-1] - len(o.bought)
     assert w == pytest.approx(2 * len(o.bought) / unbought)
-    draws = [cj.draw_natural(np.random.default_rng(seed), o, w) for seed in range(200)]
+    draws = [exposures.draw_natural(np.random.default_rng(seed), o, w) for seed in range(200)]
     times = np.bincount(np.concatenate(draws), minlength=o.offset[-1])
     assert times[o.bought].sum() == 0
     rest = np.delete(times, o.bought)
@@ -250,13 +251,14 @@ def test_matched_negatives_have_their_stated_probability(log, o):
     pop = np.bincount(sold, minlength=len(log.values["product"]))[o.product]
     expected, n = 1500, 300
     draws = [
-        cj.draw_matched(np.random.default_rng(seed), o, split, pop, expected) for seed in range(n)
+        exposures.draw_matched(np.random.default_rng(seed), o, split, pop, expected)
+        for seed in range(n)
     ]
     assert np.mean([len(d) for d, _ in draws]) == pytest.approx(expected, rel=0.01)
     times = np.bincount(np.concatenate([d for d, _ in draws]), minlength=o.offset[-1])
     assert times[o.bought].sum() == 0 and times[o.offset[split.stop] :].sum() == 0
     c = draws[0][1]
-    free = cj._within(o, split, np.setdiff1d(np.arange(o.offset[-1]), o.bought))
+    free = exposures._within(o, split, np.setdiff1d(np.arange(o.offset[-1]), o.bought))
     popularity = pop[o.locate(free)[1]]
     assert (popularity == 0).any()
     for p in np.unique(popularity):
@@ -448,6 +450,6 @@ def test_the_whole_log_has_its_published_counts():
     log = cj.read_log(cj.locate(""))
     o = cj.opportunities(log)
     assert (o.joined, o.offset[-1], len(o.bought)) == (567_871_289, 567_375_914, 327_041)
-    rows, _ = cj.draw(log, o, "1:4", 0)
+    rows, _ = exposures.draw(log, o, cj.WEEKS, "1:4", 0)
     assert len(rows["train"][0]) == pytest.approx(1_453_500, abs=5 * 1_078)
     assert len(rows["test"][0]) == pytest.approx(129_600, abs=5 * 324)

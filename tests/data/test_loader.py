@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import recjax.data
-from recjax.data import loader
-from recjax.data.batches import BatchError
-from recjax.data.loader import Data, Order, open_data, request_starts, train_split
-from recjax.data.prepared import DataError, Prepared, write_prepared
+from recjax.data import loader, open_data
+from recjax.data.layout import BatchError
+from recjax.data.loader import Data
+from recjax.data.order import Order, request_starts
+from recjax.data.prepared import DataError, Prepared
 from recjax.data.synthetic import base
+from recjax.data.writing import write_prepared
 from recjax.schema import Feature, IdSpace, Schema
 
 WORLD = dict(users=300, items=80, impressions=4_000, events=15)
@@ -329,14 +331,14 @@ def test_open_data_names_what_it_cannot_find(tmp_path, path):
         open_data(dict(dir=str(path), history={"views": 3}))
 
 
-def test_train_split_follows_the_negatives():
-    assert [train_split(dict(negatives=n)) for n in ("natural", "matched")] == [
-        "train",
-        "train_matched",
-    ]
-    assert train_split({}) == "train"
-    with pytest.raises(BatchError, match="'popular'"):
-        train_split(dict(negatives="popular"))
+def test_what_a_data_module_lacks_is_not_mistaken_for_the_module(tmp_path, monkeypatch):
+    (tmp_path / "mydata").mkdir()
+    (tmp_path / "mydata" / "shop.py").write_text("import nosuchlibrary\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="nosuchlibrary"):
+        open_data(dict(name="mydata.shop"))
+    (tmp_path / "mydata" / "shop.py").write_text("open_data = dict\n")
+    assert open_data(dict(name="mydata.shop", source="a")) == dict(name="mydata.shop", source="a")
 
 
 def test_a_bad_id_in_a_timeline_is_named(tmp_path):

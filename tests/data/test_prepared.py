@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from recjax.data import prepared, vocabulary
-from recjax.data.prepared import DataError, Prepared, write_prepared
+from recjax.data.prepared import DataError, Prepared
 from recjax.data.vocabulary import Vocabulary
+from recjax.data.writing import write_prepared
 from recjax.schema import MISSING, OOV, Feature, IdSpace, Schema, SchemaError
 
 ROWS, EVENTS = 1000, 60

@@ -7,7 +7,8 @@ import pytest
 
 from experiments.baselines import judging, popularity
 from recjax import metrics
-from recjax.data.prepared import Prepared, write_prepared
+from recjax.data.prepared import Prepared
+from recjax.data.writing import write_prepared
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema, SchemaError
 
 ITEMS, VISITS, PER_VISIT = 60, 1500, 4

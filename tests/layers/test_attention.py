@@ -39,7 +39,9 @@ def position_bias(table, n):
     """[n, n] of a model whose longest sequence is n."""
     distance = np.arange(n)[:, None] - np.arange(n)
     module = PairBias(time=False)
-    return module.apply({"params": {"position": table}}, distance, jnp.zeros((1, n, n), jnp.int32), n)[0, 0]
+    return module.apply(
+        {"params": {"position": table}}, distance, jnp.zeros((1, n, n), jnp.int32), n
+    )[0, 0]
 
 
 def test_position_bias_is_w_of_j_minus_i():
@@ -93,13 +95,17 @@ def test_masked_softmax_equals_softmax_over_what_is_allowed():
 def test_fully_masked_rows_give_zeros_and_finite_gradients():
     logits = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     mask = np.array([[False, False], [True, False]])
-    value, grad = jax.value_and_grad(lambda x: (masked_softmax(x, mask) * jnp.array([1.0, 3.0])).sum())(logits)
+    value, grad = jax.value_and_grad(
+        lambda x: (masked_softmax(x, mask) * jnp.array([1.0, 3.0])).sum()
+    )(logits)
     assert value == 1.0 and np.isfinite(grad).all() and not grad[0].any()
 
 
 def test_softmax_gradient_of_a_single_key_is_zero():
     """A maximum(total, 1) guard would halve it: the tie at total == 1."""
-    grad = jax.grad(lambda x: masked_softmax(x, np.array([[True, False]]))[0, 0])(jnp.array([[1.0, 2.0]]))
+    grad = jax.grad(lambda x: masked_softmax(x, np.array([[True, False]]))[0, 0])(
+        jnp.array([[1.0, 2.0]])
+    )
     np.testing.assert_allclose(grad, 0.0, atol=1e-7)
 
 

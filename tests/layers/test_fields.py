@@ -14,7 +14,9 @@ W = world(b=2, c=3, n=4)
 def inputs_of(w, d=2, seed=0):
     """Inputs whose row of id i in every space is random but fixed."""
     rng = np.random.default_rng(seed)
-    tables = {s.name: rng.normal(size=(s.rows + 99, d)).astype(np.float32) for s in w.schema.id_spaces}
+    tables = {
+        s.name: rng.normal(size=(s.rows + 99, d)).astype(np.float32) for s in w.schema.id_spaces
+    }
     batch = w.batch()
     return embed(w.schema, {k: tables[k][ids] for k, ids in batch["ids"].items()}, batch)
 
@@ -56,7 +58,9 @@ def test_folding_gives_each_candidate_its_own_copy_of_the_request():
 def test_other_features_hold_every_number_once():
     x = inputs_of(W)
     module = fields.OtherFeatures(SCHEMA, "identity")
-    out = module.apply({}, x, train=False)  # context and candidate ids, then numbers in schema order
+    out = module.apply(
+        {}, x, train=False
+    )  # context and candidate ids, then numbers in schema order
     want = np.concatenate(
         [
             np.repeat(x.emb["hour"][:, None], 3, 1),

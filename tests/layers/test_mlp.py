@@ -22,7 +22,7 @@ def test_relu_ffn_has_the_weights_of_swiglu():
     x = jnp.zeros((1, 8))
     sizes = []
     for module in (SwiGLU(), ReluFFN()):
-        params = module.init(jax.random.key(0), x)["params"]
+        params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
         sizes.append(sum(p["kernel"].size for p in params.values()))
     assert sizes[0] == sizes[1] == 9 * 8 * 8
 
@@ -38,7 +38,9 @@ def test_batch_statistics_ignore_invalid_rows():
 
     y, stats = run(x, valid)
     rows = np.asarray(x)[np.asarray(valid)]
-    np.testing.assert_allclose(y[valid], (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(
+        y[valid], (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5), atol=1e-5
+    )
     garbage, other = run(jnp.where(valid[..., None], x, 1e6), valid)
     np.testing.assert_allclose(garbage[valid], y[valid], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, other)
@@ -76,8 +78,9 @@ def test_prelu():
 def test_mlp_shapes_and_types(norm, activation):
     mlp = MLP((5, 4), norm, activation, dtype=jnp.bfloat16)
     x = jnp.ones((2, 3, 6), jnp.bfloat16)
-    variables = mlp.init(jax.random.key(0), x, train=False)
-    y = mlp.apply(variables, x, train=False)
+    y, variables = jax.eval_shape(
+        lambda k: mlp.init_with_output(k, x, train=False), jax.random.key(0)
+    )
     assert y.shape == (2, 3, 4) and y.dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 

@@ -24,7 +24,10 @@ def test_logistic_is_a_sum_of_weights():
     numbers = np.stack(
         [np.repeat(raw["income"][:, None], 3, 1), np.log1p(raw["count"]), raw["recency"]], axis=-1
     )
-    fields = [np.repeat(weight[s][raw[f]][:, None], 3, 1) for f, s in (("user", "user"), ("age_group", "age_group"), ("hour", "hour"))]
+    fields = [
+        np.repeat(weight[s][raw[f]][:, None], 3, 1)
+        for f, s in (("user", "user"), ("age_group", "age_group"), ("hour", "hour"))
+    ]
     fields += [weight[f][raw[f]] for f in ("item", "category")]
     for f in ("item", "category", "hour"):
         events = (weight[f][raw[f"past_{f}"]] * W.mask).sum(1) / W.mask.sum(1)
@@ -34,8 +37,12 @@ def test_logistic_is_a_sum_of_weights():
 
 
 def test_logistic_tables_have_one_column():
-    assert {t.dim for t in models.build(SCHEMA, dict(name="logistic", table=dict(dim=16))).tables} == {1}
-    with pytest.raises(ValueError, match="has no option 'blocks'; it takes compute_dtype, dense_norm"):
+    assert {
+        t.dim for t in models.build(SCHEMA, dict(name="logistic", table=dict(dim=16))).tables
+    } == {1}
+    with pytest.raises(
+        ValueError, match="has no option 'blocks'; it takes compute_dtype, dense_norm"
+    ):
         models.build(SCHEMA, dict(name="logistic", blocks=2))
 
 
@@ -51,14 +58,18 @@ def test_din_ignores_order_times_and_padding(softmax):
 
 
 def test_din_interest_depends_on_the_candidate():
-    """Two candidates differ by more than their own fields add to the head: the history counts differently."""
+    """What the history adds to a linear head differs between candidates."""
     m = model(name="din", head=(), attention=(4,))
     empty = W.replace(mask=np.zeros_like(W.mask))
     with_history = m.logits(W) - m.logits(empty)  # a linear head: what the history adds
     assert np.ptp(with_history, axis=1).min() > 1e-4
 
 
-@pytest.mark.parametrize("options", [dict(head_norm="batch", attention_activation="dice"), dict(head_activation="prelu")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [dict(head_norm="batch", attention_activation="dice"), dict(head_activation="prelu")],
+    ids=str,
+)
 def test_din_options_train(options):
     m = model(name="din", head=(8,), attention=(4,), **options)
     (loss, state, _), grads = m.loss_and_grads(W)
@@ -67,7 +78,11 @@ def test_din_options_train(options):
 
 def test_din_bfloat16():
     m = model(name="din", head=(8,), attention=(4,))
-    low = m.replace(system=models.build(SCHEMA, dict(name="din", head=(8,), attention=(4,), compute_dtype="bfloat16")))
+    low = m.replace(
+        system=models.build(
+            SCHEMA, dict(name="din", head=(8,), attention=(4,), compute_dtype="bfloat16")
+        )
+    )
     np.testing.assert_allclose(low.logits(W), m.logits(W), atol=0.1)
 
 

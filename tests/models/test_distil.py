@@ -21,7 +21,9 @@ OPTIONS = dict(teacher=TEACHER, student=STUDENT, student_history=5)
 
 @functools.cache
 def model(weight=1.0, temperature=2.0):
-    system = models.build(SCHEMA, dict(name="distil", weight=weight, temperature=temperature, **OPTIONS))
+    system = models.build(
+        SCHEMA, dict(name="distil", weight=weight, temperature=temperature, **OPTIONS)
+    )
     return make(system, W)
 
 
@@ -33,7 +35,9 @@ def alone(side):
     else:
         system = models.build(SCHEMA, {**TEACHER, "table": {"owner": "teacher"}})
     tables = {k: v for k, v in pair.tables.items() if k.startswith(f"{side}/")}
-    return pair.replace(system=system, dense=pair.dense[side], state=pair.state[side], tables=tables)
+    return pair.replace(
+        system=system, dense=pair.dense[side], state=pair.state[side], tables=tables
+    )
 
 
 def side_of(grads, side):
@@ -75,13 +79,15 @@ def soft_gradient(z_s, z_t, temperature):
 def test_the_third_term_s_gradient():
     z_s, z_t = np.array([-1.0, 0.5, 2.0]), np.array([0.3, 0.5, -1.5])
     close(soft_gradient(z_t, z_t, 2.0), np.zeros(3), 1e-6)
-    np.testing.assert_allclose(soft_gradient(z_s, z_t, 100.0), (z_s - z_t) / 4, rtol=0.01, atol=1e-4)
+    np.testing.assert_allclose(
+        soft_gradient(z_s, z_t, 100.0), (z_s - z_t) / 4, rtol=0.01, atol=1e-4
+    )
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     close(soft_gradient(z_s, z_t, 1.0), sigmoid(z_s) - sigmoid(z_t))
 
 
 def test_the_student_serves_alone():
-    """Same logits from its own parameters and tables, and exactly the parameters of plain LightSUAN."""
+    """Same logits from its own values, which are exactly plain LightSUAN's."""
     student, pair = alone("student"), model()
     close(student.logits(W), pair.logits(W), 1e-6)
     close(alone("teacher").logits(W), pair.outputs(W)["teacher"], 1e-6)
@@ -95,7 +101,9 @@ def test_the_student_serves_alone():
         fn = pair.system.exports["score"].fn
         return jit(lambda b: fn(trees, pair.rows(b), pair.state, {}, b))(batch)
 
-    out = score({"student": pair.dense["student"]})  # the teacher's parameters are not even looked at
+    out = score(
+        {"student": pair.dense["student"]}
+    )  # the teacher's parameters are not even looked at
     assert set(out) == {"logits"}
     close(out["logits"], pair.logits(W))
 
@@ -149,7 +157,12 @@ def test_shared_embeddings_are_the_student_s():
     with pytest.raises(SchemaError, match="share_embeddings: .*dim=8.*dim=4"):
         models.build(
             SCHEMA,
-            dict(name="distil", teacher=TEACHER, student={**STUDENT, "table": {"dim": 4}}, share_embeddings=True),
+            dict(
+                name="distil",
+                teacher=TEACHER,
+                student={**STUDENT, "table": {"dim": 4}},
+                share_embeddings=True,
+            ),
         )
 
 
@@ -157,4 +170,6 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="temperature > 0"):
         models.build(SCHEMA, dict(name="distil", **OPTIONS, temperature=0.0))
     with pytest.raises(ValueError, match="'distil' cannot be the teacher"):
-        models.build(SCHEMA, dict(name="distil", student=STUDENT, teacher=dict(name="distil", **OPTIONS)))
+        models.build(
+            SCHEMA, dict(name="distil", student=STUDENT, teacher=dict(name="distil", **OPTIONS))
+        )

@@ -1,18 +1,19 @@
-"""Planted worlds: each part of SUAN finds the signal it is there for, and SUAN without it does not."""
+"""Planted worlds: each part of SUAN finds its signal, and SUAN without it does not."""
 
 import numpy as np
-import pytest
 
 from recjax import models
 from tests.models.worlds import SCHEMA, auc, train, world
 
-SMALL = dict(name="suan", blocks=1, heads=1, head=(), gate_pool="causal", abs_pos=False, table=dict(dim=8))
-TRAIN = 4096
+SMALL = dict(
+    name="suan", blocks=1, heads=1, head=(), gate_pool="causal", abs_pos=False, table=dict(dim=8)
+)
+TRAIN = 2048
 
 
 def heldout_auc(w, steps, **options):
     """AUC on requests that training never drew."""
-    m = train(models.build(SCHEMA, {**SMALL, **options}), w.select(slice(TRAIN)), steps=steps, lr=1e-2)
+    m = train(models.build(SCHEMA, {**SMALL, **options}), w.select(slice(TRAIN)), steps=steps)
     test = w.select(slice(TRAIN, None))
     return auc(m.logits(test).ravel(), test.raw["click"].ravel())
 
@@ -26,18 +27,20 @@ def test_time_bias_finds_recency():
     w = requests(2, 1)
     recent = np.random.default_rng(1).integers(0, 2, len(w.mask))
     seconds = np.where(recent, 300, 300_000)[:, None]
-    w = w.replace(age=np.where(w.mask, seconds, 0).astype(np.int32), click=recent[:, None].astype(np.float32))
-    assert heldout_auc(w, 150) > 0.9
-    assert 0.4 < heldout_auc(w, 150, time_bias=False) < 0.6
+    w = w.replace(
+        age=np.where(w.mask, seconds, 0).astype(np.int32), click=recent[:, None].astype(np.float32)
+    )
+    assert heldout_auc(w, 400) > 0.9
+    assert 0.4 < heldout_auc(w, 400, time_bias=False) < 0.6
 
 
 def test_afnet_finds_profile_times_behaviour():
-    """A click when the age group's parity is the category's; the head is linear, so only AFNet can multiply."""
+    """A click when two parities agree; the head is linear, so only AFNet can multiply."""
     w = requests(2, 1)
     same = (w.raw["age_group"] + w.raw["past_category"][:, -1]) % 2
     w = w.replace(click=same[:, None].astype(np.float32))
-    assert heldout_auc(w, 300) > 0.8
-    assert 0.4 < heldout_auc(w, 300, af_net=False) < 0.6
+    assert heldout_auc(w, 200) > 0.8
+    assert 0.4 < heldout_auc(w, 200, af_net=False) < 0.6
 
 
 def test_target_awareness_finds_a_match():
@@ -50,12 +53,5 @@ def test_target_awareness_finds_a_match():
     w = w.replace(category=np.where(match, seen, other)[:, None].astype(np.int32))
     label = (w.raw["past_category"] == w.raw["category"]).any(1)
     w = w.replace(click=label[:, None].astype(np.float32))
-    aware, blind = heldout_auc(w, 400), heldout_auc(w, 400, target_aware=False)
+    aware, blind = heldout_auc(w, 200), heldout_auc(w, 200, target_aware=False)
     assert aware > 0.8 and aware > blind + 0.15
-
-
-def test_no_signal_is_not_found():
-    """The control of the controls: shuffled labels."""
-    w = requests(2, 1)
-    label = np.random.default_rng(1).integers(0, 2, (len(w.mask), 1)).astype(np.float32)
-    assert heldout_auc(w.replace(click=label), 100) == pytest.approx(0.5, abs=0.08)

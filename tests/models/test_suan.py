@@ -10,7 +10,14 @@ import pytest
 
 from recjax import models
 from recjax.models import suan
-from recjax.models.suan import AlignmentGate, CrossAttention, FullPattern, Pairs, SelfAttention, UnifiedAttentionBlock
+from recjax.models.suan import (
+    AlignmentGate,
+    CrossAttention,
+    FullPattern,
+    Pairs,
+    SelfAttention,
+    UnifiedAttentionBlock,
+)
 from recjax.schema import SchemaError
 from tests.models.worlds import SCHEMA, close, far, finite, jit, key, make, perturbed, world
 
@@ -104,7 +111,9 @@ def test_the_gate_is_one_for_all_rows_unless_causal():
     for gate_pool in ("full", "behaviour", "causal"):
         module, params, _ = block(gate_pool=gate_pool)
         with nn.intercept_methods(spy):
-            jax.eval_shape(lambda p, m=module: m.apply({"params": p}, *rows(), CAUSAL, SEEN, VALID), params)
+            jax.eval_shape(
+                lambda p, m=module: m.apply({"params": p}, *rows(), CAUSAL, SEEN, VALID), params
+            )
     assert seen == [1, 1, 1, 1, N, 1]  # behaviours, candidate, for each
 
 
@@ -143,7 +152,10 @@ def test_cross_attention_to_one_token_and_in_any_order():
     assert far(run(params, x, e), one)
 
 
-@pytest.mark.parametrize("width, dim, want", [(40, 8, 26_240), (80, 16, 104_160), (160, 32, 415_040), (320, 64, 1_656_960)])
+@pytest.mark.parametrize(
+    "width, dim, want",
+    [(40, 8, 26_240), (80, 16, 104_160), (160, 32, 415_040), (320, 64, 1_656_960)],
+)
 def test_parameters_of_a_block(width, dim, want):
     module = UnifiedAttentionBlock(width, 2)
     shapes = (B, N, width), (B, 1, width), (B, 3, dim)
@@ -163,7 +175,9 @@ def test_flops_of_a_block_agree_with_the_compiler():
     want = suan.block_flops(width, dim, n + 1, n2, pairs=n * n + n + 1)
     assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.1)
     dense = suan.block_flops(width, dim, n + 1, n2)
-    assert dense - want == 4 * width * n  # the behaviours' scores against the candidate, never computed
+    assert (
+        dense - want == 4 * width * n
+    )  # the behaviours' scores against the candidate, never computed
 
 
 # --- The whole model.
@@ -190,14 +204,21 @@ def test_an_empty_history_is_finite(gate_pool):
 
 
 def test_order_matters_through_the_biases_alone():
-    """With no biases, no positions and all behaviours visible, a block does not know their order."""
+    """Without biases, positions and a causal mask a block does not know the order."""
     w = world(b=4, c=3, n=8, lengths=8)
     order = np.random.default_rng(0).permutation(8)
     history = {f.name: w.raw[f.name][:, order] for f in SCHEMA.select("history")}
     shuffled = w.replace(**history, age=w.age[:, order])
     blind = dict(causal=False, abs_pos=False)
-    close(model(**blind, attention_bias=False).logits(w), model(**blind, attention_bias=False).logits(shuffled))
-    for sees in (dict(blind), dict(abs_pos=False, attention_bias=False), dict(causal=False, attention_bias=False)):
+    close(
+        model(**blind, attention_bias=False).logits(w),
+        model(**blind, attention_bias=False).logits(shuffled),
+    )
+    for sees in (
+        dict(blind),
+        dict(abs_pos=False, attention_bias=False),
+        dict(causal=False, attention_bias=False),
+    ):
         assert far(model(**sees).logits(w), model(**sees).logits(shuffled))
 
 
@@ -213,14 +234,19 @@ def test_only_the_candidate_s_row_is_read_out():
 
     def logits(kill):
         def last(call, args, kwargs, context):
-            outs = list(call(*args, **kwargs)) if context.method_name == "__call__" else call(*args, **kwargs)
-            if context.module.name == "layers_1" and context.method_name == "__call__":
-                outs[kill] = jnp.zeros_like(outs[kill])
+            outs = call(*args, **kwargs)
+            if (
+                context.module.name == "layers_1"
+                and context.method_name == "__call__"
+                and kill is not None
+            ):
+                outs = tuple(jnp.zeros_like(x) if i == kill else x for i, x in enumerate(outs))
             return outs
 
-        with nn.intercept_methods(last if kill is not None else lambda f, a, k, c: f(*a, **k)):
-            batch = W.batch()
-            return jit(lambda: m.system.outputs(m.dense, m.rows(batch), m.state, {}, batch)["logits"])()
+        batch = W.batch()
+        rows = m.rows(batch)
+        with nn.intercept_methods(last):
+            return jit(lambda b: m.system.outputs(m.dense, rows, m.state, {}, b)["logits"])(batch)
 
     want = logits(None)
     close(logits(0), want)
@@ -239,7 +265,9 @@ def test_candidates_scored_together_equal_one_by_one(gate_pool, blocks):
 def test_the_full_gate_unfolded_mixes_candidates():
     """Why "full" is folded to one candidate per row: side by side, they enter each other's mean."""
     m = model(gate_pool="full", blocks=2)
-    module = suan.SUAN(SCHEMA, **{k: v for k, v in SMALL.items() if k not in ("name", "blocks")}, blocks=2)
+    module = suan.SUAN(
+        SCHEMA, **{k: v for k, v in SMALL.items() if k not in ("name", "blocks")}, blocks=2
+    )
 
     @jit
     def encode(batch):
@@ -251,8 +279,8 @@ def test_the_full_gate_unfolded_mixes_candidates():
 
 
 def test_remat_changes_no_number():
-    m = model(gate_pool="causal", blocks=2)
-    again = m.replace(system=build(gate_pool="causal", blocks=2, remat=True))
+    m = model(gate_pool="causal")
+    again = m.replace(system=build(gate_pool="causal", remat=True))
     (loss, _, _), grads = m.loss_and_grads(W)
     (other, _, _), other_grads = again.loss_and_grads(W)
     close((loss, grads), (other, other_grads))
@@ -273,7 +301,9 @@ def test_every_option_trains_and_matters(options):
     (loss, state, _), grads = m.loss_and_grads(W)
     assert 0.1 < loss < 5 and finite(grads)
     used = jax.tree.map(lambda g: bool(np.abs(g).max() > 0), grads[0])
-    unused = [jax.tree_util.keystr(p) for p, u in jax.tree_util.tree_leaves_with_path(used) if not u]
+    unused = [
+        jax.tree_util.keystr(p) for p, u in jax.tree_util.tree_leaves_with_path(used) if not u
+    ]
     # A bias before batch normalisation has no gradient but rounding; nothing else may be idle.
     assert all("bias" in p and "bias_" not in p for p in unused), unused
 
@@ -302,7 +332,10 @@ def test_bfloat16_stays_near_float32():
 def test_one_output_per_label():
     m = make(build(labels=("like", "click")), W)
     assert set(m.outputs(W)) == {"logits", "click"}
-    assert [(o.output, o.label, o.name) for o in m.system.objectives] == [("logits", "like", ""), ("click", "click", "click")]
+    assert [(o.output, o.label, o.name) for o in m.system.objectives] == [
+        ("logits", "like", ""),
+        ("click", "click", "click"),
+    ]
     assert far(m.outputs(W)["logits"], m.outputs(W)["click"])
 
 
@@ -313,7 +346,11 @@ def test_cached_prefix_gives_the_same_logits(gate_pool):
     if gate_pool == "full":
         assert set(exports) == {"score"}
         return
-    assert {k: e.cadence for k, e in exports.items()} == {"score": "request", "prefix": "event", "candidates": "candidate"}
+    assert {k: e.cadence for k, e in exports.items()} == {
+        "score": "request",
+        "prefix": "event",
+        "candidates": "candidate",
+    }
     batch = W.batch()
 
     def call(name, batch):
@@ -321,7 +358,9 @@ def test_cached_prefix_gives_the_same_logits(gate_pool):
 
     def only(*roles):
         names = [f.name for f in SCHEMA.select(*roles)]
-        return {kind: {k: x for k, x in batch[kind].items() if k in names} for kind in ("pos", "dense")}
+        return {
+            kind: {k: x for k, x in batch[kind].items() if k in names} for kind in ("pos", "dense")
+        }
 
     cache = call("prefix", {**batch, **only("history", "profile")})
     assert all(x.shape[0] == 4 for x in cache.values())
@@ -337,7 +376,9 @@ def test_cached_prefix_gives_the_same_logits(gate_pool):
 def test_options_are_checked_and_listed():
     with pytest.raises(ValueError, match="no option 'gatepool'; it takes .*gate_pool"):
         build(gatepool="full")
-    with pytest.raises(ValueError, match="gate_pool='none' is not one of 'full', 'behaviour', 'causal'"):
+    with pytest.raises(
+        ValueError, match="gate_pool='none' is not one of 'full', 'behaviour', 'causal'"
+    ):
         build(gate_pool="none")
     with pytest.raises(ValueError, match="multiple of heads=5"):
         build(heads=5)

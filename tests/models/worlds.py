@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -94,7 +95,7 @@ class World:
         )
 
     def fixed_batch(self) -> dict:
-        """`batch()` with all ids of each space as its unique ones, so that every batch has one shape."""
+        """`batch()` whose unique ids are all of each space's: rows may then be drawn from it."""
         batch = self.batch()
         for space in self.schema.id_spaces:
             batch["ids"][space.name] = np.arange(space.rows, dtype=np.int32)[None]
@@ -110,7 +111,9 @@ def _unique(rows: int, arrays: list[np.ndarray], shards: int):
     """Unique ids per shard [S, U], padded by out-of-range ids, and each array's positions."""
     parts = [np.split(a, shards) for a in arrays]
     unique = [np.unique(np.concatenate([p[s].ravel() for p in parts])) for s in range(shards)]
-    width = max(map(len, unique)) + 3
+    width = (
+        sum(p[0].size for p in parts) + 3
+    )  # by shapes alone, so that changed ids compile nothing anew
     ids = np.stack([np.concatenate([u, rows + np.arange(len(u), width)]) for u in unique])
     pos = [np.concatenate([np.searchsorted(u, p[s]) for s, u in enumerate(unique)]) for p in parts]
     return ids.astype(np.int32), [p.astype(np.int32) for p in pos]
@@ -149,7 +152,11 @@ class Model:
     tables: Mapping
 
     def rows(self, batch):
-        return embedding.gather(self.system.tables, self.tables, batch)
+        rows = {path: np.asarray(t["rows"]) for path, t in self.tables.items()}
+        spaces = {t.path: t.id_space for t in self.system.tables}
+        return {
+            p: jnp.take(x, batch["ids"][spaces[p]], axis=0, mode="clip") for p, x in rows.items()
+        }
 
     def outputs(self, w: World) -> dict[str, np.ndarray]:
         return _outputs(self.system, self.dense, self.tables, self.state, w.batch())
@@ -168,7 +175,8 @@ class Model:
         return dataclasses.replace(self, **changes)
 
 
-# Compiling is what these tests spend their time on; this is 6 x faster (13.4 -> 2.1 s for one SUAN gradient).
+# Compiling is what these tests spend their time on; this is 6 x faster (13.4 -> 2.1 s for one SUAN
+# gradient).
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
@@ -207,8 +215,44 @@ def _loss_and_grads(system, dense, rows, state, batch, key):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(dense, rows)
 
 
-def make(system: System, w: World, *, seed: int = 0, scale: float = 0.5, noise: float = 0.2) -> Model:
-    """Initial values: rows N(0, scale), and noise on every parameter, so that no path is idle."""
+def make(system: System, w: World, *, seed: int = 0, scale: float = 0.5) -> Model:
+    """Random values of the system's shapes; no parameter starts neutral, so no path is idle.
+
+    (Compiling initialisers is a third of such tests' time; `initial` does.)
+    """
+    rng = np.random.default_rng(seed)
+    rows = {
+        t.path: scale * rng.normal(size=(system.schema.space(t.id_space).rows, t.dim))
+        for t in system.tables
+    }
+    tables = {path: {"rows": x.astype(np.float32)} for path, x in rows.items()}
+    for table in tables.values():
+        table["rows"][0] = 0.0
+    m = Model(system, {}, {}, tables)
+    batch = w.batch()
+    dense, state = jax.eval_shape(system.init, key(seed), m.rows(batch), batch)
+    state = jax.tree_util.tree_map_with_path(
+        lambda p, x: np.full(x.shape, float(p[-1].key == "var"), x.dtype), state
+    )
+    return m.replace(dense=perturbed(dense, seed), state=state)
+
+
+def perturbed(tree, seed: int = 0):
+    """Random values of the tree's shapes: kernels keep their inputs' scale, scales are near 1,
+    others near 0.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        name, noise = path[-1].key, rng.normal(size=x.shape)
+        scale = {"kernel": np.sqrt(1 / x.shape[0]) if x.shape else 1.0}.get(name, 0.2)
+        return (float(name == "scale") + scale * noise).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+def initial(system: System, w: World, *, seed: int = 0, scale: float = 0.0) -> Model:
+    """The system's own initial values, with rows N(0, scale) (0: the tables' own)."""
 
     def init(k, batch):
         tables = [dataclasses.replace(t, init_scale=scale or t.init_scale) for t in system.tables]
@@ -217,13 +261,7 @@ def make(system: System, w: World, *, seed: int = 0, scale: float = 0.5, noise: 
         return tables, *system.init(jax.random.fold_in(k, 1), rows, batch)
 
     tables, dense, state = jit(init)(key(seed), w.batch())
-    return Model(system, perturbed(dense, seed, noise) if noise else dense, state, tables)
-
-
-def perturbed(tree, seed: int = 0, scale: float = 0.2):
-    """The tree with noise on every leaf: tables of zeros and ones stop hiding errors."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: np.asarray(x) + scale * rng.normal(size=x.shape).astype(x.dtype), tree)
+    return Model(system, dense, state, tables)
 
 
 def close(a, b, tol: float = 1e-5) -> None:
@@ -241,26 +279,35 @@ def finite(tree) -> bool:
     return all(bool(np.isfinite(np.asarray(x)).all()) for x in jax.tree.leaves(tree))
 
 
-def train(system: System, w: World, *, steps: int, batch: int = 64, lr: float = 3e-3, seed: int = 0) -> Model:
-    """Adam on dense parameters and whole tables, batches drawn from the requests of `w`."""
-    m = make(system, w.select(slice(batch)), seed=seed, scale=0.1, noise=0.0)
-    optimizer = optax.adam(lr)
+def train(
+    system: System, w: World, *, steps: int, batch: int = 64, lr: float = 1e-2, seed: int = 0
+) -> Model:
+    """Adam on dense parameters and whole tables, batches drawn from the requests of `w`; one
+    compiled loop.
+    """
+    m = initial(system, w.select(slice(batch)), seed=seed, scale=0.1)
+    optimizer, data = optax.adam(lr), w.fixed_batch()
+    ids = data.pop("ids")
 
     def loss(params, state, b, k):
         rows = embedding.gather(system.tables, params[1], b)
         return system.loss(params[0], rows, state, {}, b, k)
 
     @jit
-    def step(params, state, moments, b, k):
-        (value, (state, _)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, b, k)
-        updates, moments = optimizer.update(grads, moments)
-        return optax.apply_updates(params, updates), state, moments, value
+    def run(params, state, data, draws):
+        def step(carry, draw):
+            params, state, moments = carry
+            b = {**jax.tree.map(lambda x: x[draw], data), "ids": ids}
+            (value, (state, _)), grads = jax.value_and_grad(loss, has_aux=True)(
+                params, state, b, key(0)
+            )
+            updates, moments = optimizer.update(grads, moments)
+            return (optax.apply_updates(params, updates), state, moments), value
 
-    params, state = (m.dense, m.tables), m.state
-    moments, rng = optimizer.init(params), np.random.default_rng(seed)
-    for i in range(steps):
-        b = w.select(rng.integers(0, len(w.mask), batch)).fixed_batch()
-        params, state, moments, _ = step(params, state, moments, b, key(i))
+        return jax.lax.scan(step, (params, state, optimizer.init(params)), draws)[0][:2]
+
+    draws = np.random.default_rng(seed).integers(0, len(w.mask), (steps, batch))
+    params, state = run((m.dense, m.tables), m.state, data, draws)
     return m.replace(dense=params[0], tables=params[1], state=state)
 
 

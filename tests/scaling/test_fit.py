@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from scaling import fit
+from scaling import fit, joint, rivals
 
 SIZES = np.array([1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
 
@@ -103,19 +103,19 @@ def test_huber_resists_an_outlier():
 
 def test_leaving_the_largest_out_predicts_it():
     x, y = sweep(5)
-    held = fit.leave_largest_out(x, y)
+    held = rivals.leave_largest_out(x, y)
     assert held["x"] == 3e5
     assert held["seeds"] == 3
     assert held["inside"]
     assert held["observed"] == pytest.approx(y[x == 3e5].mean())
     assert abs(held["predicted"] - held["observed"]) < 0.004
     y[x == 3e5] -= 0.05  # control: the law does not hold there
-    assert not fit.leave_largest_out(x, y)["inside"]
+    assert not rivals.leave_largest_out(x, y)["inside"]
 
 
 def test_the_true_family_wins_by_held_out_error():
     def best(values):
-        table = fit.compare(x, values)
+        table = rivals.compare(x, values)
         return min(
             (v["rolling_rmse"], k) for k, v in table.items() if v["rolling_rmse"] is not None
         )[1]
@@ -125,20 +125,20 @@ def test_the_true_family_wins_by_held_out_error():
     assert best(0.75 - 2 * x**-0.35 + noise) in ("power", "broken power")
     assert best(0.5 + 0.02 * np.log10(x) + noise) == "logarithmic"
     assert best(0.75 - 0.2 * np.exp(-x / 5e4) + noise) == "exponential"
-    assert fit.compare(x, 0.6 + noise)["constant"]["rolling_rmse"] < 0.0005
+    assert rivals.compare(x, 0.6 + noise)["constant"]["rolling_rmse"] < 0.0005
 
 
 def test_a_family_with_too_many_parameters_says_so():
-    rivals = fit.compare(*sweep(0, sizes=SIZES[:5]))
-    assert rivals["power"]["sizes"] == 1
-    assert rivals["broken power"]["largest"] is None
-    assert "5 parameters" in rivals["broken power"]["why"]
+    table = rivals.compare(*sweep(0, sizes=SIZES[:5]))
+    assert table["power"]["sizes"] == 1
+    assert table["broken power"]["largest"] is None
+    assert "5 parameters" in table["broken power"]["why"]
 
 
 def test_broken_power_finds_a_break():
     x = np.geomspace(1e3, 1e6, 9)
     gap = np.where(x < 3e4, (x / 3e4) ** -0.1, (x / 3e4) ** -0.6) * 0.1
-    error = {k: fit.compare(x, 0.8 - gap)[k]["largest"] for k in ("power", "broken power")}
+    error = {k: rivals.compare(x, 0.8 - gap)[k]["largest"] for k in ("power", "broken power")}
     assert abs(error["broken power"]) < 0.5 * abs(error["power"])
 
 
@@ -169,14 +169,14 @@ def test_intervals_widen_away_from_the_points_and_for_new_runs():
 
 
 def test_study_is_plain_json():
-    law = fit.study(*sweep(1))
+    law = rivals.study(*sweep(1))
     text = json.dumps(law.to_json(), allow_nan=False)
     back = json.loads(text)
     assert back["E"] == law.E
     assert back["holdout"]["inside"] is True
-    assert set(back["competitors"]) == set(fit.FAMILIES)
+    assert set(back["competitors"]) == set(rivals.FAMILIES)
     assert back["law"].startswith("auc = 0.7")
-    few = fit.study(*sweep(1, sizes=SIZES[:4]))
+    few = rivals.study(*sweep(1, sizes=SIZES[:4]))
     assert "no held-out prediction" in few.holdout["why"]
 
 
@@ -214,12 +214,12 @@ def grid(noise=0.0):
 
 
 def test_joint_law_is_recovered():
-    got = fit.fit_joint(*grid(), draws=3)
+    got = joint.fit_joint(*grid(), draws=3)
     np.testing.assert_allclose(
         (got.E, got.A, got.a, got.B, got.b), (0.2, 3, 0.5, 5, 0.4), rtol=1e-3
     )
     assert got.predict(1e5, 1e5) == pytest.approx(0.2 + 3 * 1e5**-0.5 + 5 * 1e5**-0.4)
-    noisy = fit.fit_joint(*grid(0.0005), draws=20)
+    noisy = joint.fit_joint(*grid(0.0005), draws=20)
     assert noisy.intervals["b"][0] < noisy.b < noisy.intervals["b"][1]
     json.dumps(noisy.to_json(), allow_nan=False)
 
@@ -227,7 +227,7 @@ def test_joint_law_is_recovered():
 def test_joint_law_needs_three_sizes_on_each_axis():
     n, d, y = grid()
     with pytest.raises(fit.FitError, match="2 values of 'n_blocks'"):
-        fit.fit_joint(n[n < 5e4], d[n < 5e4], y[n < 5e4])
+        joint.fit_joint(n[n < 5e4], d[n < 5e4], y[n < 5e4])
 
 
 # --------------------------------------------------------------------------------------------------- coverage
@@ -235,11 +235,11 @@ def test_joint_law_needs_three_sizes_on_each_axis():
 
 def test_bootstrap_brackets_the_estimate_and_is_narrower_than_the_profile():
     x, y = sweep(1)
-    law, boot = fit.fit_law(x, y), fit.bootstrap(x, y, at=1e6, n=100)
+    law, boot = fit.fit_law(x, y), joint.bootstrap(x, y, at=1e6, n=100)
     low, high = boot["prediction"]
     assert low < law.predict(1e6) < high
     assert high - low < np.diff(law.interval(1e6))[0]
-    low, high = fit.bootstrap(x, y, at=1e6, n=100, kind="residuals")["a"]
+    low, high = joint.bootstrap(x, y, at=1e6, n=100, kind="residuals")["a"]
     assert low < law.a < high
 
 
@@ -254,7 +254,7 @@ def test_ninety_percent_intervals_cover_about_that(shared):
         y = y + np.repeat(shared * rng.normal(size=len(SIZES)), 3)
         low, high = fit.fit_law(x, y).intervals["a"]
         covered["a"] += low <= 0.35 <= high
-        covered["prediction"] += fit.leave_largest_out(x, y)["inside"]
+        covered["prediction"] += rivals.leave_largest_out(x, y)["inside"]
     print(
         f"coverage of 90 % intervals, shared noise {shared}: { {k: v / 200 for k, v in covered.items()} }"
     )

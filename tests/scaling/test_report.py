@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from recjax.metrics import Paired
-from scaling import fit, report
+from recjax.comparison import Paired
+from scaling import fit, report, rivals
 
 EVIL = "<script>alert('x')</script>"
 
@@ -40,7 +40,7 @@ def trials():
 def context():
     rows = trials()
     x, y = fit.points(rows, "examples", "auc", kind="train", grade=1)
-    law = fit.study(x, y)
+    law = rivals.study(x, y)
     rows[0] = {k: v for k, v in rows[0].items() if k not in ("auc", "logloss")} | {
         "metrics": {"auc": rows[0]["auc"], "logloss": rows[0]["logloss"]}
     }
@@ -113,7 +113,7 @@ def test_the_numbers_are_there(written):
     )
     for expected in (
         f"{law['E']:.4f}", f"{law['intervals']['a'][0]:.4f}", f"{law['holdout']['observed']:.4f}", law["law"], f"{mean:.4f}",
-        "1,450,054", "splits.test", "0.7320", "± 0.0010 · 3", "+0.0102", "4,321", "14.81", "scoring 100 candidates",
+        "1,450,054", "129,093", "0.7320", "± 0.0010 · 3", "+0.0102", "4,321", "14.81", "scoring 100 candidates",
         "beyond the ceiling", "416,640", "3 grades cannot support a grade law", "--config.grades=0,1,2,3,4",
         "--config.history=100", "47 trials", "diverged", "broken power", "2 CPU cores",
     ):  # fmt: skip

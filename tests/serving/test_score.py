@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from recjax import score
-from recjax.data.prepared import write_prepared
+from recjax.data.writing import write_prepared
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer, probability
 from tests import fakes

@@ -32,8 +32,8 @@ from recjax.data.histories import (
     count_all,
     cutoffs,
 )
-from recjax.data.prepared import write_prepared
 from recjax.data.vocabulary import Vocabulary, frames
+from recjax.data.writing import write_prepared
 from recjax.schema import Feature, Schema
 
 SIGNALS = ("latent", "match", "recency")

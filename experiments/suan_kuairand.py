@@ -1,0 +1,26 @@
+"""SUAN on KuaiRand-Pure: click, or with `:multi` click, long view, like and follow at once.
+
+    python -m recjax.train --config=experiments/suan_kuairand.py --config.data.source=FOLDER --workdir=runs/kuairand
+
+FOLDER holds the publisher's files. True impressions with their clicks; eight impressions a user, so histories are short.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import suan_complete_journey
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = suan_complete_journey.get_config()
+    c.data.name = "kuairand"
+    c.data.history = 20
+    c.eval.splits = ("validation",)
+    c.eval.final = ("validation", "test")
+    if "multi" in arg:
+        c.model.labels = ("is_click", "long_view", "like", "follow")
+    if "runlocal" in arg:
+        c.train.batch = 64
+        c.train.examples = 1_024
+        c.eval.examples = 1_024
+        c.eval.batch = 256
+    return c

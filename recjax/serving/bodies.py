@@ -1,0 +1,305 @@
+"""What clients may send: JSON bodies checked against the schema of one artifact, refused in one sentence.
+
+pydantic's types are built from the schema, so a model with other features has other bodies (and another OpenAPI
+page) without any code. A score request is
+
+    {"time": 1710000000, "user": "u1", "deadline_ms": 50,
+     "profile": {"household": "h1"}, "context": {"hour": 9},
+     "history": {"purchases": [{"time": 1700000000, "hist_item": "a"}, ...]},
+     "candidates": [{"item": "b", "price": 1.5}, ...]}
+
+and candidates and lists of events may also be columns, {"item": ["b", "c"], "price": [1.5, 2]}, which is smaller and
+several times faster to read. All types are explicit: nothing is guessed from values.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from typing import Annotated, Any, NotRequired
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from recjax.schema import Feature, Schema
+from recjax.serving.artifact import Artifact, ArtifactError
+
+LAST_SECOND = 253_402_300_799  # of the year 9999; what is later is not in seconds
+MAX_TEXT = 1024
+_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_MAX_FLOAT = float(np.finfo(np.float32).max)
+_INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_FLOAT = Annotated[float, Field(ge=-_MAX_FLOAT, le=_MAX_FLOAT)]
+_STRING = Annotated[str, Field(max_length=MAX_TEXT)]
+_TIME = Annotated[int, Field(ge=0, le=LAST_SECOND, description="seconds since 1970")]
+_USER = Annotated[str, Field(min_length=1, max_length=256, description="key of stored events")]
+_SECTIONS = ("profile", "context", "treatment", "trigger")
+_SENTENCES = {
+    "extra_forbidden": "is unknown; leave it out, or reload the artifact that reads it",
+    "too_long": "has more than {max_length} entries; send fewer, in several requests if need be",
+    "too_short": "has fewer than {min_length} entries; leave such requests out",
+    "string_too_long": "has more than {max_length} characters; send the value the model was trained on",
+    "finite_number": "is not finite; fill it as in training",
+}
+
+
+class BodyError(ValueError):
+    """A body that cannot be accepted; the message says where and what to do. `status` is the HTTP code."""
+
+    def __init__(self, message: str, status: int = 422):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRequest:
+    """One checked request.
+
+    Attributes:
+      values: Column of `Encoder` -> value, or list of values where it has candidates or events; "time" and
+        the lists that the client left out are missing.
+      candidates: C.
+      user: Whose stored events stand in for the lists left out; "" for nobody.
+      deadline_ms: 0 leaves it to the server.
+    """
+
+    values: dict[str, Any]
+    candidates: int
+    user: str = ""
+    deadline_ms: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EventsRequest:
+    """Events of one user: list -> {"time": [...], feature: [...]}."""
+
+    user: str
+    lists: dict[str, dict[str, list]]
+
+
+class Bodies:
+    """Reads bodies for one model.
+
+    Attributes:
+      lists: List of events -> its columns, "time" first.
+    """
+
+    def __init__(self, schema: Schema, kinds: Mapping[str, str], max_candidates: int):
+        """`kinds`: id space -> "integer" or "string", what its vocabulary holds."""
+        self._sections = {r: schema.select(r) for r in _SECTIONS if schema.select(r)}
+        self._candidates = [f.name for f in schema.select("candidate")]
+        self.lists = {
+            name: ["time", *(f.name for f in schema.features if f.list == name)]
+            for name in schema.lists
+        }
+        leading = [schema.select(r, kind="id")[:1] for r in ("profile", "candidate")]
+        leading += [schema.select("history", kind="id", list=name)[:1] for name in schema.lists]
+        self._never_null = {f.name for group in leading for f in group}
+        self._kinds = kinds
+        self._types = {f.name: self._arrow(f) for f in schema.features if f.role != "label"}
+        self._types |= {f"{name}/time": pa.list_(pa.int64()) for name in schema.lists}
+        self._types |= {"time": pa.int64()} if schema.lists else {}
+        events = self._events(schema)
+        self._score = TypeAdapter(self._score_type(schema, events, max_candidates))
+        lists = _object("Lists", {name: NotRequired[t] for name, t in events.items()})
+        self._append = TypeAdapter(_object("EventsRequest", {"user": _USER, "events": lists}))
+
+    def _events(self, schema: Schema) -> dict[str, Any]:
+        out = {}
+        for name in self.lists:
+            fields = {f.name: self._value(f) for f in schema.features if f.list == name}
+            out[name] = _rows_or_columns(f"Event_{name}", {"time": _TIME, **fields})
+        return out
+
+    def _score_type(self, schema: Schema, events: Mapping[str, Any], max_candidates: int) -> Any:
+        fields: dict[str, Any] = {
+            "time": NotRequired[_TIME],
+            "user": NotRequired[_USER],
+            "deadline_ms": NotRequired[Annotated[int, Field(ge=1, le=3_600_000)]],
+        }
+        for role, features in self._sections.items():
+            fields[role] = _object(role.title(), {f.name: self._value(f) for f in features})
+        if events:
+            history = _object("History", {name: NotRequired[t] for name, t in events.items()})
+            fields["history"] = NotRequired[history]
+        if self._candidates:
+            values = {f.name: self._value(f) for f in schema.select("candidate")}
+            fields["candidates"] = _rows_or_columns("Candidate", values, 1, max_candidates)
+        return _object("ScoreRequest", fields)
+
+    def _value(self, f: Feature) -> Any:
+        if f.kind == "vector":
+            return Annotated[list[_FLOAT], Field(min_length=f.vector, max_length=f.vector)]
+        if f.kind == "dense":
+            return _FLOAT
+        one = _INTEGER if self._kinds[f.id_space] == "integer" else _STRING
+        one = one if f.name in self._never_null else one | None
+        return list[one] if f.multi else one
+
+    def _arrow(self, f: Feature) -> pa.DataType:
+        t = pa.float64()
+        if f.kind == "id":
+            t = pa.int64() if self._kinds[f.id_space] == "integer" else pa.string()
+        if f.multi or f.vector:
+            t = pa.list_(t)
+        return pa.list_(t) if f.axes in ("BC", "BL") else t
+
+    # --- reading
+
+    def score(self, body: bytes) -> ScoreRequest:
+        """Raises BodyError."""
+        got = _read(self._score, body)
+        values = {n: v for role in self._sections for n, v in got[role].items()}
+        if "time" in got:
+            values["time"] = got["time"]
+        for name, events in got.get("history", {}).items():
+            columns = _columns(events, self.lists[name], f"history.{name}")
+            values |= {f"{name}/time" if n == "time" else n: v for n, v in columns.items()}
+        candidates = 1
+        if self._candidates:
+            columns = _columns(got["candidates"], self._candidates, "candidates")
+            candidates = len(columns[self._candidates[0]])
+            values |= columns
+        user = got.get("user", "")
+        if self.lists and not user and "history" not in got:
+            raise BodyError(
+                f"history is missing; give history with {_all(self.lists)} ({{}} for none), or user "
+                "to use the events stored for that user"
+            )
+        return ScoreRequest(values, candidates, user, got.get("deadline_ms", 0))
+
+    def events(self, body: bytes) -> EventsRequest:
+        """Raises BodyError."""
+        got = _read(self._append, body)
+        lists = {n: _columns(e, self.lists[n], f"events.{n}") for n, e in got["events"].items()}
+        return EventsRequest(got["user"], lists)
+
+    def columns(self, requests: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+        """Columns that `Encoder.encode` takes, of complete `ScoreRequest.values`."""
+        return {n: pa.array([r[n] for r in requests], t) for n, t in self._types.items()}
+
+    def json_schemas(self) -> dict[str, Any]:
+        """JSON schemas by name, as OpenAPI has them in components."""
+        adapters = [(a, "validation", a_) for a, a_ in (("s", self._score), ("e", self._append))]
+        return TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")[1][
+            "$defs"
+        ]
+
+
+def kinds(artifact: Artifact, schema: Schema) -> dict[str, str]:
+    """Id space -> "integer" or "string"; raises ArtifactError where JSON has no such values."""
+    out = {}
+    for space in dict.fromkeys(f.id_space for f in schema.features if f.kind == "id"):
+        dtype = artifact.vocabulary(space)["value"].dtype
+        if not dtype.is_integer() and dtype not in (pl.String, pl.Categorical, pl.Enum):
+            raise ArtifactError(
+                f"the vocabulary of id space {space!r} holds {dtype} values, which JSON bodies cannot name; "
+                "export it with strings or integers"
+            )
+        out[space] = "integer" if dtype.is_integer() else "string"
+    return out
+
+
+def _object(name: str, fields: Mapping[str, Any]) -> Any:
+    made = TypedDict(name, dict(fields))  # noqa: UP013 (names are data)
+    made.__pydantic_config__ = _CONFIG
+    return made
+
+
+def _rows_or_columns(
+    name: str, fields: Mapping[str, Any], least: int = 0, most: int = 2**31
+) -> Any:
+    size = Field(min_length=least, max_length=most, fail_fast=True)
+    rows = Annotated[list[_object(name, fields)], size]
+    columns = {n: Annotated[list[t], size] for n, t in fields.items()}
+    # Each side refuses the other's brackets at once, so the union costs nothing.
+    return Annotated[rows | _object(f"{name}_columns", columns), Field(union_mode="left_to_right")]
+
+
+def _columns(value: Any, names: Sequence[str], where: str) -> dict[str, list]:
+    if isinstance(value, list):
+        return {n: [row[n] for row in value] for n in names}
+    for n in names:
+        if len(value[n]) != len(value[names[0]]):
+            raise BodyError(
+                f"{where}.{n} has {len(value[n])} entries and {where}.{names[0]} {len(value[names[0]])}; "
+                "columns are of one length"
+            )
+    return value
+
+
+# --------------------------------------------------------------------------------------------------- sentences
+
+
+def _read(adapter: TypeAdapter, body: bytes) -> dict[str, Any]:
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as e:
+        if e.error_count() > 1000:  # listing them would take longer than reading the body
+            raise BodyError(
+                f"the body has {e.error_count()} faults; send what /openapi.json describes"
+            ) from None
+        raise _sentence(e.errors(include_url=False, include_input=False)) from None
+
+
+def _sentence(errors: list[dict[str, Any]]) -> BodyError:
+    errors = [e | {"loc": _place(e["loc"])} for e in errors if not _other_side(e, errors)]
+    first = errors[0]
+    kind, at = first["type"], first["loc"]
+    if kind == "json_invalid":
+        reason = first["ctx"]["error"]
+        return BodyError(f"the body is no JSON ({reason}); send one object in UTF-8", 400)
+    if (
+        kind == "missing"
+    ):  # all of them at once: nobody wants to learn of twenty counters one by one
+        names = [e["loc"][-1] for e in errors if e["type"] == kind and e["loc"][:-1] == at[:-1]]
+        where = f"in {_path(at[:-1])}, " if at[:-1] else ""
+        verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+        return BodyError(
+            f"{where}{_all(names)} {verb} missing; the model reads {them}, send {them}"
+        )
+    what = _SENTENCES.get(kind)
+    text = what.format(**first.get("ctx", {})) if what else _plain(first)
+    more = f" ({len(errors) - 1} more faults follow)" if len(errors) > 1 else ""
+    return BodyError(f"{_path(at) or 'the body'} {text}{more}")
+
+
+def _plain(error: Mapping[str, Any]) -> str:
+    """pydantic's own words: "should be a valid integer", with a hint for times."""
+    text = error["msg"].replace("Input ", "", 1).replace("dictionary", "object")
+    hint = ", in seconds" if error["loc"][-1:] == ("time",) else ""
+    return f"{text[:1].lower()}{text[1:]}{hint}; send it so"
+
+
+def _other_side(error: Mapping[str, Any], errors: Iterable[Mapping[str, Any]]) -> bool:
+    """True for the fault of the side of a rows-or-columns union that was not meant."""
+    at = _branch(error["loc"])
+    if not at or len(error["loc"]) != at + 1 or error["type"] not in ("list_type", "dict_type"):
+        return False
+    return any(
+        e is not error
+        and e["loc"][:at] == error["loc"][:at]
+        and (error["type"] == "dict_type" or e["type"] != "dict_type" or len(e["loc"]) > at + 1)
+        for e in errors
+    )
+
+
+def _branch(loc: tuple) -> int:
+    """Where a location holds the name of a union's side; 0 for nowhere."""
+    at = {"candidates": 1, "history": 2, "events": 2}.get(str(loc[0]) if loc else "", 0)
+    return at if len(loc) > at else 0
+
+
+def _place(loc: tuple) -> tuple:
+    at = _branch(loc)
+    return loc[:at] + loc[at + 1 :] if at else loc
+
+
+def _path(loc: tuple) -> str:
+    text = "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in loc)[:200]
+    return text.removeprefix(".")
+
+
+def _all(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

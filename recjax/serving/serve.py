@@ -1,0 +1,118 @@
+"""Serves an artifact over HTTP.
+
+    python -m recjax.serving.serve --artifact=DIR
+
+listens on http://127.0.0.1:8000; /docs describes the calls. SIGTERM answers what has arrived and exits. To switch to
+another artifact, publish it at DIR (`export_artifact(..., overwrite=True)`, or point a link elsewhere) and POST
+/v1/artifact/reload.
+
+A token, if clients shall need one, comes from the environment variable RECJAX_TOKEN or from --token_file, never from
+the command line, which every user of the machine can read. TLS, rate limits per client and several processes are the
+work of the proxy in front; events live in the memory of one process.
+"""
+
+import logging
+import os
+import pathlib
+import signal
+import sys
+
+from absl import app, flags
+import uvicorn
+
+from recjax.serving.service import Limits, Service
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_DEFAULT = Limits()
+
+
+def read_token(file: str) -> str:
+    """From a file, else from RECJAX_TOKEN, which is removed from the environment; "" for none."""
+    from_environment = os.environ.pop("RECJAX_TOKEN", "")
+    try:
+        token = pathlib.Path(file).read_text().strip() if file else from_environment.strip()
+    except (OSError, UnicodeDecodeError) as e:
+        sys.exit(f"error: --token_file={file} cannot be read ({e}); give a readable text file")
+    if (file and not token) or any(c.isspace() or not c.isascii() for c in token):
+        sys.exit("error: the token is empty or not one word of ASCII characters; make another")
+    return token
+
+
+def run(service: Service, server: uvicorn.Server) -> None:
+    """Serves until SIGTERM or SIGINT; exits non-zero when there is nothing to serve."""
+    sock = server.config.bind_socket()
+    sock.listen(2048)  # who connects from now on waits for the start instead of being refused
+    host, port = sock.getsockname()[:2]
+    print(f"recjax serves on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    # uvicorn drains, then raises the signal again for the caller: by now that means a clean exit.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server.run(sockets=[sock])
+    if service.failure:
+        sys.exit(f"error: {service.failure}")
+
+
+def main(_) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    limits = Limits(
+        requests=tuple(map(int, _REQUESTS.value)),
+        candidates=tuple(map(int, _CANDIDATES.value)),
+        queue=_QUEUE.value,
+        wait_ms=_WAIT.value,
+        deadline_ms=_DEADLINE.value,
+        body_bytes=_BODY.value,
+        events=_EVENTS.value,
+        events_per_list=_PER_LIST.value,
+    )
+    token = read_token(_TOKEN.value)
+    if _HOST.value not in _LOOPBACK and not token:
+        logging.warning("--host=%s without a token: everybody who reaches it may ask", _HOST.value)
+    service = Service(_ARTIFACT.value, limits, function=_FUNCTION.value, token=token)
+    config = uvicorn.Config(
+        service.app,
+        host=_HOST.value,
+        port=_PORT.value,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=75,  # longer than the usual 60 s of proxies, so that they close first
+        timeout_graceful_shutdown=_GRACE.value,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    service.on_failure = lambda: setattr(server, "should_exit", True)
+    run(service, server)
+
+
+def _sizes(values: list[str]) -> bool:
+    return bool(values) and all(v.isdecimal() and int(v) > 0 for v in values)
+
+
+if __name__ == "__main__":
+    _ARTIFACT = flags.DEFINE_string("artifact", None, "directory of the artifact", required=True)
+    _FUNCTION = flags.DEFINE_string(
+        "function", "", "function of the artifact; default: score, or the only one"
+    )
+    _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
+    _PORT = flags.DEFINE_integer("port", 8000, "0: any free one", 0, 65535)
+    _TOKEN = flags.DEFINE_string("token_file", "", "file with the bearer token; see RECJAX_TOKEN")
+    _REQUESTS = flags.DEFINE_list(
+        "batch_sizes", list(map(str, _DEFAULT.requests)), "to compile for"
+    )
+    _CANDIDATES = flags.DEFINE_list(
+        "candidate_sizes",
+        list(map(str, _DEFAULT.candidates)),
+        "to compile for; the largest is the most a request may have",
+    )
+    _QUEUE = flags.DEFINE_integer("queue", _DEFAULT.queue, "requests that may wait", 1)
+    _WAIT = flags.DEFINE_float(
+        "wait_ms", _DEFAULT.wait_ms, "how long an idle scorer waits to fill a batch", 0
+    )
+    _DEADLINE = flags.DEFINE_integer("deadline_ms", _DEFAULT.deadline_ms, "of a request", 1)
+    _BODY = flags.DEFINE_integer("body_bytes", _DEFAULT.body_bytes, "of a request", 1)
+    _EVENTS = flags.DEFINE_integer("events", _DEFAULT.events, "stored in all", 1)
+    _PER_LIST = flags.DEFINE_integer(
+        "events_per_list", _DEFAULT.events_per_list, "stored of one user in one list", 1
+    )
+    _GRACE = flags.DEFINE_integer("grace_s", 30, "for requests in flight at SIGTERM", 1)
+    for name in ("batch_sizes", "candidate_sizes"):
+        flags.register_validator(name, _sizes, "give positive integers, comma-separated")
+    app.run(main)

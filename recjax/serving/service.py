@@ -1,0 +1,344 @@
+"""The HTTP service: an ASGI application around `Batcher`, `Model` and `Events`.
+
+    POST /v1/score            a request (see bodies.py) -> {"stamp", "outputs": {name: [value a candidate]}}
+    POST /v1/events           {"user", "events": {list: [...]}} -> {"stamp", "stored": {list: events held}}
+    POST /v1/artifact/reload  loads the artifact's directory again and switches when it is warm
+    GET  /healthz /readyz /metrics /docs /openapi.json
+
+Faults are problem documents (RFC 9457) whose `detail` says what to change. A request is checked, completed and scored
+with the model that was served when it came, whatever is loaded meanwhile; its stamp is in the answer, and every answer
+has a recjax-stamp header.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import hmac
+import logging
+import os
+import time
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from recjax.serving import live, openapi
+from recjax.serving.artifact import ArtifactError
+from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded
+from recjax.serving.bodies import BodyError, ScoreRequest
+from recjax.serving.events import Events
+from recjax.serving.requests import RequestError
+from recjax.serving.telemetry import Telemetry
+
+OPEN = ("/healthz", "/readyz")  # without the token: probes have none
+_log = logging.getLogger("recjax.serving")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the service takes on.
+
+    Attributes:
+      requests: Batch sizes to compile for; the largest bounds a batch.
+      candidates: Numbers of candidates to compile for; the largest is the most a request may have.
+      queue: Requests that may wait; more get 429.
+      wait_ms: How long an idle scorer waits for more requests to batch; see `Batcher`.
+      deadline_ms: Of a request that names none, and the most it may name.
+      body_bytes: Of a request.
+      events: Stored in all.
+      events_per_list: Stored of one user in one list.
+    """
+
+    requests: tuple[int, ...] = (1, 4, 16)
+    candidates: tuple[int, ...] = (16, 128, 512)
+    queue: int = 256
+    wait_ms: float = 0.0
+    deadline_ms: int = 1000
+    body_bytes: int = 1 << 20
+    events: int = 1_000_000
+    events_per_list: int = 1000
+
+
+class Service:
+    """State and handlers; `app` is the ASGI application.
+
+    Attributes:
+      model: What is served; None until the first load is done.
+      failure: Why the first load failed, after `on_failure` was called.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        limits: Limits = Limits(),
+        *,
+        function: str = "",
+        token: str = "",
+        on_failure: Callable[[], None] = lambda: None,
+    ):
+        self.limits, self.telemetry = limits, Telemetry()
+        self.model: live.Model | None = None
+        self.failure = ""
+        self._path, self._function, self._token = path, function, token
+        self.on_failure = on_failure
+        self._loading = asyncio.Lock()
+        self._events = Events(limits.events, limits.events_per_list)
+        self._batcher = Batcher(
+            self._score_batch,
+            sizes=limits.requests,
+            queue=limits.queue,
+            wait_s=limits.wait_ms / 1e3,
+        )
+        gauge = self.telemetry.gauge
+        gauge("recjax_waiting_requests", "In the queue.", lambda: self._batcher.waiting)
+        gauge("recjax_event_users", "Users with stored events.", lambda: len(self._events))
+        gauge("recjax_events", "Events stored.", lambda: self._events.count)
+        gauge("recjax_event_users_evicted", "To make room.", lambda: self._events.evicted)
+        self.app = self._app()
+
+    def _app(self) -> ASGIApp:
+        routes = [
+            Route("/v1/score", self._score, methods=["POST"]),
+            Route("/v1/events", self._append, methods=["POST"]),
+            Route("/v1/artifact/reload", self._reload, methods=["POST"]),
+            Route("/healthz", _healthy),
+            Route("/readyz", self._readiness),
+            Route("/metrics", self._metrics),
+            Route("/openapi.json", self._openapi),
+            Route("/docs", self._docs),
+        ]
+        handlers = {
+            HTTPException: _http_problem,
+            BodyError: lambda _, e: problem(e.status, str(e)),
+            RequestError: lambda _, e: problem(422, str(e)),
+            Overloaded: lambda _, e: problem(429, str(e), {"retry-after": str(e.retry_after)}),
+            DeadlinePassed: lambda _, e: problem(
+                504, "the deadline passed; allow more time or send less"
+            ),
+            ClientDisconnect: lambda _, e: problem(400, "the body ended early; send all of it"),
+            Exception: lambda _, e: problem(500, "this is a fault of the service; see its log"),
+        }
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        return Frame(app, self, {r.path for r in routes})
+
+    # --- life
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _):
+        async with self._batcher.running():
+            loading = asyncio.create_task(self._first_load())
+            yield
+            loading.cancel()
+
+    async def _first_load(self) -> None:
+        try:
+            await self.load()
+        except Exception as e:
+            if not isinstance(e, ArtifactError):
+                _log.exception("loading failed")
+            self.failure = str(e) or type(e).__name__
+            self.on_failure()
+
+    async def load(self) -> bool:
+        """Loads and warms the artifact beside the one served, then switches; False when it is the same one.
+
+        Raises:
+          ArtifactError: It cannot be served; nothing changed.
+        """
+        async with self._loading:
+            make = dict(requests=self.limits.requests, candidates=self.limits.candidates)
+            loaded = await asyncio.to_thread(live.load, self._path, function=self._function, **make)
+            if self.model and self.model.stamp == loaded.stamp:
+                return False
+            self.model = loaded  # one assignment: requests hold the model they came for
+            self.telemetry.serving(loaded.stamp)
+            _log.info("serving artifact %s from %s", loaded.stamp[:12], self._path)
+            return True
+
+    # --- scoring
+
+    async def _score(self, request: Request) -> Response:
+        arrived = asyncio.get_running_loop().time()
+        model = self._ready()
+        self._batcher.admit(
+            arrived + self.limits.deadline_ms / 1e3
+        )  # before the body costs anything
+        asked = model.bodies.score(await self._body(request))
+        allowed = min(asked.deadline_ms or self.limits.deadline_ms, self.limits.deadline_ms)
+        values = self._complete(model, asked)
+        group = model, model.bucket(asked.candidates)
+        outputs = await self._batcher.submit(group, values, arrived + allowed / 1e3)
+        self.telemetry.candidates.inc(asked.candidates)
+        return _json({"stamp": model.stamp, "outputs": outputs}, model.stamp)
+
+    def _complete(self, model: live.Model, asked: ScoreRequest) -> dict[str, Any]:
+        """With the time, and the lists left out: the user's stored events, or none."""
+        values = {"time": int(time.time()), **asked.values}
+        for name, columns in model.bodies.lists.items():
+            if f"{name}/time" not in values:
+                length = model.scorer.history[name]
+                got = self._events.read(asked.user, name, columns, values["time"], length)
+                values |= {f"{name}/time" if n == "time" else n: v for n, v in got.items()}
+                continue
+            latest = max(values[f"{name}/time"], default=-1)
+            if latest >= values["time"]:
+                raise BodyError(
+                    f"history.{name} has an event at {latest}, not before the request at {values['time']}; "
+                    "leave out what had not happened yet"
+                )
+        return values
+
+    def _score_batch(self, group: tuple[live.Model, int], requests: list) -> list:
+        """In the scorer's thread."""
+        model, encoder = group[0], group[0].scorer.encoder
+        seen, unknown = Counter(encoder.seen), Counter(encoder.unknown)
+        start = time.perf_counter()
+        answers = model.score(requests)
+        self.telemetry.batch_seconds.observe(time.perf_counter() - start)
+        self.telemetry.batch.observe(len(requests))
+        self.telemetry.looked_up(encoder.seen - seen, encoder.unknown - unknown)
+        return answers
+
+    # --- the rest
+
+    async def _append(self, request: Request) -> Response:
+        model = self._ready()
+        asked = model.bodies.events(await self._body(request))
+        stored = {n: self._events.append(asked.user, n, c) for n, c in asked.lists.items()}
+        return _json({"stamp": model.stamp, "stored": stored}, model.stamp)
+
+    async def _reload(self, _: Request) -> Response:
+        if self._loading.locked():
+            return problem(409, "a load is in progress; wait for it, then reload if need be")
+        try:
+            changed = await self.load()
+        except ArtifactError as e:
+            self.telemetry.reloads.labels("refused").inc()
+            return problem(409, f"{e} (what was served before is served still)")
+        self.telemetry.reloads.labels("switched" if changed else "unchanged").inc()
+        return _json({"stamp": self.model.stamp, "changed": changed}, self.model.stamp)
+
+    async def _readiness(self, _: Request) -> Response:
+        model = self._ready()
+        return _json({"stamp": model.stamp}, model.stamp)
+
+    async def _metrics(self, _: Request) -> Response:
+        text, kind = self.telemetry.render()
+        return Response(text, headers={"content-type": kind})
+
+    async def _openapi(self, _: Request) -> Response:
+        return JSONResponse(self._document())
+
+    async def _docs(self, _: Request) -> Response:
+        return HTMLResponse(openapi.page(self._document()))
+
+    def _document(self) -> dict[str, Any]:
+        model = self._ready()
+        return openapi.document(
+            model.bodies, model.scorer.outputs, version=model.stamp, token=bool(self._token)
+        )
+
+    def _ready(self) -> live.Model:
+        if self.model is None:
+            raise HTTPException(
+                503, "the artifact is still being loaded; ask again soon", {"retry-after": "1"}
+            )
+        return self.model
+
+    async def _body(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # also keeps web pages from posting across origins
+            raise BodyError("content-type is not application/json; send it so", 415)
+        limit = self.limits.body_bytes
+        too_large = BodyError(
+            f"the body has more than {limit} bytes; send fewer candidates, or columns instead of rows",
+            413,
+        )
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.deadline_ms / 1e3):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise BodyError("the body did not arrive in time; send it at once", 408) from None
+        return bytes(body)
+
+    def allowed(self, scope: Scope) -> bool:
+        """True when the request carries the token, or needs none."""
+        if not self._token or scope["path"] in OPEN:
+            return True
+        sent = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(sent, b"Bearer " + self._token.encode())
+
+
+class Frame:
+    """Around every request: the token, the stamp header, counts and times."""
+
+    def __init__(self, app: ASGIApp, service: Service, paths: set[str]):
+        self._app, self._service, self._paths = app, service, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                model = self._service.model
+                headers = message.setdefault("headers", [])
+                if model and not any(k == b"recjax-stamp" for k, _ in headers):
+                    headers.append((b"recjax-stamp", model.stamp.encode()))
+            await send(message)
+
+        app = self._app if self._service.allowed(scope) else _unauthorized()
+        try:
+            await app(scope, receive, stamped)
+        finally:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._service.telemetry.requests.labels(path, status).inc()
+            self._service.telemetry.seconds.labels(path).observe(time.perf_counter() - start)
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    body = {"title": "The request was not served", "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def _unauthorized() -> Response:
+    return problem(
+        401,
+        "the bearer token is missing or wrong; send 'Authorization: Bearer <token>'",
+        {"www-authenticate": "Bearer"},
+    )
+
+
+async def _http_problem(request: Request, e: HTTPException) -> Response:
+    details = {
+        404: "there is no such path; /docs lists what there is",
+        405: f"{request.method} is not for this path; /docs says what is",
+    }
+    return problem(e.status_code, details.get(e.status_code, e.detail), e.headers)
+
+
+async def _healthy(_: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+def _json(value: Any, stamp: str) -> Response:
+    headers = {"recjax-stamp": stamp}
+    return Response(to_json(value), headers=headers, media_type="application/json")

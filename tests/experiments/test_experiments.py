@@ -1,0 +1,40 @@
+"""Every experiment file trains in its `runlocal` size: a file with `get_config` is an experiment."""
+
+from pathlib import Path
+
+import pytest
+
+from recjax import configs
+from recjax.train import train
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+FILES = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
+
+
+def source_of(config, real_data) -> str:
+    return str(real_data("kuairand-pure")) if config.data.name == "kuairand" else ""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_runlocal(file, tmp_path, real_data):
+    config = configs.load(str(file), "runlocal")
+    config.data.source = source_of(config, real_data)
+    summary = train(config, tmp_path)
+    assert summary["examples"] <= 4096
+    assert summary["test"]["logloss"] is not None and summary["test"]["evaluated"] > 0
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_docstring_carries_the_command_and_the_full_config_is_valid(file):
+    assert f"--config=experiments/{file.name}" in file.read_text()
+    config = configs.load(str(file))
+    configs.check(config)
+    with pytest.raises(KeyError):
+        config.train.bacth = 1
+
+
+def test_several_labels_at_once(tmp_path, real_data):
+    config = configs.load(str(FOLDER / "suan_kuairand.py"), "multi,runlocal")
+    config.data.source = str(real_data("kuairand-pure"))
+    summary = train(config, tmp_path)
+    assert {"auc", "long_view/auc", "like/auc", "follow/auc"} <= summary["test"].keys()

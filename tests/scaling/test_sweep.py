@@ -1,0 +1,80 @@
+"""Sweeps: combinators, idempotent trials, shards, failures, and the same rows after any interruption."""
+
+import json
+
+from ml_collections import ConfigDict
+import pytest
+
+from recjax.run import Interrupted
+from scaling import sweep
+from tests.test_contracts import config
+
+
+def trials(seeds=(0, 1)):
+    out = []
+    for row in sweep.product(seed=seeds):
+        c = config("arms", train__epochs=1, eval__every=0)
+        c.seed = row["seed"]
+        c.eval.at_examples = (64, 128, 320)
+        out.append(sweep.Trial(ConfigDict(c.to_dict()), row))
+    return out
+
+
+def test_combinators():
+    assert sweep.product(a=(1, 2), b="x") == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    assert sweep.zipped(a=(1, 2), b=(3, 4)) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert sweep.chain([{"a": 1}], [{"a": 2}, {"a": 1}]) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(ValueError):
+        sweep.zipped(a=(1, 2), b=(3,))
+
+
+def test_one_row_for_each_point_of_each_pass(tmp_path):
+    rows = sweep.run_sweep(trials(), tmp_path)
+    assert [(r["seed"], r["examples"]) for r in rows] == [
+        (s, n) for s in (0, 1) for n in (64, 128, 320)
+    ]
+    assert {"run", "member", "parent", "kind", "auc", "logloss", "n_dense"} <= rows[0].keys()
+    assert rows == [
+        json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()
+    ]
+
+
+def test_shards_together_are_the_sweep(tmp_path):
+    whole = sweep.run_sweep(trials(), tmp_path / "whole")
+    first = sweep.run_sweep(trials(), tmp_path / "parts", (0, 2))
+    both = sweep.run_sweep(trials(), tmp_path / "parts", (1, 2))
+    assert len(first) == 3 and both == whole
+
+
+def test_a_killed_sweep_ends_with_the_same_rows(tmp_path, monkeypatch):
+    whole = sweep.run_sweep(trials(), tmp_path / "whole")
+    real, calls = sweep.train, []
+
+    def killed_once(c, workdir):
+        calls.append(workdir)
+        if len(calls) == 2:
+            raise Interrupted(143)
+        return real(c, workdir)
+
+    monkeypatch.setattr(sweep, "train", killed_once)
+    with pytest.raises(Interrupted):
+        sweep.run_sweep(trials(), tmp_path / "cut")
+    assert sweep.run_sweep(trials(), tmp_path / "cut") == whole
+    assert len(calls) == 3  # the finished trial was not trained again
+
+
+def test_a_failed_trial_is_recorded_and_tried_again(tmp_path, monkeypatch):
+    real = sweep.train
+
+    def broken(c, workdir):
+        if c.seed == 0:
+            raise FloatingPointError("loss is NaN")
+        return real(c, workdir)
+
+    monkeypatch.setattr(sweep, "train", broken)
+    with pytest.raises(RuntimeError, match="1 of 2 trials failed"):
+        sweep.run_sweep(trials(), tmp_path)
+    failed = next((tmp_path / "runs").glob("*/failed.json"))
+    assert "loss is NaN" in json.loads(failed.read_text())["error"]
+    monkeypatch.setattr(sweep, "train", real)
+    assert len(sweep.run_sweep(trials(), tmp_path)) == 6

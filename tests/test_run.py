@@ -1,0 +1,79 @@
+"""The run directory, and the command as a process: SIGTERM saves, the same command goes on."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from recjax.run import Stop, plain, read_jsonl, write_text
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG = """
+from tests.test_contracts import config
+
+def get_config(arg=""):
+    return config("arms", train__epochs=40, train__checkpoint_every=20, eval__every=0)
+"""
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_text(path, "one")
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError):
+        write_text(path, "two")
+    assert path.read_text() == "one"
+
+
+def test_plain_turns_numbers_into_json():
+    value = {"a": np.float32("nan"), "b": np.arange(2), "c": (np.int64(3),), 1: float("inf")}
+    assert json.loads(json.dumps(plain(value))) == {"a": None, "b": [0, 1], "c": [3], "1": None}
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"ste')
+    assert read_jsonl(tmp_path / "m.jsonl") == [{"step": 1}]
+
+
+def test_second_ctrl_c_ends_at_once():
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signum == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+
+def command(config, workdir):
+    return [sys.executable, "-m", "recjax.train", f"--config={config}", f"--workdir={workdir}"]
+
+
+def test_sigterm_saves_and_the_same_command_finishes(tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text(CONFIG)
+    process = subprocess.Popen(command(config, tmp_path / "run"), cwd=REPO, stderr=subprocess.PIPE)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM, process.stderr.read()[-2000:]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    saved = list((tmp_path / "run/checkpoints/recent").glob("[0-9]*"))
+    assert saved
+    subprocess.run(command(config, tmp_path / "run"), cwd=REPO, check=True)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 400
+
+
+def test_unknown_flag_value_exits_non_zero_and_names_the_key(tmp_path):
+    args = command("experiments/suan_complete_journey.py:runlocal", tmp_path)
+    done = subprocess.run(
+        [*args, "--config.opt.learning_rate=1"], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "learning_rate" in done.stderr
