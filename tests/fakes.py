@@ -175,7 +175,7 @@ def teacher_student(schema, *, table):
     tables = sum((schema.tables(4, owner=o, **table) for o in parts), ())
 
     def init(rng, rows, batch):
-        keys = dict(zip(parts, jax.random.split(rng)))
+        keys = dict(zip(parts, jax.random.split(rng), strict=True))
         return {
             o: m.init(keys[o], embed(schema, rows, batch, owner=o), train=False)["params"]
             for o, m in parts.items()
