@@ -44,6 +44,11 @@ def base() -> ConfigDict:
     c.opt.weight_decay = 0.0
     c.opt.clip = 0.0  # joint norm of a group's dense and row gradients; 0 is off
 
+    c.embedding = ConfigDict()
+    # (regex over table paths, replicated | row | row:all_gather | row:all_to_all | column); the rest is planned
+    c.embedding.placement = ()
+    c.embedding.schedule = ()  # (regex over table paths, schedule) where a table's is not opt.schedule
+
     c.train = ConfigDict()
     c.train.batch = 512
     c.train.examples = 0  # prefix of the training permutation; 0 is all

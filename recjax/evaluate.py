@@ -25,16 +25,26 @@ Tree = dict
 
 
 class Evaluator:
-    """Compiled evaluation of one system; call it with trees and batches."""
+    """Compiled evaluation of one system; call it with trees and batches.
 
-    def __init__(self, system: System, mesh: Mesh):
+    Args:
+      system: What to evaluate.
+      mesh: Where.
+      plan: Placement of the trees' tables; default: the planner's.
+    """
+
+    def __init__(self, system: System, mesh: Mesh, plan: embedding.Plan | None = None):
         self.system, self.mesh = system, mesh
+        self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
         self._step = jax.jit(self._measure, donate_argnums=1)
         self._outputs = jax.jit(self._forward)
 
     def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
-        rows = embedding.gather(self.system.tables, trees["tables"], batch)
+        rows = embedding.gather(self.system.tables, trees["tables"], batch, self.plan)
         return self.system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+
+    def put(self, batch: dict) -> dict:
+        return meshes.put(self.mesh, self.plan.route(batch))
 
     def _measure(self, trees: Tree, sums: dict, batch: dict):
         outputs, out = self._forward(trees, batch), {}
@@ -48,7 +58,7 @@ class Evaluator:
         ahead = None
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         for batch in batches:
-            outputs = self._outputs(params, meshes.put(self.mesh, batch))
+            outputs = self._outputs(params, self.put(batch))
             if ahead is not None:
                 yield ahead[0], jax.device_get(ahead[1])
             ahead = batch, outputs
@@ -72,7 +82,7 @@ class Evaluator:
         ahead = None
         for batch in batches:
             poll()
-            sums, outputs = self._step(params, sums, meshes.put(self.mesh, batch))
+            sums, outputs = self._step(params, sums, self.put(batch))
             if ahead is not None:
                 self._collect(rows, *ahead)
             ahead = batch, outputs
@@ -92,6 +102,12 @@ class Evaluator:
             rows[o.name].add(
                 outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]
             )
+
+
+def placement(system: System, config: ConfigDict, mesh: Mesh) -> embedding.Plan:
+    """The plan for reading a run's tables on this mesh: not measured, so rows travel by the exact all_gather."""
+    rules = config.get("embedding", {}).get("placement", ())
+    return embedding.plan(system.tables, system.schema, mesh, rules=rules)
 
 
 def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
@@ -114,11 +130,14 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
     system = models.build(data.schema, config.model)
     split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
     example = next(iter(data.batches(split, config.train.batch, shards=1)))
-    trees = train.init_trees(system, config, jax.device_put(example))
-    trees = transfer.apply(trees, system, config, data, epath.Path(run))
     mesh = meshes.make()
-    trees = jax.device_put(trees, meshes.replicated(mesh))
-    sums = jax.device_put(train.zero_sums(system, trees, example), meshes.replicated(mesh))
+    plan, everywhere = placement(system, config, mesh), meshes.replicated(mesh)
+    trees = train.init_trees(system, config, jax.device_put(example, everywhere), plan)
+    trees = transfer.apply(trees, system, config, data, epath.Path(run))
+    sums = train.zero_sums(system, trees, example)
+    tables = plan.place(trees.pop("tables"))
+    trees, sums = jax.device_put((trees, sums), everywhere)
+    trees["tables"] = tables
     checkpoints = checkpoint.Checkpoints(epath.Path(run) / "checkpoints")
     check = functools.partial(transfer.check_data, data=data, where=run)
     restored = checkpoints.restore(dict(trees=trees, sums=sums), best=best, check=check)
@@ -138,7 +157,7 @@ def main(_) -> None:
     train.set_up()
     config, data, system, trees = open_run(_RUN.value, _DATA.value, best=_BEST.value)
     mesh = meshes.make()
-    evaluator = Evaluator(system, mesh)
+    evaluator = Evaluator(system, mesh, placement(system, config, mesh))
     for split in _SPLIT.value:
         batches = data.batches(split, config.eval.batch, shards=mesh.size)
         result = plain(evaluator(trees, batches))

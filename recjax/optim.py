@@ -4,7 +4,7 @@ A *group* (System.groups) is a set of parameters with its own rate and clipping;
 group's dense and row gradients together, so that a teacher's gradients never change a student's step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 import re
 from typing import Any
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from recjax.schema import Table
 from recjax.system import System
 
 Tree = Any
@@ -60,6 +61,19 @@ def schedule(
         return shapes[config.schedule](t) * jnp.minimum((step + 1) / (warmup + 1), 1.0)
 
     return factor
+
+
+def row_schedules(
+    config: ml_collections.ConfigDict, total_steps: int, tables: Sequence[Table]
+) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """Each table's factor by step: `opt.schedule`, or the first (regex, schedule) of `embedding.schedule` that fits."""
+
+    def of(path):
+        rules = config.embedding.schedule
+        name = next((n for p, n in rules if re.search(p, path)), config.opt.schedule)
+        return schedule(ml_collections.ConfigDict({**config.opt, "schedule": name}), total_steps)
+
+    return {t.path: of(t.path) for t in tables}
 
 
 def path_name(path) -> str:

@@ -143,6 +143,7 @@ class Table:
       optimizer: A name in `recjax.embedding.optimizers`, or "frozen".
       lr: Learning rate of the row optimizer (its schedule multiplies it).
       l2: L2 pull on touched rows.
+      l1: L1 of the optimizer "ftrl", whose rows it makes exactly zero.
       init_scale: Standard deviation of the initial rows.
       dtype: Storage type of the rows.
     """
@@ -155,6 +156,7 @@ class Table:
     l2: float = 0.0
     init_scale: float = 0.01
     dtype: str = "float32"
+    l1: float = 0.0
 
     @property
     def path(self) -> str:

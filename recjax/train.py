@@ -7,6 +7,7 @@ trees; nothing of papers. The same command resumes an interrupted run and leaves
 from collections.abc import Callable, Iterable
 import functools
 import importlib.metadata
+import itertools
 import math
 import os
 import time
@@ -38,7 +39,8 @@ def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
         x = x.reshape(shards, count, b, *x.shape[1:])
         return jax.lax.dynamic_index_in_dim(x, index, 1, False).reshape(shards * b, *x.shape[3:])
 
-    return {k: v if k == "ids" else jax.tree.map(part, v) for k, v in batch.items()}
+    whole = ("ids", "send", "asked", "everyone")
+    return {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
 
 
 def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Array, count: int):
@@ -73,35 +75,47 @@ def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Arr
     return grads, state, jax.tree.map(lambda s: s.sum(0), sums)
 
 
-def make_step(system: System, config: ConfigDict, total_steps: int) -> Callable:
+def make_step(
+    system: System, config: ConfigDict, total_steps: int, plan: embedding.Plan | None = None
+) -> Callable:
     """step(trees, sums, batch, key, step, lr_scale) -> (trees, sums). Jit it donating the first two.
 
-    One step: gather the unique rows, differentiate with respect to dense parameters and rows, clip per group,
-    optax on the dense tree, row optimizers on the rows. The key is an argument, so that runs that differ only in
+    One step: gather the unique rows, differentiate with respect to dense parameters and rows, bring the row
+    gradients to the rows' owners, clip per group, optax on the dense tree, row optimizers on the rows. The key is an argument, so that runs that differ only in
     their seed share one compiled program.
     """
     tx = optim.transform(config.opt)
     factor = optim.schedule(config.opt, total_steps)
+    factors = optim.row_schedules(config, total_steps, system.tables)
 
     def step_fn(
         trees: Tree, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
     ):
         rng = jax.random.fold_in(key, step)
-        rows = embedding.gather(system.tables, trees["tables"], batch)
+        batch = embedding.exchange_ids(batch, plan)
+        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
         (g_dense, g_rows), state, new = gradients(
             system, trees, rows, batch, rng, config.train.microbatches
         )
+        merged = embedding.merge(system.tables, batch, g_rows, plan)
+        g_rows = {p: m.grads for p, m in merged.items()}
         clip = optim.clip_scales(system, g_dense, g_rows, config.opt.clip)
         groups = optim.dense_groups(system, g_dense)
         lrs = optim.learning_rates(config.opt, set(clip))
         g_dense = jax.tree.map(lambda g, n: g * clip[n], g_dense, groups)
-        g_rows = {p: g * clip[optim.group_of(system, f"tables/{p}")] for p, g in g_rows.items()}
+        merged = {
+            p: m._replace(grads=m.grads * clip[optim.group_of(system, f"tables/{p}")])
+            for p, m in merged.items()
+        }
         updates, opt = tx.update(g_dense, trees["opt"], trees["dense"])
         scale = lr_scale * factor(step)
         dense = jax.tree.map(
             lambda p, u, n: p - lrs[n] * scale * u, trees["dense"], updates, groups
         )
-        tables = embedding.update(system.tables, trees["tables"], batch, g_rows, scale)
+        rates = {path: lr_scale * f(step) for path, f in factors.items()}
+        tables = embedding.apply(
+            system.tables, trees["tables"], merged, rates, plan, jax.random.fold_in(rng, 2)
+        )
         trees = dict(trees, dense=dense, tables=tables, state=state, opt=opt)
         if system.after_step is not None:
             trees = system.after_step(trees, jax.random.fold_in(rng, 1))
@@ -113,25 +127,30 @@ def make_step(system: System, config: ConfigDict, total_steps: int) -> Callable:
 # ---- the pieces of a run --------------------------------------------------------------------------------------
 
 
-def init_trees(system: System, config: ConfigDict, example: dict) -> Tree:
-    """Fresh trees from the seed and one batch's shapes."""
+def init_trees(
+    system: System, config: ConfigDict, example: dict, plan: embedding.Plan | None = None
+) -> Tree:
+    """Fresh trees from the seed and one batch's shapes; the tables are on the mesh already."""
     keys = jax.random.split(jax.random.key(config.seed), 2)
-    tables = jax.jit(lambda k: embedding.init(k, system.tables, system.schema))(keys[0])
+    tables = jax.jit(lambda k: embedding.init(k, system.tables, system.schema, plan))(keys[0])
 
     @jax.jit
     def init(key, tables, batch):
-        dense, state = system.init(key, embedding.gather(system.tables, tables, batch), batch)
+        rows = embedding.gather(system.tables, tables, batch)  # once: the partitioner may do it
+        dense, state = system.init(key, rows, batch)
         return dense, state, optim.transform(config.opt).init(dense)
 
     dense, state, opt = init(keys[1], tables, example)
     return dict(dense=dense, tables=tables, state=state, frozen={}, opt=opt)
 
 
-def zero_sums(system: System, trees: Tree, example: dict) -> Sums:
+def zero_sums(
+    system: System, trees: Tree, example: dict, plan: embedding.Plan | None = None
+) -> Sums:
     """Zeros (NumPy) in the shape of the loss's metric sums."""
 
     def sums_of(trees, batch):
-        rows = embedding.gather(system.tables, trees["tables"], batch)
+        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
         key = jax.random.key(0)
         return system.loss(trees["dense"], rows, trees["state"], trees["frozen"], batch, key)[1][1]
 
@@ -174,11 +193,13 @@ def count(tree: Tree, part: str = "") -> int:
     return int(sum(x.size for p, x in leaves if part in optim.path_name(p)))
 
 
-def forward_flops(system: System, trees: Tree, batch: dict) -> float:
+def forward_flops(
+    system: System, trees: Tree, batch: dict, plan: embedding.Plan | None = None
+) -> float:
     """FLOPs of scoring one example, as the compiler counts them (a scan body counts once)."""
 
     def forward(trees, batch):
-        rows = embedding.gather(system.tables, trees["tables"], batch)
+        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
         return system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
 
     cost = jax.jit(forward).lower(trees, batch).cost_analysis() or {}
@@ -232,17 +253,27 @@ class Trainer:
             raise RunError(
                 f"split {config.data.train!r} has no batch; lower train.batch or train.examples"
             )
-        self.example = self.put(next(iter(self.train_batches(0))))
+        first = list(itertools.islice(self.train_batches(0), 4 if self.mesh.size > 1 else 1))
+        self.plan = embedding.plan(
+            self.system.tables,
+            self.data.schema,
+            self.mesh,
+            embedding.measure(first, self.data.schema, self.mesh.size),
+            config.embedding.placement,
+        )
+        logging.info("placement of the tables\n%s", self.plan)
+        self.example = self.put(first[0])
         self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
-        self.step_fn = jax.jit(make_step(self.system, config, self.total), donate_argnums=(0, 1))
-        self.evaluator = evaluate.Evaluator(self.system, self.mesh)
+        step = make_step(self.system, config, self.total, self.plan)
+        self.step_fn = jax.jit(step, donate_argnums=(0, 1))
+        self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
         self.at = eval_steps(config, self.total)
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
         self.start()
 
     def put(self, batch: dict) -> dict:
-        return meshes.put(self.mesh, batch)
+        return meshes.put(self.mesh, self.plan.route(batch))
 
     def train_batches(self, start: int):
         c = self.config
@@ -259,11 +290,13 @@ class Trainer:
 
     def start(self) -> None:
         """Fresh or restored trees, metric sums, step and control."""
-        trees = init_trees(self.system, self.config, self.example)
+        trees = init_trees(self.system, self.config, self.example, self.plan)
         trees = transfer.apply(trees, self.system, self.config, self.data, self.run.dir)
-        self.zeros = zero_sums(self.system, trees, self.example)
+        self.zeros = zero_sums(self.system, trees, self.example, self.plan)
         self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
-        both = jax.device_put((trees, self.zeros), meshes.replicated(self.mesh))
+        tables = self.plan.place(trees.pop("tables"))
+        trees, sums = jax.device_put((trees, self.zeros), meshes.replicated(self.mesh))
+        both = dict(trees, tables=tables), sums
         check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
         restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
         if restored is None and self.system.setup is not None:
@@ -380,7 +413,7 @@ class Trainer:
             n_dense=count(trees["dense"]),
             n_blocks=count(trees["dense"], "layers_"),
             n_embedding=embedding.num_parameters(trees["tables"]),
-            flops_per_example=forward_flops(self.system, trees, self.example),
+            flops_per_example=forward_flops(self.system, trees, self.example, self.plan),
             examples=min(examples, self.train_batches(0).examples),
             examples_per_s=self.clock["steps"] * c.train.batch / max(self.clock["wall"], 1e-9),
             loader_wait=self.clock["waited"] / max(self.clock["wall"], 1e-9),

@@ -1,20 +1,30 @@
-"""Embedding tables: init, gather the rows a batch needs, update just those.
+"""Embedding tables: init, gather the rows a batch needs, update just those, on one device or a pod.
 
-    tables = init(rng, system.tables, schema)
-    rows = gather(system.tables, tables, batch)                  # {path: [S, U, d]}
-    tables = update(system.tables, tables, batch, row_grads)     # inside a step that donates `tables`
+    p = plan(system.tables, schema, mesh, skew, rules)           # None: one device
+    tables = init(rng, system.tables, schema, p)
+    batch = exchange_ids(batch, p)                               # once a step
+    rows = gather(system.tables, tables, batch, p)               # {path: [S, U, d]}
+    tables = update(system.tables, tables, batch, row_grads, plan=p)  # inside a step that donates `tables`
 
 This package is the only place that knows how a table is laid out or placed. Row PAD is zero and stays zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.embedding.optimizers import OPTIMIZERS
+from recjax.embedding import sharded
+from recjax.embedding.optimizers import OPTIMIZERS, row_mean, stochastic_round
+from recjax.embedding.placement import RULES, CapacityError, Plan, Skew, measure, plan
+from recjax.embedding.sharded import Merged
 from recjax.schema import PAD, Schema, SchemaError, Table
+
+__all__ = [
+    "CapacityError", "Merged", "Plan", "RULES", "Skew", "Tables", "apply", "check", "exchange_ids", "gather", "init",
+    "measure", "merge", "num_parameters", "plan", "update",
+]  # fmt: skip
 
 Tables = dict[str, dict[str, jax.Array]]
 
@@ -32,35 +42,94 @@ def check(tables: Sequence[Table]) -> None:
         seen.add(t.path)
 
 
-def init(rng: jax.Array, tables: Sequence[Table], schema: Schema) -> Tables:
-    """Initial rows N(0, init_scale) and row-optimizer state: {path: {"rows": [V, d], ...}}."""
+def init(
+    rng: jax.Array, tables: Sequence[Table], schema: Schema, plan: Plan | None = None
+) -> Tables:
+    """Initial rows N(0, init_scale) and row-optimizer state: {path: {"rows": [V, d], ...}}, placed as planned."""
     check(tables)
     out = {}
     for key, t in zip(jax.random.split(rng, max(len(tables), 1)), tables, strict=False):
         shape = (schema.space(t.id_space).rows, t.dim)
         rows = (jax.random.normal(key, shape) * t.init_scale).at[PAD].set(0).astype(t.dtype)
         out[t.path] = {"rows": rows, **({} if t.frozen else OPTIMIZERS[t.optimizer].init(rows))}
+    if plan is not None and plan.devices > 1:
+        out = jax.lax.with_sharding_constraint(out, plan.shardings(out))
     return out
 
 
-def gather(tables: Sequence[Table], values: Tables, batch: dict) -> dict[str, jax.Array]:
+def exchange_ids(batch: dict, plan: Plan | None = None) -> dict:
+    """The batch with each device's ids where rows are looked up; once a step, so that they travel once."""
+    return batch if plan is None else sharded.exchange_ids(plan, batch)
+
+
+def gather(
+    tables: Sequence[Table], values: Tables, batch: dict, plan: Plan | None = None
+) -> dict[str, jax.Array]:
     """Rows of the batch's unique ids, {path: [S, U, d]}; unused slots hold some in-range row nobody reads."""
+    if plan is not None and plan.devices > 1 and tables:
+        return sharded.gather(plan, tables, values, batch)
     return {
         t.path: values[t.path]["rows"].at[batch["ids"][t.id_space]].get(mode="clip") for t in tables
     }
 
 
-def _merge_shards(ids: jax.Array, grads: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-    """[S, U] ids and [S, U, d] gradients -> [N] ids, each once, and their summed gradients, N = S * U."""
-    n = ids.size
-    flat = ids.reshape(n)
-    order = jnp.argsort(flat)
-    ids_sorted = flat[order]
-    slot = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), ids_sorted[1:] != ids_sorted[:-1]]))
-    grads = jax.ops.segment_sum(grads.reshape(n, -1)[order], slot, n, indices_are_sorted=True)
-    # Slots past the last distinct id keep an out-of-range id of their own, larger than any filler.
-    unique = (rows + n + jnp.arange(n, dtype=flat.dtype)).at[slot].set(ids_sorted)
-    return unique, grads
+def merge(
+    tables: Sequence[Table], batch: dict, grads: dict[str, jax.Array], plan: Plan | None = None
+) -> dict[str, Merged]:
+    """Row gradients summed over the shards, at the owners of the rows: path -> (ids [N], grads [N, d]).
+
+    Their norm is the norm of the table's gradient: each row counts once and PAD not at all.
+    """
+    trained = [t for t in tables if not t.frozen]
+    real = {t.path: (batch["ids"][t.id_space] != PAD)[..., None] for t in trained}
+    grads = {p: jnp.where(keep, grads[p].astype(jnp.float32), 0) for p, keep in real.items()}
+    if plan is not None and plan.devices > 1 and trained:
+        return sharded.merge(plan, trained, batch, grads)
+    return {t.path: _merge_local(t, batch["ids"][t.id_space], grads[t.path]) for t in trained}
+
+
+def _merge_local(t: Table, ids: jax.Array, grads: jax.Array) -> Merged:
+    if ids.shape[0] == 1:
+        return Merged(ids[0], grads[0])
+    # fillers lie past the table; so must what the merge puts behind the last id
+    return sharded.merge_duplicates(ids, grads, np.iinfo(np.int32).max - 2 * ids.size)
+
+
+def apply(
+    tables: Sequence[Table],
+    values: Tables,
+    merged: dict[str, Merged],
+    lr_scale: dict[str, jax.Array] | float = 1.0,
+    plan: Plan | None = None,
+    rng: jax.Array | None = None,
+) -> Tables:
+    """One row-optimizer step on the touched rows.
+
+    Args:
+      tables: Declarations.
+      values: From `init`; donate them to the step, or every step copies the tables.
+      merged: From `merge`.
+      lr_scale: Multiplies `Table.lr` (schedule), one number or one per path.
+      plan: As for `init`.
+      rng: For the stochastic rounding of bfloat16 tables, another each step.
+
+    Returns:
+      Tables with the touched rows changed. PAD rows and frozen tables are returned as they were.
+    """
+    trained = [t for t in tables if not t.frozen]
+    rounded = [t.path for t in trained if jnp.dtype(t.dtype) == jnp.bfloat16]
+    if rounded and rng is None:
+        raise ValueError(f"table {rounded[0]!r} is bfloat16: give apply an rng for its rounding")
+    rng = jax.random.key(0) if rng is None else rng
+    scale = {
+        t.path: jnp.asarray(lr_scale[t.path] if isinstance(lr_scale, dict) else lr_scale)
+        for t in trained
+    }
+    if plan is not None and plan.devices > 1 and trained:
+        return values | sharded.apply(plan, trained, values, merged, scale, rng, _step)
+    return values | {
+        t.path: _step(t, values[t.path], merged[t.path], scale[t.path], rng) for t in trained
+    }
 
 
 def update(
@@ -69,44 +138,41 @@ def update(
     batch: dict,
     grads: dict[str, jax.Array],
     lr_scale: dict[str, jax.Array] | float = 1.0,
+    plan: Plan | None = None,
+    rng: jax.Array | None = None,
 ) -> Tables:
-    """One row-optimizer step on the touched rows.
-
-    Args:
-      tables: Declarations.
-      values: From `init`; donate them to the step, or every step copies the tables.
-      batch: Its `ids` name the touched rows.
-      grads: path -> [S, U, d], with respect to `gather`'s result.
-      lr_scale: Multiplies `Table.lr` (schedule), one number or one per path.
-
-    Returns:
-      Tables with the touched rows changed. PAD rows and frozen tables are returned as they were.
-    """
-    out = dict(values)
-    for t in tables:
-        if not t.frozen:
-            scale = lr_scale[t.path] if isinstance(lr_scale, dict) else lr_scale
-            out[t.path] = _update_one(
-                t, values[t.path], batch["ids"][t.id_space], grads[t.path], scale
-            )
-    return out
+    """`merge` and `apply`: gradients [S, U, d] with respect to `gather`'s result change the rows they came from."""
+    return apply(tables, values, merge(tables, batch, grads, plan), lr_scale, plan, rng)
 
 
-def _update_one(t: Table, value: dict, ids: jax.Array, grads: jax.Array, scale) -> dict:
-    shards, rows = ids.shape[0], value["rows"].shape[0]
-    if shards == 1:
-        ids, grads = ids[0], grads[0]
-    else:
-        ids, grads = _merge_shards(ids, grads, rows)
+def _step(
+    t: Table,
+    value: dict,
+    merged: Merged,
+    scale: jax.Array,
+    rng: jax.Array,
+    *,
+    first_row: jax.Array | int = 0,
+    first_column: jax.Array | int = 0,
+    mean: Callable = row_mean,
+    ascending: bool = True,
+) -> dict:
+    """One table, or one device's block of it that begins at (first_row, first_column)."""
+    ids, grads = merged
     # CPU and TPU profit from the ascending order; XLA:GPU is slower when told (xla #22233).
-    hints = dict(unique_indices=True, indices_are_sorted=jax.default_backend() != "gpu")
+    hints = dict(
+        unique_indices=True, indices_are_sorted=ascending and jax.default_backend() != "gpu"
+    )
     old = jax.tree.map(lambda x: x.at[ids].get(mode="clip", **hints), value)
     before = old.pop("rows").astype(jnp.float32)
-    grads = grads.astype(jnp.float32)
     if t.l2:
         grads = grads + t.l2 * before
-    after, state = OPTIMIZERS[t.optimizer].update(before, old, grads, t.lr * scale)
-    after = jnp.where((ids == PAD)[:, None], before, after).astype(value["rows"].dtype)
+    optimizer = OPTIMIZERS[t.optimizer]
+    after, state = optimizer.update(before, old, grads, t.lr * scale, mean=mean, l1=t.l1)
+    rows = ids + first_row
+    after = jnp.where((rows == PAD)[:, None], before, after)
+    if value["rows"].dtype == jnp.bfloat16:
+        after = stochastic_round(after, rng, rows, first_column + jnp.arange(after.shape[-1]))
     return jax.tree.map(
         lambda x, new: x.at[ids].set(new.astype(x.dtype), mode="drop", **hints),
         value,

@@ -1,0 +1,322 @@
+"""Which device holds which rows, and how rows travel: the plan.
+
+    p = plan(system.tables, schema, mesh, measure(host_batches, schema, mesh.size), rules)
+    print(p)
+    batch = p.route(host_batch)       # NumPy; adds what the all-to-all exchange needs
+
+Three rules. `replicated`: every device holds the table; for small ones. `row`: contiguous blocks of rows, one per
+device (the vocabulary has spread hot ids over them); looked up either by `all_gather`, exact whatever the batch, or
+by `all_to_all`, which moves only the rows asked for, in buckets whose capacity comes from the data. `column`: every
+device holds d / n columns of every row; balanced whatever the ids, at 4 bytes an id more for each device.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
+import re
+import statistics
+
+from absl import logging
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+from recjax.embedding.optimizers import OPTIMIZERS
+from recjax.schema import Schema, SchemaError, Table
+
+RULES = ("replicated", "row", "row:all_gather", "row:all_to_all", "column")
+SMALL = 20_480  # rows up to which a table is replicated
+MAX_OVERFLOW = 1e-4, 1e-9  # chance per step that a bucket overflows, in one process and in several
+NEXT = 1.5  # the next bucket of a step whose ids do not fit
+
+
+class CapacityError(ValueError):
+    """A batch asks one owner for more rows than the largest bucket holds; nothing was dropped or updated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skew:
+    """How the unique ids of a device's shard fall on the owners of an id space.
+
+    Attributes:
+      slots: U of the batches it was measured on.
+      unique: Mean number of unique ids of a shard.
+      mean: Mean count of the fullest owner's bucket.
+      deviation: Standard deviation of a bucket's count.
+    """
+
+    slots: int
+    unique: float
+    mean: float
+    deviation: float
+
+    @classmethod
+    def uniform(cls, slots: int, owners: int) -> "Skew":
+        """What a perfect bijection gives: binomial counts."""
+        mean = slots / owners
+        return cls(slots, slots, mean, math.sqrt(mean * (1 - 1 / owners)))
+
+    def capacity(self, slots: int, owners: int, chance: float) -> int:
+        """Bucket size that overflows with at most `chance` per step, for shards of `slots` unique ids.
+
+        A normal tail over owners^2 buckets a step, in multiples of 8.
+        """
+        scale = 1.0 if slots == self.slots else slots / max(self.unique, 1.0)
+        z = -statistics.NormalDist().inv_cdf(chance / owners**2)
+        size = self.mean * scale + z * self.deviation * math.sqrt(scale) + 1
+        return min(-(-math.ceil(size) // 8) * 8, slots)
+
+
+def measure(batches: Iterable[dict], schema: Schema, owners: int) -> dict[str, Skew]:
+    """Skew of every id space over host batches; with several processes, the worst of theirs."""
+    out = {}
+    batches = [b for b in batches if "ids" in b]
+    for space in schema.id_spaces if batches else ():
+        ids = np.concatenate([np.asarray(b["ids"][space.name]) for b in batches])  # [k * S, U]
+        counts = np.stack([np.diff(s) for s in _starts(ids, space.rows, owners)])  # [k * S, n]
+        deviation = max(counts.std(0).max(), math.sqrt(counts.mean() * (1 - 1 / owners)))
+        found = [ids.shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
+        out[space.name] = Skew(ids.shape[1], *_worst(found)[1:])
+    return out
+
+
+def _worst(numbers: list[float]) -> list[float]:
+    if jax.process_count() == 1:
+        return numbers
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.asarray(numbers, np.float32)).max(0).tolist()
+
+
+def _starts(ids: np.ndarray, rows: int, owners: int) -> np.ndarray:
+    """Ascending unique ids [S, U] -> where each owner's bucket starts, [S, n + 1]."""
+    edges = np.arange(owners + 1, dtype=np.int64) * -(-rows // owners)
+    return np.stack([np.searchsorted(s, edges) for s in ids])
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where one table lies (`rule`), how its rows travel (`exchange`), and why."""
+
+    rule: str
+    exchange: str = ""
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Placement of every table on a mesh.
+
+    Attributes:
+      mesh: One axis.
+      tables: Declarations.
+      rows: id space -> rows.
+      placed: table path -> Placement.
+      skew: id space -> Skew, where known.
+      overflow: id space -> batches so far that needed the next bucket.
+    """
+
+    mesh: Mesh
+    tables: tuple[Table, ...]
+    rows: Mapping[str, int]
+    placed: Mapping[str, Placement]
+    skew: Mapping[str, Skew]
+    overflow: Counter = dataclasses.field(default_factory=Counter)
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def axis(self) -> str:
+        return self.mesh.axis_names[0]
+
+    def block(self, space: str) -> int:
+        """Rows of an id space that one owner holds."""
+        return self.rows[space] // self.devices
+
+    def spaces(self, *exchanges: str) -> list[str]:
+        """Id spaces that have a table with one of these exchanges."""
+        found = (t.id_space for t in self.tables if self.placed[t.path].exchange in exchanges)
+        return list(dict.fromkeys(found))
+
+    def spec(self, path: str, ndim: int) -> P:
+        """How one array of a table (rows or optimizer state) is split."""
+        wide = P(None, self.axis) if ndim == 2 else P()
+        return {"replicated": P(), "row": P(self.axis), "column": wide}[self.placed[path].rule]
+
+    def specs(self, values: dict) -> dict:
+        """`spec` of every leaf of {path: {"rows": ..., ...}}, or of arrays right under a path."""
+        return {p: jax.tree.map(lambda x, p=p: self.spec(p, x.ndim), v) for p, v in values.items()}
+
+    def shardings(self, values: dict) -> dict:
+        return jax.tree.map(
+            lambda s: NamedSharding(self.mesh, s),
+            self.specs(values),
+            is_leaf=lambda s: isinstance(s, P),
+        )
+
+    def place(self, values: dict) -> dict:
+        """Tables from wherever they are onto the mesh."""
+        return jax.device_put(values, self.shardings(values))
+
+    def capacities(self, space: str, slots: int) -> list[int]:
+        """Bucket sizes to try, smallest first. Processes cannot agree on one per batch, so several share one size."""
+        alone = jax.process_count() == 1
+        skew = self.skew.get(space) or Skew.uniform(slots, self.devices)
+        first = skew.capacity(slots, self.devices, MAX_OVERFLOW[not alone])
+        return [first, min(math.ceil(first * NEXT), slots)] if alone else [first]
+
+    def route(self, batch: dict) -> dict:
+        """The host batch with `send`: id space -> int32 [S, n, c], rows each shard asks of each owner, in its numbering.
+
+        Unused slots hold the block size, one past the owner's last row. A batch that does not fit takes the next
+        capacity (another shape, hence a program of its own) and is counted.
+
+        Raises:
+          CapacityError: It does not fit the last one either.
+        """
+        spaces = self.spaces("all_to_all")
+        if not spaces or "ids" not in batch:
+            return batch
+        return {**batch, "send": {s: self._buckets(s, np.asarray(batch["ids"][s])) for s in spaces}}
+
+    def _buckets(self, space: str, ids: np.ndarray) -> np.ndarray:
+        n, block = self.devices, self.block(space)
+        starts = _starts(ids, self.rows[space], n)  # [S, n + 1]
+        counts = np.diff(starts)
+        sizes = self.capacities(space, ids.shape[1])
+        fits = [c for c in sizes if c >= counts.max()]
+        if not fits:
+            raise CapacityError(
+                f"id space {space!r}: one device asks {counts.max()} rows of one owner and the largest bucket holds "
+                f"{sizes[-1]}; spread the ids over rows (recjax.data.vocabulary.spread), or look these tables up with "
+                "--config.embedding.placement=(('.*', 'row:all_gather'),)"
+            )
+        if fits[0] != sizes[0]:
+            self.overflow[space] += 1
+            logging.log_every_n_seconds(
+                logging.WARNING, "id space %r: %d batches took the next exchange bucket", 60, space, self.overflow[space]
+            )  # fmt: skip
+        slot = np.arange(fits[0])
+        take = np.minimum(starts[:, :-1, None] + slot, ids.shape[1] - 1).reshape(len(ids), -1)
+        local = np.take_along_axis(ids, take, 1).reshape(len(ids), n, fits[0])
+        local = local - (np.arange(n, dtype=np.int64) * block)[:, None]
+        return np.where(slot < counts[..., None], local, block).astype(np.int32)
+
+    def bytes_per_device(self, table: Table) -> int:
+        """Of rows and optimizer state."""
+        shape = jax.ShapeDtypeStruct((self.rows[table.id_space], table.dim), table.dtype)
+        state = {} if table.frozen else jax.eval_shape(OPTIMIZERS[table.optimizer].init, shape)
+        rule = self.placed[table.path].rule
+        split = lambda x: (
+            1 if rule == "replicated" or (rule == "column" and x.ndim == 1) else self.devices
+        )  # noqa: E731
+        return sum(x.size * x.dtype.itemsize // split(x) for x in [shape, *jax.tree.leaves(state)])
+
+    def traffic(self, table: Table) -> int | None:
+        """Bytes a device exchanges for a table each training step (as `hlo.collectives` counts them); None: unknown.
+
+        Ids that several tables share are counted for each.
+        """
+        n, skew, placed = self.devices, self.skew.get(table.id_space), self.placed[table.path]
+        if n == 1 or (skew is None and placed.exchange != "sum"):
+            return 0 if n == 1 else None
+        width, trained = (
+            table.dim * np.dtype(jax.numpy.dtype(table.dtype)).itemsize,
+            not table.frozen,
+        )
+        back = 4 * table.dim * trained
+        if placed.exchange == "sum":
+            return 2 * 4 * (table.dim + 1) * self.rows[table.id_space] * trained
+        if placed.exchange == "gather":
+            return n * skew.slots * (4 + back) * trained
+        if placed.exchange == "all_to_all":
+            return n * self.capacities(table.id_space, skew.slots)[0] * (4 + width + back)
+        if placed.exchange == "columns":
+            return n * skew.slots * 4 + skew.slots * (width + back)
+        return n * skew.slots * (4 + width + back)
+
+    def __str__(self) -> str:
+        """One line a table: bytes per device and expected traffic per device and step."""
+        lines = [f"{'table':24} {'rows':>13} {'dim':>4} {'optimizer':16} {'placement':16} "
+                 f"{'MB/device':>10} {'MB/step':>8}  why"]  # fmt: skip
+        for t in self.tables:
+            p, moved = self.placed[t.path], self.traffic(t)
+            moved = "?" if moved is None else f"{moved / 1e6:.3g}"
+            where = f"{p.rule}:{p.exchange}" if p.rule == "row" else p.rule
+            lines.append(
+                f"{t.path:24} {self.rows[t.id_space]:13,} {t.dim:4} {t.optimizer:16} {where:16} "
+                f"{self.bytes_per_device(t) / 1e6:10.4g} {moved:>8}  {p.reason}"
+            )
+        total = sum(self.bytes_per_device(t) for t in self.tables)
+        return "\n".join(
+            [*lines, f"{total / 1e6:.4g} MB of tables on each of {self.devices} devices"]
+        )
+
+
+def plan(
+    tables: Sequence[Table],
+    schema: Schema,
+    mesh: Mesh,
+    skew: Mapping[str, Skew] | None = None,
+    rules: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    """Places every table.
+
+    Args:
+      tables: Declarations.
+      schema: Its id spaces give the rows.
+      mesh: One axis.
+      skew: From `measure`. Without it rows travel by all_gather, which needs no capacity.
+      rules: (regex over table paths, one of RULES); the first match wins, before the planner's own choice.
+
+    Raises:
+      SchemaError: An unknown rule, a rule that matches no table, or one that the table's shape does not allow.
+    """
+    skew = dict(skew or {})
+    for pattern, rule in rules:
+        if rule not in RULES:
+            raise SchemaError(
+                f"embedding.placement: unknown rule {rule!r}; use one of {', '.join(RULES)}"
+            )
+        if tables and not any(re.search(pattern, t.path) for t in tables):
+            raise SchemaError(
+                f"embedding.placement: {pattern!r} matches no table; there are {[t.path for t in tables]}"
+            )
+    rows = {s.name: s.rows for s in schema.id_spaces}
+    placed = {}
+    for t in tables:
+        given = next((rule for pattern, rule in rules if re.search(pattern, t.path)), "")
+        placed[t.path] = _place(t, rows[t.id_space], mesh.size, skew.get(t.id_space), given)
+    return Plan(mesh, tuple(tables), rows, placed, skew)
+
+
+def _place(t: Table, rows: int, n: int, skew: Skew | None, given: str) -> Placement:
+    if n == 1:
+        return Placement("replicated", "", "one device")
+    if given == "column" and t.dim % n or given.startswith("row") and rows % n:
+        size = f"width {t.dim}" if given == "column" else f"{rows} rows"
+        raise SchemaError(
+            f"table {t.path!r}: {size} does not divide over {n} devices; choose another rule than {given!r}"
+        )
+    rule, reason = (given.partition(":")[0], "asked for") if given else _choose(t, rows, n, skew)
+    if rule == "column":
+        return Placement(rule, "columns", reason)
+    if rule == "row":
+        fast = "all_to_all" if skew is not None else "all_gather"
+        return Placement(rule, given.partition(":")[2] or fast, reason)
+    # A dense sum over a table that is larger than the batch's ids would cost O(vocabulary).
+    small = skew is None or rows <= n * skew.slots
+    return Placement(rule, "sum" if small and rows <= SMALL else "gather", reason)
+
+
+def _choose(t: Table, rows: int, n: int, skew: Skew | None) -> tuple[str, str]:
+    if rows <= SMALL:
+        return "replicated", f"at most {SMALL:,} rows"
+    if t.dim % n == 0 and t.dim >= 8 * n:
+        return "column", f"width is at least 8 x {n} devices"
+    if rows % n:
+        return "replicated", f"rows do not divide over {n} devices"
+    return "row", "large"
