@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from recjax import configs, models
+from recjax.run import set_up
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
-from recjax.train import init_trees, make_step, set_up, zero_sums
+from recjax.step import init_trees, make_step, zero_sums
 
 FIELDS = ("item", "category", "type", "store", "hour")
 SMALL = {"category": 300, "type": 2_400, "store": 460, "hour": 200, "user": 2_500}

@@ -14,11 +14,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from recjax import checkpoint, embedding, metrics, models
+from recjax import checkpoint, embedding, metrics, models, transfer
 from recjax import mesh as meshes
 from recjax.collector import Collector
 from recjax.data import open_data
-from recjax.run import plain, write_text
+from recjax.run import plain, set_up, write_text
+from recjax.step import init_trees, zero_sums
 from recjax.system import System, weights_of
 
 Tree = dict
@@ -118,8 +119,6 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
       data_dir: A prepared directory to use in place of the run's own; its schema must be the same.
       best: The best checkpoint rather than the newest.
     """
-    from recjax import train, transfer  # train imports this module
-
     path = epath.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the --workdir of a recjax.train run")
@@ -132,9 +131,9 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
     example = next(iter(data.batches(split, config.train.batch, shards=1)))
     mesh = meshes.make()
     plan, everywhere = placement(system, config, mesh), meshes.replicated(mesh)
-    trees = train.init_trees(system, config, jax.device_put(example, everywhere), plan)
+    trees = init_trees(system, config, jax.device_put(example, everywhere), plan)
     trees = transfer.apply(trees, system, config, data, epath.Path(run))
-    sums = train.zero_sums(system, trees, example)
+    sums = zero_sums(system, trees, example)
     tables = plan.place(trees.pop("tables"))
     trees, sums = jax.device_put((trees, sums), everywhere)
     trees["tables"] = tables
@@ -152,9 +151,7 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
 
 
 def main(_) -> None:
-    from recjax import train
-
-    train.set_up()
+    set_up()
     config, data, system, trees = open_run(_RUN.value, _DATA.value, best=_BEST.value)
     mesh = meshes.make()
     evaluator = Evaluator(system, mesh, placement(system, config, mesh))

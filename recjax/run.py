@@ -29,6 +29,23 @@ FREE_KEYS = (
 )
 
 
+def set_up() -> None:
+    """What every command of recjax does first.
+
+    Compiled programs persist under $RECJAX_CACHE (default ~/.cache/recjax), so a second run compiles nothing; libraries
+    that narrate at INFO are kept quiet.
+    """
+    logging.get_absl_handler().addFilter(
+        lambda record: (
+            record.levelno > 20 or "recjax" in record.pathname or "scaling" in record.pathname
+        )
+    )
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 class RunError(ValueError):
     """A run cannot start or go on; the message says what to do."""
 

@@ -1,21 +1,19 @@
 """THE loop: python -m recjax.train --config=experiments/suan_complete_journey.py --workdir=runs/suan
 
-Reads top to bottom: the compiled step, the pieces of a run, the loop, the command. It knows `System`, batches and
-trees; nothing of papers. The same command resumes an interrupted run and leaves a finished one alone.
+Reads top to bottom: the pieces of a run, the loop, the command; the compiled step is in recjax.step. It knows
+`System`, batches and trees; nothing of papers. The same command resumes an interrupted run and leaves a finished one alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import functools
 import importlib.metadata
 import itertools
 import math
-import os
 import time
 from typing import Any
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
@@ -23,140 +21,13 @@ import tqdm
 from recjax import checkpoint, configs, embedding, evaluate, models, optim, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
-from recjax.run import Run, RunError, Stop
-from recjax.system import Sums, System
+from recjax.run import Run, RunError, Stop, set_up
+from recjax.step import forward_flops, init_trees, make_step, zero_sums
+from recjax.system import System
 
 Tree = Any
 
-# ---- the step -------------------------------------------------------------------------------------------------
-
-
-def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
-    """The index-th of `count` equal parts of every shard; unique ids stay whole."""
-
-    def part(x):
-        b = x.shape[0] // (shards * count)
-        x = x.reshape(shards, count, b, *x.shape[1:])
-        return jax.lax.dynamic_index_in_dim(x, index, 1, False).reshape(shards * b, *x.shape[3:])
-
-    whole = ("ids", "send", "asked", "everyone")
-    return {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
-
-
-def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Array, count: int):
-    """Gradients of the mean loss over the batch with respect to (dense, rows), the new state and metric sums.
-
-    With count > 1 microbatches the gradients are weighted by each one's examples, so they equal the whole
-    batch's (batch statistics excepted: those are per microbatch).
-    """
-
-    def one(state, part, key):
-        loss = lambda dense, rows: system.loss(dense, rows, state, trees["frozen"], part, key)  # noqa: E731
-        grads, (state, sums) = jax.grad(loss, argnums=(0, 1), has_aux=True)(trees["dense"], rows)
-        return grads, state, sums
-
-    if count == 1:
-        return one(trees["state"], batch, rng)
-    shards = next(iter(batch["ids"].values())).shape[0]
-
-    def body(carry, i):
-        state, total, weight = carry
-        part = microbatch(batch, shards, i, count)
-        grads, state, sums = one(state, part, jax.random.fold_in(rng, i))
-        w = (part["weight"] * part["valid"]).sum()
-        total = jax.tree.map(lambda t, g: t + w * g, total, grads)
-        return (state, total, weight + w), sums
-
-    zeros = jax.tree.map(jnp.zeros_like, (trees["dense"], rows))
-    (state, total, weight), sums = jax.lax.scan(
-        body, (trees["state"], zeros, 0.0), jnp.arange(count)
-    )
-    grads = jax.tree.map(lambda t: t / jnp.maximum(weight, 1e-9), total)
-    return grads, state, jax.tree.map(lambda s: s.sum(0), sums)
-
-
-def make_step(
-    system: System, config: ConfigDict, total_steps: int, plan: embedding.Plan | None = None
-) -> Callable:
-    """step(trees, sums, batch, key, step, lr_scale) -> (trees, sums). Jit it donating the first two.
-
-    One step: gather the unique rows, differentiate with respect to dense parameters and rows, bring the row
-    gradients to the rows' owners, clip per group, optax on the dense tree, row optimizers on the rows. The key is an argument, so that runs that differ only in
-    their seed share one compiled program.
-    """
-    tx = optim.transform(config.opt)
-    factor = optim.schedule(config.opt, total_steps)
-    factors = optim.row_schedules(config, total_steps, system.tables)
-
-    def step_fn(
-        trees: Tree, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
-    ):
-        rng = jax.random.fold_in(key, step)
-        batch = embedding.exchange_ids(batch, plan)
-        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
-        (g_dense, g_rows), state, new = gradients(
-            system, trees, rows, batch, rng, config.train.microbatches
-        )
-        merged = embedding.merge(system.tables, batch, g_rows, plan)
-        g_rows = {p: m.grads for p, m in merged.items()}
-        clip = optim.clip_scales(system, g_dense, g_rows, config.opt.clip)
-        groups = optim.dense_groups(system, g_dense)
-        lrs = optim.learning_rates(config.opt, set(clip))
-        g_dense = jax.tree.map(lambda g, n: g * clip[n], g_dense, groups)
-        merged = {
-            p: m._replace(grads=m.grads * clip[optim.group_of(system, f"tables/{p}")])
-            for p, m in merged.items()
-        }
-        updates, opt = tx.update(g_dense, trees["opt"], trees["dense"])
-        scale = lr_scale * factor(step)
-        dense = jax.tree.map(
-            lambda p, u, n: p - lrs[n] * scale * u, trees["dense"], updates, groups
-        )
-        rates = {path: lr_scale * f(step) for path, f in factors.items()}
-        tables = embedding.apply(
-            system.tables, trees["tables"], merged, rates, plan, jax.random.fold_in(rng, 2)
-        )
-        trees = dict(trees, dense=dense, tables=tables, state=state, opt=opt)
-        if system.after_step is not None:
-            trees = system.after_step(trees, jax.random.fold_in(rng, 1))
-        return trees, jax.tree.map(jnp.add, sums, new)
-
-    return step_fn
-
-
 # ---- the pieces of a run --------------------------------------------------------------------------------------
-
-
-def init_trees(
-    system: System, config: ConfigDict, example: dict, plan: embedding.Plan | None = None
-) -> Tree:
-    """Fresh trees from the seed and one batch's shapes; the tables are on the mesh already."""
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    tables = jax.jit(lambda k: embedding.init(k, system.tables, system.schema, plan))(keys[0])
-
-    @jax.jit
-    def init(key, tables, batch):
-        rows = embedding.gather(system.tables, tables, batch)  # once: the partitioner may do it
-        dense, state = system.init(key, rows, batch)
-        return dense, state, optim.transform(config.opt).init(dense)
-
-    dense, state, opt = init(keys[1], tables, example)
-    return dict(dense=dense, tables=tables, state=state, frozen={}, opt=opt)
-
-
-def zero_sums(
-    system: System, trees: Tree, example: dict, plan: embedding.Plan | None = None
-) -> Sums:
-    """Zeros (NumPy) in the shape of the loss's metric sums."""
-
-    def sums_of(trees, batch):
-        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
-        key = jax.random.key(0)
-        return system.loss(trees["dense"], rows, trees["state"], trees["frozen"], batch, key)[1][1]
-
-    return jax.tree.map(
-        lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(sums_of, trees, example)
-    )
 
 
 def eval_steps(config: ConfigDict, total_steps: int) -> set[int]:
@@ -191,20 +62,6 @@ def count(tree: Tree, part: str = "") -> int:
     """Parameters in a tree, or in those of its leaves whose path contains `part`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return int(sum(x.size for p, x in leaves if part in optim.path_name(p)))
-
-
-def forward_flops(
-    system: System, trees: Tree, batch: dict, plan: embedding.Plan | None = None
-) -> float:
-    """FLOPs of scoring one example, as the compiler counts them (a scan body counts once)."""
-
-    def forward(trees, batch):
-        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
-        return system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
-
-    cost = jax.jit(forward).lower(trees, batch).cost_analysis() or {}
-    examples = batch["valid"].size if "valid" in batch else 1
-    return float(cost.get("flops", 0.0)) / examples
 
 
 def run_needs(config: ConfigDict, run: Run) -> None:
@@ -261,7 +118,8 @@ class Trainer:
             embedding.measure(first, self.data.schema, self.mesh.size),
             config.embedding.placement,
         )
-        logging.info("placement of the tables\n%s", self.plan)
+        if self.mesh.size > 1:
+            logging.info("placement of the tables\n%s", self.plan)
         self.example = self.put(first[0])
         self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
         step = make_step(self.system, config, self.total, self.plan)
@@ -270,6 +128,7 @@ class Trainer:
         self.at = eval_steps(config, self.total)
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
+        self.pending: tuple | None = None
         self.start()
 
     def put(self, batch: dict) -> dict:
@@ -310,6 +169,7 @@ class Trainer:
         self.trees, self.sums = both
 
     def save(self, *, best: bool = False) -> None:
+        self.flush()  # a row before the saved step would not be written again
         meta = dict(
             control=self.control, clock=self.clock, **transfer.describe(self.data, self.config)
         )
@@ -352,7 +212,7 @@ class Trainer:
             self.save(best=True)
 
     def run_to_end(self) -> dict:
-        c, pending = self.config, None
+        c = self.config
         batches = iter(self.train_batches(self.step))
         bar = tqdm.tqdm(
             total=self.total, initial=self.step, unit="step", mininterval=1.0, disable=None
@@ -365,7 +225,7 @@ class Trainer:
                 break
             if self.step and self.step % c.train.checkpoint_every == 0:
                 self.save()
-            self.stop.raise_if_requested(lambda: self.flush(pending) or self.interrupted())
+            self.stop.raise_if_requested(self.interrupted)
             began = time.monotonic()
             batch = self.put(next(batches))
             waited = time.monotonic() - began
@@ -380,19 +240,21 @@ class Trainer:
             started = True
             if self.step % c.train.log_every == 0 or self.step == self.total:
                 # Read the window before this one: its numbers are there already, so nothing waits.
-                pending = self.flush(pending) or (self.step, self.sums)
+                self.flush()
+                self.pending = self.step, self.sums
                 self.sums = jax.device_put(self.zeros, meshes.replicated(self.mesh))
-        self.flush(pending)
         bar.close()
         return self.finish()
 
-    def flush(self, pending) -> None:
-        if pending is not None:
-            step, sums = pending
-            means = {
+    def flush(self) -> None:
+        """Logs the finished window of metric sums, if one waits."""
+        if self.pending is not None:
+            step, sums = self.pending
+            ratio = {
                 k: float(n) / max(float(d), 1e-9) for k, (n, d) in jax.device_get(sums).items()
             }
-            self.run.log(step, "train", means)
+            self.run.log(step, "train", ratio)
+            self.pending = None
 
     def finish(self) -> dict:
         """Final evaluation of the last (or best) trees, and the summary."""
@@ -425,23 +287,6 @@ class Trainer:
 
 
 # ---- the command ----------------------------------------------------------------------------------------------
-
-
-def set_up() -> None:
-    """What every command of recjax does first.
-
-    Compiled programs persist under $RECJAX_CACHE (default ~/.cache/recjax), so a second run compiles nothing; libraries
-    that narrate at INFO are kept quiet.
-    """
-    logging.get_absl_handler().addFilter(
-        lambda record: (
-            record.levelno > 20 or "recjax" in record.pathname or "scaling" in record.pathname
-        )
-    )
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def main(_) -> None:

@@ -18,9 +18,8 @@ from ml_collections import ConfigDict, config_flags
 
 from recjax import configs
 from recjax.data import open_data
-from recjax.run import plain, write_text
+from recjax.run import plain, set_up, write_text
 from recjax.serving import artifact, bench
-from recjax.train import set_up
 from scaling import distil, fit, report, rivals, sweep
 from scaling.grades import LADDER
 

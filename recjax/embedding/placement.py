@@ -19,7 +19,8 @@ import statistics
 
 from absl import logging
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from recjax.embedding.optimizers import OPTIMIZERS
@@ -210,9 +211,11 @@ class Plan:
         shape = jax.ShapeDtypeStruct((self.rows[table.id_space], table.dim), table.dtype)
         state = {} if table.frozen else jax.eval_shape(OPTIMIZERS[table.optimizer].init, shape)
         rule = self.placed[table.path].rule
-        split = lambda x: (
-            1 if rule == "replicated" or (rule == "column" and x.ndim == 1) else self.devices
-        )  # noqa: E731
+        whole = rule == "replicated"
+
+        def split(x) -> int:
+            return 1 if whole or (rule == "column" and x.ndim == 1) else self.devices
+
         return sum(x.size * x.dtype.itemsize // split(x) for x in [shape, *jax.tree.leaves(state)])
 
     def traffic(self, table: Table) -> int | None:

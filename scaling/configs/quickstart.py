@@ -42,8 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.distil.student_options = dict(local=8, dilation=4)
     c.distil.temperature = 2.0
     c.distil.weight = 1.0
-    c.distil.examples = 102_400
-    c.distil.seeds = (0, 1, 2)
+    c.distil.examples = 51_200
+    c.distil.seeds = (0, 1)
 
     if arg == "runlocal":
         c.experiment.data.prepare = dict(limit_households=60)

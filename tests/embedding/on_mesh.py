@@ -9,10 +9,12 @@ import tempfile
 import jax
 import numpy as np
 
-from recjax import checkpoint, configs, embedding, mesh as meshes, train
+from recjax import checkpoint, configs, embedding
+from recjax import mesh as meshes
 from recjax.embedding import hlo
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import IdSpace, Schema, Table
+from recjax.step import init_trees, make_step, zero_sums
 from tests import fakes
 from tests.embedding import worlds
 
@@ -176,9 +178,9 @@ def training(rule, optimizer, steps=50):
         skew = embedding.measure(host[:4], system.schema, mesh.size)
         plan = embedding.plan(system.tables, system.schema, mesh, skew, ((".*", rule),))
         put = lambda b, m=mesh, p=plan: meshes.put(m, p.route(b))  # noqa: E731
-        trees = train.init_trees(system, config, put(host[0]), plan)
-        sums = train.zero_sums(system, trees, put(host[0]), plan)
-        step = jax.jit(train.make_step(system, config, steps, plan), donate_argnums=(0, 1))
+        trees = init_trees(system, config, put(host[0]), plan)
+        sums = zero_sums(system, trees, put(host[0]), plan)
+        step = jax.jit(make_step(system, config, steps, plan), donate_argnums=(0, 1))
         for k, b in enumerate(host):
             trees, sums = step(trees, sums, put(b), jax.random.key(0), np.int32(k), np.float32(1))
         ends.append(jax.device_get((trees, sums)))

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from recjax import embedding, mesh as meshes
+from recjax import embedding
+from recjax import mesh as meshes
 from recjax.embedding.placement import Skew
 from recjax.schema import SchemaError, Table
 from tests.embedding import worlds

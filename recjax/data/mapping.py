@@ -1,0 +1,243 @@
+"""A mapping says, in a few lines of plain Python, what the columns of a log mean.
+
+    # mapping.py
+    user, item, time = "customer_id", "article", "sold_at"
+    negatives = "popular"
+    item_columns = ["category", "price"]
+    context_columns = ["country"]
+    dense = {"price": "log1p"}
+
+Its names are the fields of `LogMapping`; nothing else is allowed but imports and names that begin with "_". The file is
+run, so it is trusted code. `recjax.data.suggest` writes a first one.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import datetime
+import difflib
+import os
+import pathlib
+import re
+import runpy
+import types
+from typing import Any
+
+from recjax.data.prepared import DataError
+from recjax.schema import TRANSFORMS
+
+NEGATIVES = ("impressions", "popular", "uniform")
+GROUPS = ("request", "user")
+UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}  # microseconds in one; ns are divided
+SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+POSITIVE = "positive"  # the label of a log that holds positives only
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMapping:
+    """What the columns of a log mean. Only `user`, `item` and `time` are required.
+
+    Attributes:
+      user, item: Columns of who and what.
+      time: Column of when: a number, a date, or text.
+      time_unit: Of a number: "s", "ms", "us" or "ns"; "auto" tells by its size.
+      time_format: strptime pattern of text (or of numbers like 20240131); "": ISO 8601.
+      utc_offset: Hours the log's days are ahead of the time stamps; only hour, weekday and day depend on it.
+      until: Later time stamps are some clock's error; "": the present.
+      labels: Columns of 0/1, the first is trained on; or {label: values of the `action` column}. Empty: every
+        row is a positive.
+      action: Column of what happened (view, cart, buy).
+      request: Column of the page, basket or request id; "": rows of one user and time.
+      scene: Column of where it was shown.
+      group: What the grouped metrics group by, "request" or "user".
+      user_columns, item_columns, context_columns: Features, from the log or from a side table; ids unless named in
+        `dense` or `vectors`.
+      dense: Number columns and their transform, "identity" or "log1p" (not below zero); a list means "identity".
+      vectors: Columns that hold one vector of fixed width per row: lists, or text like "[0.1, 0.2]".
+      user_table, item_table: Files with one row per user or item, keyed by the same column name; relative to the
+        mapping. They are taken as known at all times, so they must not hold later outcomes.
+      negatives: "impressions": rows with label 0 are real. "popular", "uniform": drawn for every positive from the items
+        of the training period, never one the user took in that request. "": impressions if `labels` are columns,
+        else popular.
+      negatives_per_positive: How many are drawn.
+      history: list -> values of `action` it holds; empty: one list "history" of all events.
+      counters: Whether causal counters are made.
+      split: {"validation": ..., "test": ...}: the dates they begin at, or their fractions of the requests.
+      gap: Time left out of a split before the next one begins, as "1d" or "12h"; its events stay in histories.
+      min_count: Training rows a value needs to get an id of its own.
+      separator: Of CSV files.
+      seed: Of drawn negatives and of the training order.
+    """
+
+    user: str
+    item: str
+    time: str
+    time_unit: str = "auto"
+    time_format: str = ""
+    utc_offset: float = 0.0
+    until: str = ""
+    labels: Any = ()
+    action: str = ""
+    request: str = ""
+    scene: str = ""
+    group: str = "request"
+    user_columns: tuple[str, ...] = ()
+    item_columns: tuple[str, ...] = ()
+    context_columns: tuple[str, ...] = ()
+    dense: Any = ()
+    vectors: tuple[str, ...] = ()
+    user_table: str = ""
+    item_table: str = ""
+    negatives: str = ""
+    negatives_per_positive: int = 4
+    history: Any = ()
+    counters: bool = True
+    split: Any = dataclasses.field(default_factory=lambda: {"validation": 0.1, "test": 0.1})
+    gap: str = ""
+    min_count: int = 2
+    separator: str = ","
+    seed: int = 0
+
+    def __post_init__(self):
+        settle = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for name in ("user_columns", "item_columns", "context_columns", "vectors"):
+            settle(name, _strings(name, getattr(self, name)))
+        if not isinstance(self.labels, Mapping):
+            settle("labels", _strings("labels", self.labels))
+        if not isinstance(self.dense, Mapping):
+            settle("dense", dict.fromkeys(_strings("dense", self.dense), "identity"))
+        for name in ("labels", "history"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                settle(name, {k: _strings(f"{name}[{k!r}]", v) for k, v in value.items()})
+        settle("history", dict(self.history))
+        impressions = self.labels and not isinstance(self.labels, Mapping)
+        settle("negatives", self.negatives or ("impressions" if impressions else "popular"))
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("user", "item", "time"):
+            if not getattr(self, name):
+                raise DataError(f"mapping: {name} is empty; name the log's {name} column")
+        _check_choice("negatives", self.negatives, NEGATIVES)
+        _check_choice("group", self.group, GROUPS)
+        _check_choice("time_unit", self.time_unit, ("auto", *UNITS))
+        for column, transform in self.dense.items():
+            _check_choice(f"dense[{column!r}]", transform, TRANSFORMS)
+        sides = (*self.user_columns, *self.item_columns, *self.context_columns)
+        for column in sides:
+            if sides.count(column) > 1:
+                raise DataError(f"mapping: column {column!r} is named twice; keep one of them")
+        for column in (*self.dense, *self.vectors):
+            if column not in sides:
+                raise DataError(
+                    f"mapping: {column!r} is dense or a vector of nothing; name it in item_columns, user_columns or "
+                    "context_columns too"
+                )
+        if (isinstance(self.labels, Mapping) or self.history) and not self.action:
+            raise DataError("mapping: labels or history name action values; set action to a column")
+        if self.negatives == "impressions" and not self.labels:
+            raise DataError("mapping: negatives='impressions' needs labels; name the label columns")
+        if self.sampled and self.negatives_per_positive < 1:
+            raise DataError("mapping: negatives_per_positive must be 1 or more")
+        self._check_split()
+
+    def _check_split(self) -> None:
+        unknown = sorted(set(self.split) - {"validation", "test"})
+        if unknown or not self.split:
+            raise DataError(f"mapping: split={self.split!r}; give 'validation', 'test' or both")
+        if len({isinstance(x, float | int) for x in self.split.values()}) > 1:
+            raise DataError(f"mapping: split={self.split!r} mixes dates and fractions; use one")
+        for x in self.split.values():
+            if isinstance(x, float | int) and not 0 < x < 1:
+                raise DataError(f"mapping: split={self.split!r}: a fraction lies between 0 and 1")
+            if isinstance(x, str | datetime.date):
+                seconds_of(x)
+        if self.gap:
+            span_of(self.gap)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether negatives are drawn rather than read."""
+        return self.negatives != "impressions"
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.labels) or (POSITIVE,)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Labels that are columns of the log."""
+        return () if isinstance(self.labels, Mapping) else self.labels
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns no row may lack."""
+        return tuple(filter(None, (self.user, self.item, self.request)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values: part of the data's identity."""
+        return {k: _plain(v) for k, v in dataclasses.asdict(self).items()}
+
+
+def load_mapping(path: str | os.PathLike) -> LogMapping:
+    """Runs a mapping file (trusted code) and checks what it declares; raises DataError naming what is wrong."""
+    file = pathlib.Path(path)
+    if not file.exists():
+        raise DataError(f"there is no mapping {file}; write one, or let --suggest do it")
+    names = runpy.run_path(str(file))
+    given = {
+        k: v
+        for k, v in names.items()
+        if not k.startswith("_") and not isinstance(v, types.ModuleType)
+    }
+    known = [f.name for f in dataclasses.fields(LogMapping)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(known)}"
+            raise DataError(f"{file}: unknown name {name!r}; {hint}")
+    for name in ("user", "item", "time"):
+        given.setdefault(name, "")
+    for name in ("user_table", "item_table"):
+        if given.get(name):
+            given[name] = str(file.resolve().parent / given[name])
+    return LogMapping(**given)
+
+
+def seconds_of(date: str | datetime.date) -> int:
+    """UTC seconds of a date ("2024-05-01", "2024-05-01 12:00")."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(date))
+    except ValueError:
+        raise DataError(f"mapping: {date!r} is not a date; write it as 2024-05-01") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return int(moment.timestamp())
+
+
+def span_of(gap: str) -> int:
+    """Seconds of "1d", "12h", "30m"."""
+    parts = re.fullmatch(r"(\d+)([smhdw])", gap)
+    if not parts:
+        raise DataError(f"mapping: gap={gap!r}; write it as 1d, 12h or 30m")
+    return int(parts[1]) * SPAN[parts[2]]
+
+
+def _strings(name: str, value: Any) -> tuple[Any, ...]:
+    values = (value,) if isinstance(value, str) else tuple(value)
+    if "" in values:
+        raise DataError(f"mapping: {name} holds an empty name; remove it")
+    return values
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DataError(f"mapping: {name}={value!r}; use one of {', '.join(choices)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool) else str(value)
