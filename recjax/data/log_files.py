@@ -231,7 +231,9 @@ def read_log(files: Sequence[str], m: LogMapping, strict: bool = False) -> RawLo
         moment = typed[MOMENT].drop_nulls()
         disorder += int((moment.diff() < 0).sum() or 0)
         wrong = typed[REASON].is_not_null()
-        kept.append(typed.filter(~wrong).drop(REASON, COLUMN).with_columns(pl.lit(file).alias(FILE)))
+        kept.append(
+            typed.filter(~wrong).drop(REASON, COLUMN).with_columns(pl.lit(file).alias(FILE))
+        )
         bad += [lines, _rejected(file, frame, typed, wrong)]
     log = _concat(kept).sort(MOMENT, maintain_order=True)
     log, repeated = _without_duplicates(log, m)
@@ -253,7 +255,9 @@ def columns_of_or_none(file: str, separator: str) -> list[str]:
 
 def log_columns(m: LogMapping, names: set[str]) -> list[str]:
     """The columns to read from the log: side columns it lacks must come from a side table."""
-    sides = [(c, m.item_table) for c in m.item_columns] + [(c, m.user_table) for c in m.user_columns]
+    sides = [(c, m.item_table) for c in m.item_columns] + [
+        (c, m.user_table) for c in m.user_columns
+    ]
     inside = [c for c, table in sides if not table or c in names] + list(m.context_columns)
     keys = [*m.key_columns, m.time, m.scene, m.action, *m.label_columns]
     return list(dict.fromkeys(c for c in (*keys, *inside) if c))
@@ -312,7 +316,9 @@ def _first_problem(problems, n: int) -> tuple[pl.Series, pl.Series]:
     return reasons.gather(at), columns.gather(at)
 
 
-def _rejected(file: str, frame: pl.DataFrame, typed: pl.DataFrame, wrong: pl.Series) -> pl.DataFrame:
+def _rejected(
+    file: str, frame: pl.DataFrame, typed: pl.DataFrame, wrong: pl.Series
+) -> pl.DataFrame:
     raw = frame.filter(wrong).drop(ROW)
     return typed.filter(wrong).select(
         pl.lit(file).alias("file"),
@@ -324,7 +330,9 @@ def _rejected(file: str, frame: pl.DataFrame, typed: pl.DataFrame, wrong: pl.Ser
 
 
 def _records(raw: pl.DataFrame) -> pl.Series:
-    return pl.Series([json.dumps(r, default=str) for r in raw.iter_rows(named=True)], dtype=pl.String)
+    return pl.Series(
+        [json.dumps(r, default=str) for r in raw.iter_rows(named=True)], dtype=pl.String
+    )
 
 
 def _without_duplicates(log: pl.DataFrame, m: LogMapping) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -14,7 +14,8 @@ from recjax import mesh as meshes
 from recjax.embedding import hlo
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import IdSpace, Schema, Table
-from recjax.step import init_trees, make_step, zero_sums
+from recjax.step import init_trees, zero_sums
+from recjax.step import make_step as training_step
 from tests import fakes
 from tests.embedding import worlds
 
@@ -180,7 +181,7 @@ def training(rule, optimizer, steps=50):
         put = lambda b, m=mesh, p=plan: meshes.put(m, p.route(b))  # noqa: E731
         trees = init_trees(system, config, put(host[0]), plan)
         sums = zero_sums(system, trees, put(host[0]), plan)
-        step = jax.jit(make_step(system, config, steps, plan), donate_argnums=(0, 1))
+        step = jax.jit(training_step(system, config, steps, plan), donate_argnums=(0, 1))
         for k, b in enumerate(host):
             trees, sums = step(trees, sums, put(b), jax.random.key(0), np.int32(k), np.float32(1))
         ends.append(jax.device_get((trees, sums)))

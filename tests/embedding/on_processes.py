@@ -17,7 +17,8 @@ def digest(x) -> str:
 
 
 def run(mine: slice) -> dict[str, str]:
-    from recjax import embedding, mesh as meshes
+    from recjax import embedding
+    from recjax import mesh as meshes
     from tests.embedding import worlds
     from tests.embedding.on_mesh import BATCHES, SCHEMA, TABLES
 
