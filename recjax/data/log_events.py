@@ -1,0 +1,202 @@
+"""A log in arrays: who did what when, in which request and split, and which impressions to train on."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recjax.data import histories, negatives
+from recjax.data.histories import Timeline
+from recjax.data.log_files import MOMENT, RawLog
+from recjax.data.mapping import LogMapping, seconds_of, span_of
+from recjax.data.prepared import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """A log in arrays; one entry per usable row, in time order.
+
+    Attributes:
+      mapping: Its meaning.
+      rows: The log's columns.
+      user, item: Codes, int64 [N].
+      users, items: Their values, ascending.
+      time: Seconds, int64 [N].
+      request: Number of the request, in time order, int64 [N].
+      asked: Time of the request, seconds, int64 [N].
+      labels: label -> float32 [N].
+      split: -1 none, else the place in `splits`, int8 [N].
+      splits: Names.
+    """
+
+    mapping: LogMapping
+    rows: pl.DataFrame
+    user: np.ndarray
+    item: np.ndarray
+    users: pl.Series
+    items: pl.Series
+    time: np.ndarray
+    request: np.ndarray
+    asked: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    split: np.ndarray
+    splits: tuple[str, ...]
+
+    @classmethod
+    def of(cls, log: RawLog, m: LogMapping) -> "Events":
+        users, user = codes(log.rows[m.user])
+        items, item = codes(log.rows[m.item])
+        time = log.rows[MOMENT].to_numpy() // 1_000_000
+        request, asked = _requests(log.rows, m, user, time)
+        split, splits = _split(m, asked)
+        labels = _labels(log.rows, m)
+        return cls(
+            m, log.rows, user, item, users, items, time, request, asked, labels, split, splits
+        )
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Rows whose first label is set, bool [N]."""
+        return self.labels[self.mapping.label_names[0]] > 0
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Rows of training requests, bool [N]."""
+        return self.split == 0
+
+
+def codes(x: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """Distinct values, ascending, and each one's place, int64 [N]; null is -1."""
+    values = x.drop_nulls().unique().sort()
+    if not len(values):
+        return values, np.full(len(x), -1)
+    place = x.replace_strict(values, pl.int_range(len(values), eager=True), default=-1)
+    return values, place.fill_null(-1).cast(pl.Int64).to_numpy()
+
+
+def _requests(
+    rows: pl.DataFrame, m: LogMapping, user: np.ndarray, time: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number and time of each row's request; its first row (rows are in time order) says both."""
+    values, key = codes(rows[m.request]) if m.request else codes(pl.Series(time))
+    _, first, inverse = np.unique(
+        user * np.int64(len(values) + 1) + key, return_index=True, return_inverse=True
+    )
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[inverse], time[first][inverse]
+
+
+def _split(m: LogMapping, asked: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which split each row belongs to, and their names; a gap belongs to none."""
+    names = [n for n in ("validation", "test") if n in m.split]
+    begins = []
+    for i, name in enumerate(names):
+        at = m.split[name]
+        if isinstance(at, float | int):
+            later = sum(m.split[n] for n in names[i:])
+            at = int(np.quantile(asked, max(0.0, 1 - later), method="nearest"))
+            begins.append(at + 1 if at == asked.min() else at)
+        else:
+            begins.append(seconds_of(at))
+    if begins != sorted(begins):
+        raise DataError(f"mapping: split={m.split!r}: validation must begin before the test")
+    split = np.searchsorted(begins, asked, side="right").astype(np.int8)
+    if m.gap:
+        following = np.r_[begins, np.iinfo(np.int64).max][split]
+        split[asked >= following - span_of(m.gap)] = -1
+    for i, name in enumerate(("train", *names)):
+        if not (split == i).any():
+            raise DataError(
+                f"no request falls into {name!r} with split={m.split!r} and gap={m.gap!r}; the log's times go from "
+                f"{np.datetime64(int(asked.min()), 's')} to {np.datetime64(int(asked.max()), 's')}"
+            )
+    return split, ("train", *names)
+
+
+def _labels(rows: pl.DataFrame, m: LogMapping) -> dict[str, np.ndarray]:
+    if isinstance(m.labels, Mapping):
+        action = rows[m.action].cast(pl.String)
+        return {
+            label: action.is_in([str(v) for v in values])
+            .fill_null(False)
+            .cast(pl.Float32)
+            .to_numpy()
+            for label, values in m.labels.items()
+        }
+    if m.labels:
+        return {c: rows[c].cast(pl.Float32).to_numpy() for c in m.labels}
+    return {m.label_names[0]: np.ones(rows.height, np.float32)}
+
+
+# -------------------------------------------------------------------------------------- impressions
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where impressions take their values from: places in the log, -1 for nowhere.
+
+    Attributes:
+      row: Whose user, time and context it has, int64 [N].
+      item: Code of its item, int64 [N].
+      source: Row its item columns come from, int64 [N].
+      positive: Whether it is row `row` itself, not a draw, bool [N].
+    """
+
+    row: np.ndarray
+    item: np.ndarray
+    source: np.ndarray
+    positive: np.ndarray
+
+    def of(self, where: str, e: Events) -> np.ndarray:
+        """Index into the values of a field that lives at `where`."""
+        if where == "user":
+            return e.user[self.row]
+        return {"row": self.row, "source": self.source, "item": self.item}[where]
+
+
+def events_at(e: Events, rows: np.ndarray) -> Places:
+    """Events see their own row."""
+    return Places(rows, e.item[rows], rows, np.ones(len(rows), bool))
+
+
+def impressions(e: Events, found: dict[str, Any]) -> dict[str, Places]:
+    """The impressions of every split, and into `found` what was drawn or left out."""
+    if not e.mapping.sampled:
+        rows = {name: np.flatnonzero(e.split == i) for i, name in enumerate(e.splits)}
+        return {name: events_at(e, r) for name, r in rows.items()}
+    taken = e.item[e.trained & e.positive]
+    if not len(taken):
+        raise DataError("no positive row in the training period; correct labels or split")
+    catalogue = negatives.Catalogue.of(taken, e.mapping.negatives)
+    found["catalogue"] = len(catalogue.items)
+    last = last_rows(e)
+    return {name: _drawn(e, i, catalogue, last, found) for i, name in enumerate(e.splits)}
+
+
+def last_rows(e: Events) -> Timeline:
+    """Rows of each item by time; `cutoffs(item, time)` finds its last one before a request."""
+    rows = {"row": np.arange(len(e.item))}
+    return histories.build_timeline(e.item, e.time, rows, len(e.items))
+
+
+def _drawn(e: Events, split: int, catalogue, last: Timeline, found: dict[str, Any]) -> Places:
+    name, k = e.splits[split], e.mapping.negatives_per_positive
+    rows = np.flatnonzero((e.split == split) & e.positive)
+    kept = rows[catalogue.holds(e.item[rows])]
+    rng = np.random.default_rng([e.mapping.seed, split])
+    owner, item = negatives.draw(rng, catalogue, e.request[kept], e.item[kept], k)
+    row = np.concatenate([kept, kept[owner]])
+    item = np.concatenate([e.item[kept], item])
+    positive = np.arange(len(row)) < len(kept)
+    found[name] = {
+        "outside_catalogue": len(rows) - len(kept),
+        "negatives_short": k * len(kept) - len(owner),
+    }
+    if not len(kept):
+        raise DataError(f"no positive of split {name!r} is of an item that training knows")
+    end, count = last.cutoffs(item, e.asked[row])
+    source = np.where(count > 0, last.columns["row"][end - 1], -1)
+    return Places(row, item, source, positive)

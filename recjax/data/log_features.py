@@ -1,0 +1,274 @@
+"""What a candidate of your own logs looks like: fields, vocabularies, histories and causal counters."""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import re
+from typing import Any
+
+from absl import logging
+import numpy as np
+import polars as pl
+
+from recjax.data import histories
+from recjax.data.histories import Counter, CounterIndex, Timeline
+from recjax.data.log_events import Events, Places, codes, events_at
+from recjax.data.log_files import as_id, as_number, as_vector, read_table
+from recjax.data.prepared import DataError
+from recjax.data.vocabulary import Vocabulary
+from recjax.schema import MISSING, Feature, Schema
+
+LOG_Q = "log_q"
+ALL = ("user_id", "hour", "weekday", "scene", "action")  # admitted from one occurrence on
+CROSSED = 3  # user x item id columns that get a counter
+RESERVED = frozenset(
+    "time weight request row partition user user_id item scene action hour weekday log_q history positive".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field:
+    """A feature before it is encoded.
+
+    Attributes:
+      name: Of the feature.
+      role: Of the feature.
+      kind: "id", "dense" or "vector".
+      values: Its values, [rows of the log, or users, or items].
+      where: What indexes them: "row", "source", "user" or "item".
+      transform: Of a dense one.
+    """
+
+    name: str
+    role: str
+    kind: str
+    values: pl.Series
+    where: str
+    transform: str = "identity"
+
+    @property
+    def space(self) -> str:
+        return "user" if self.name == "user_id" else self.name
+
+
+def feature_name(side: str, column: str, labels: tuple[str, ...]) -> str:
+    """The column's name, if a file can carry it and nothing else is called so."""
+    name = re.sub(r"[^\w.-]", "_", column)
+    return f"{side}_{name}" if name in RESERVED or name in labels else name
+
+
+def fields(e: Events) -> list[Field]:
+    """Every input of a candidate, from the log and the side tables."""
+    m = e.mapping
+    local = e.asked + round(m.utc_offset * 3600)
+    out = [
+        Field("user_id", "profile", "id", e.users, "user"),
+        Field("item", "candidate", "id", e.items, "item"),
+        Field("hour", "context", "id", pl.Series(local // 3600 % 24), "row"),
+        # Monday 0; 1 January 1970 was a Thursday.
+        Field("weekday", "context", "id", pl.Series((local // 86_400 + 3) % 7), "row"),
+    ]
+    if m.scene:
+        out.append(Field("scene", "context", "id", e.rows[m.scene], "row"))
+    sides = (
+        ("user", "profile", m.user_columns, m.user, m.user_table, e.users, "row"),
+        ("item", "candidate", m.item_columns, m.item, m.item_table, e.items, "source"),
+        ("context", "context", m.context_columns, "", "", None, "row"),
+    )
+    for side, role, columns, key, table, values, where in sides:
+        outside = [c for c in columns if c not in e.rows.columns]
+        joined = _side_table(table, key, outside, values, m) if outside else None
+        for c in columns:
+            x, at = (joined[c], side) if c in outside else (e.rows[c], where)
+            kind = "vector" if c in m.vectors else "dense" if c in m.dense else "id"
+            name = feature_name(side, c, m.label_names)
+            out.append(Field(name, role, kind, x, at, m.dense.get(c, "identity")))
+    return out
+
+
+def _side_table(file: str, key: str, columns: list[str], values: pl.Series, m) -> pl.DataFrame:
+    """Columns of a side table, aligned with the distinct users or items."""
+    table = read_table(file, key, columns, m.separator)
+    typed = {key: as_id(table[key]).cast(values.dtype, strict=False)}
+    for c in columns:
+        typed[c] = (as_vector if c in m.vectors else as_number if c in m.dense else as_id)(table[c])
+        if m.dense.get(c) == "log1p" and (typed[c] < 0).any():
+            raise DataError(f"{file}: column {c!r} goes below zero; make it 'identity' in dense")
+    keys = pl.DataFrame({key: values})
+    joined = keys.join(pl.DataFrame(typed), on=key, how="left", maintain_order="left")
+    known = int(values.is_in(typed[key].implode()).sum())
+    logging.info("%s knows %d of %d values of %s", file, known, len(values), key)
+    if not known:
+        raise DataError(f"{file}: no {key!r} of the log is in it; is it the right table?")
+    return joined
+
+
+def numbers(field: Field) -> np.ndarray:
+    """Dense or vector values and a last one of zeros for "nowhere": float32 [n + 1, ...]."""
+    if field.kind == "dense":
+        x = field.values.cast(pl.Float32).fill_null(0).to_numpy()
+        return np.append(x, np.float32(0))
+    widths = field.values.list.len().drop_nulls().unique()
+    if len(widths) != 1:
+        raise DataError(
+            f"vectors of {field.name!r} have widths {sorted(widths)}; they must have one"
+        )
+    out = np.zeros((len(field.values) + 1, int(widths[0])), np.float32)
+    there = field.values.is_not_null().to_numpy()
+    out[:-1][there] = field.values.drop_nulls().explode().to_numpy().reshape(-1, out.shape[1])
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What turns places into columns.
+
+    Attributes:
+      fields: All features.
+      recorded: Names of those an event is remembered by.
+      vocabularies: By id space.
+      values: feature -> ids or numbers, the last for place -1.
+      timelines: list -> its partitions.
+      indexes: Of the counters.
+      keys: Counter key -> (codes, where); the last code is for place -1.
+    """
+
+    fields: list[Field]
+    recorded: list[str]
+    vocabularies: Mapping[str, Vocabulary]
+    values: Mapping[str, np.ndarray]
+    timelines: Mapping[str, list[Timeline]]
+    indexes: list[CounterIndex]
+    keys: Mapping[str, tuple[np.ndarray, str]]
+
+
+def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
+    """Vocabularies from the training rows; timelines and counters from all of them."""
+    everything = events_at(e, np.arange(len(e.item)))
+    recorded = remembered(e, features)
+    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values())
+    remember = {f.name: values[f.name][everything.of(f.where, e)] for f in recorded}
+    timelines = {
+        name: histories.build_timelines(
+            e.user[rows],
+            e.time[rows],
+            {f"{name}_{c}": x[rows] for c, x in remember.items()},
+            len(e.users),
+            partitions,
+        )
+        for name, rows in history_rows(e).items()
+    }
+    keys = _counter_keys(e, features)
+    names = [f.name for f in recorded]
+    return Encoded(features, names, v, values, timelines, _counters(e, keys, everything), keys)
+
+
+def _encode_values(e: Events, wanted: Iterable[Field]) -> tuple[dict, dict]:
+    """Vocabularies by space, and by feature the encoded values with those of "nowhere" last."""
+    trained = events_at(e, np.flatnonzero(e.trained))
+    v, values = {}, {}
+    for f in wanted:
+        if f.kind != "id":
+            values[f.name] = numbers(f)
+            continue
+        seen = f.values.gather(trained.of(f.where, e))
+        v[f.space] = Vocabulary.build(f.space, seen, 1 if f.name in ALL else e.mapping.min_count)
+        values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
+    return v, values
+
+
+def remembered(e: Events, features: list[Field]) -> list[Field]:
+    """What an event is remembered by: the candidate's ids, the scene, the action."""
+    out = [f for f in features if f.kind == "id" and (f.role == "candidate" or f.name == "scene")]
+    if e.mapping.action:
+        out.append(Field("action", "history", "id", e.rows[e.mapping.action], "row"))
+    return out
+
+
+def history_rows(e: Events) -> dict[str, np.ndarray]:
+    """Rows of each history list."""
+    m = e.mapping
+    if m.history:
+        action = e.rows[m.action].cast(pl.String)
+        chosen = {
+            name: action.is_in([str(x) for x in values]).fill_null(False).to_numpy()
+            for name, values in m.history.items()
+        }
+    elif m.action:
+        chosen = {"history": np.ones(len(e.item), bool)}
+    else:
+        chosen = {"history": np.any([x > 0 for x in e.labels.values()], axis=0)}
+    return {name: np.flatnonzero(rows) for name, rows in chosen.items()}
+
+
+def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarray, str]]:
+    """Codes from 0 of everything a counter may count; 0 is null or nowhere."""
+    if not e.mapping.counters:
+        return {}
+    crossed = [f for f in features if f.kind == "id" and f.role == "candidate" and f.name != "item"]
+    wanted = ["user_id", "item", *(f.name for f in crossed[:CROSSED]), "scene"]
+    out = {}
+    for f in features:
+        if f.name in wanted:
+            out[f.name] = np.append(codes(f.values)[1] + 1, 0), f.where
+    return out
+
+
+def counter_list(keys: Mapping[str, Any], kind: str) -> list[Counter]:
+    """The counters of one kind of event over the given keys."""
+    crossed = [k for k in keys if k not in ("user_id", "item", "scene")]
+    combinations = [("item",), ("user_id",), ("user_id", "item")]
+    combinations += [("user_id", c) for c in crossed]
+    combinations += [("scene",), ("scene", "item")] if "scene" in keys else []
+    name = lambda parts: "_".join(p.removesuffix("_id") if p == "user_id" else p for p in parts)  # noqa: E731
+    return [Counter(f"{name(c)}_{kind}", c) for c in combinations]
+
+
+def _counters(e: Events, keys, everything: Places) -> list[CounterIndex]:
+    if not keys:
+        return []
+    happened = {k: x[everything.of(where, e)] for k, (x, where) in keys.items()} | {"time": e.time}
+    sizes = {k: int(x.max()) + 1 for k, (x, _) in keys.items()}
+    kinds = {"taken": e.positive}
+    if not e.positive.all():
+        kinds["shown"] = np.ones(len(e.item), bool)
+    out = []
+    for kind, rows in kinds.items():
+        events = {k: x[rows] for k, x in happened.items()}
+        out += [CounterIndex.build(c, events, sizes) for c in counter_list(keys, kind)]
+    return out
+
+
+def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What `write_prepared` takes for impressions [N]."""
+    user, asked = e.user[at.row], e.asked[at.row]
+    out = {"time": asked, "request": e.request[at.row], "user": user}
+    for name, timelines in x.timelines.items():
+        cut = histories.cutoffs(timelines, user, asked)
+        out |= {
+            f"{name}/end": cut["end"],
+            f"{name}/count": cut["count"],
+            "partition": cut["partition"],
+        }
+    out |= {f.name: x.values[f.name][at.of(f.where, e)] for f in x.fields}
+    keys = {k: c[at.of(where, e)] for k, (c, where) in x.keys.items()} | {"time": asked}
+    out |= histories.count_all(x.indexes, keys)
+    out |= {label: np.where(at.positive, y[at.row], np.float32(0)) for label, y in e.labels.items()}
+    return out if log_q is None else out | {LOG_Q: log_q}
+
+
+def make_schema(e: Events, x: Encoded) -> Schema:
+    """Profile, context, candidate with causal counters, history, labels."""
+    width = lambda f: x.values[f.name].shape[1] if f.kind == "vector" else 0  # noqa: E731
+    features = [
+        Feature(f.name, f.role, f.space if f.kind == "id" else "", width(f), f.transform)
+        for f in x.fields
+    ]
+    dense = [c for index in x.indexes for c in index.counter.columns]
+    features += [Feature(c, "candidate", transform="log1p") for c in dense]
+    for name in x.timelines:
+        for c in x.recorded:
+            features.append(Feature(f"{name}_{c}", "history", c, list=name))
+    labels = [*e.labels, *([LOG_Q] if e.mapping.sampled else [])]
+    features += [Feature(label, "label") for label in labels]
+    groups = ("request", "user") if e.mapping.group == "request" else ("user", "request")
+    return Schema(tuple(v.space for v in x.vocabularies.values()), tuple(features), groups)

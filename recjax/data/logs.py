@@ -1,0 +1,166 @@
+"""Your own logs, described by a mapping (`recjax.data.mapping`), as a prepared data set.
+
+    python -m recjax.data.prepare --logs='path/*.parquet' --mapping=mapping.py --out=DIR
+    python -m recjax.train --config=experiments/suan_logs.py --config.data.dir=DIR --workdir=runs/mine
+
+Protocol. A *request* is a page, basket or request id of one user, or a user's rows of one time; its time is that of its
+first row, and everything it sees happened strictly before. Training, validation and test follow each other in time.
+
+Negatives are the rows whose label is 0, or are drawn from the items that the training period's positives took
+(`recjax.data.negatives`). Where they are drawn, an item's columns in the log (its price, its category) are those of the
+item's last row before the request, for positives and negatives alike: the row's own would tell which is which. For the
+same reason evaluation rows of items that no training request took are left out, and counted: no negative could be one.
+The log-probability of a draw is the label `log_q`, which no model reads.
+
+History: the user's earlier events (positives; with an `action` column, all of them or per-action lists). Causal counters:
+count and recency of item, user, their pair, user x item ids, scene x item, over positives and over all rows.
+Vocabularies and the catalogue know the training period only.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from absl import logging
+import numpy as np
+
+from recjax.data import negatives, report
+from recjax.data.log_events import Events, Places, impressions
+from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
+from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
+from recjax.data.mapping import LogMapping, load_mapping
+from recjax.data.prepared import DataError, Prepared, is_prepared, prepared_path
+from recjax.data.vocabulary import frames
+from recjax.data.writing import BLOCK_SIZE, write_prepared
+
+NAME, VERSION = "logs", "1.0.0"
+
+
+def prepare(
+    out_dir: str | os.PathLike,
+    *,
+    source: str = "",
+    mapping: str = "",
+    strict: bool = False,
+    unit: str = "impression",
+    block_size: int = BLOCK_SIZE,
+    partitions: int = 1,
+    exact_dir: bool = False,
+) -> pathlib.Path:
+    """Prepares logs and returns the directory; does nothing when the same logs were prepared with the same mapping.
+
+    Args:
+      out_dir: Folder that holds prepared data sets.
+      source: Log files: a pattern, or several after commas.
+      mapping: File that says what their columns mean (trusted code).
+      strict: Refuse bad rows; else they go to quarantine.parquet and are counted.
+      unit: What the training order permutes, "impression" or "request" (rows of a request stay together).
+      block_size: Impressions per record.
+      partitions: Of the users.
+      exact_dir: `out_dir` itself becomes the prepared directory.
+
+    Raises:
+      DataError: Files, columns or (with `strict`) rows are not as the mapping says.
+    """
+    if not source or not mapping:
+        raise DataError(
+            "logs need data.source (their files) and data.prepare.mapping; or prepare them with "
+            "python -m recjax.data.prepare and give data.dir"
+        )
+    m, files = load_mapping(mapping), list_files(source)
+    tables = [t for t in (m.user_table, m.item_table) if t]
+    options = {
+        "mapping": m.as_json()
+        | {
+            "user_table": os.path.basename(m.user_table),
+            "item_table": os.path.basename(m.item_table),
+        },
+        "source": fingerprint(files),
+        "tables": fingerprint(tables),
+        "partitions": partitions,
+    }
+    layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
+    named = prepared_path(out_dir, NAME, options | layout, VERSION)
+    path = pathlib.Path(out_dir) if exact_dir else named
+    if _already(path, named.parent.name):
+        logging.info("%s is already prepared in %s", source, path)
+        return path
+    log = read_log(files, m, strict)
+    if log.bad.height:
+        logging.warning("%d bad rows are set aside in quarantine.parquet", log.bad.height)
+    with _staging(path) as folder:
+        made = _write(folder, log, m, options, layout, partitions)
+        log.bad.write_parquet(made / "quarantine.parquet")
+        _publish(made, path)
+    return path
+
+
+def _already(path: pathlib.Path, wanted: str) -> bool:
+    if not is_prepared(path):
+        if path.exists() and any(path.iterdir()):
+            raise DataError(f"{path} is not empty and holds no prepared data; choose another --out")
+        return False
+    held = Prepared(path).identity["hash"]
+    if held != wanted:
+        raise DataError(
+            f"{path} holds other prepared data ({held}); delete it or choose another --out"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _staging(path: pathlib.Path):
+    """A folder beside `path` that vanishes whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".preparing-", dir=path.parent)
+    try:
+        yield pathlib.Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(made: pathlib.Path, path: pathlib.Path) -> None:
+    """One rename; an empty folder may lie there, and another process may have been first."""
+    try:
+        os.replace(made, path)
+    except OSError:
+        if not is_prepared(path):
+            raise
+
+
+def _write(folder, log: RawLog, m: LogMapping, options, layout, partitions: int) -> pathlib.Path:
+    """Arrays, report, then the prepared directory inside `folder`."""
+    e = Events.of(log, m)
+    found: dict[str, Any] = {}
+    places = impressions(e, found)
+    x = encode(e, fields(e), partitions)
+    make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
+    what = report.make_report(log, e, x, places, found)
+    logging.info("%s", report.report_text(what))
+    return write_prepared(
+        folder,
+        NAME,
+        make_schema(e, x),
+        {name: [t.columns for t in parts] for name, parts in x.timelines.items()},
+        make,
+        vocab=frames(x.vocabularies),
+        report=what,
+        facts={
+            "counters": [c for index in x.indexes for c in index.counter.columns],
+            "negatives": m.negatives,
+        },
+        options=options,
+        version=VERSION,
+        **layout,
+    )
+
+
+def _columns_of(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray]:
+    if not e.mapping.sampled:
+        return columns(e, x, at, None)
+    catalogue = negatives.Catalogue.of(e.item[e.trained & e.positive], e.mapping.negatives)
+    return columns(e, x, at, catalogue.log_q(at.item))

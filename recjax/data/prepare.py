@@ -1,0 +1,83 @@
+"""Prepares your own logs: python -m recjax.data.prepare --logs='path/*.parquet' --mapping=mapping.py --out=DIR
+
+Logs are CSV, CSV.gz, TSV, JSONL or Parquet. With --suggest, a first commented mapping is written to --mapping from the
+columns found; with --out too, it is used at once. The report is printed before anything trains and kept in DIR/report.json;
+bad rows go to DIR/quarantine.parquet, or stop everything with --strict. docs/your_own_logs.md leads through it.
+"""
+
+import json
+import os
+import sys
+
+from absl import app, flags, logging
+import polars as pl
+import tensorflow_datasets as tfds
+
+from recjax.data import logs
+from recjax.data.log_files import list_files
+from recjax.data.prepared import DataError
+from recjax.data.report import report_text
+from recjax.data.suggest import suggest
+from recjax.data.writing import BLOCK_SIZE
+from recjax.schema import SchemaError
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        app.usage(
+            f"unexpected {argv[1]!r}: quote the pattern, --logs='...'", shorthelp=True, exitcode=1
+        )
+    logging.set_verbosity(logging.ERROR)  # what matters is printed
+    tfds.disable_progress_bar()
+    try:
+        run(flags.FLAGS)
+    except (DataError, SchemaError) as e:
+        sys.exit(f"error: {e}")
+
+
+def run(f) -> None:
+    """What the flags ask for."""
+    if f.suggest:
+        write_suggestion(f.logs, f.mapping)
+        print(f"Wrote {f.mapping}: read it, correct it, then prepare with --out=DIR")
+    elif not f.out:
+        raise DataError("give --out=DIR, the directory to prepare into (or --suggest)")
+    if not f.out:
+        return
+    names = ("mapping", "strict", "unit", "block_size", "partitions")
+    path = logs.prepare(
+        f.out, source=f.logs, exact_dir=True, **{name: f[name].value for name in names}
+    )
+    print(report_text(json.loads((path / "report.json").read_text())))
+    bad = pl.scan_parquet(path / "quarantine.parquet").select(pl.len()).collect().item()
+    if bad:
+        print(f"{bad:,} bad rows are in {path / 'quarantine.parquet'}")
+    print(f"Prepared {path}. Train on it:")
+    print(
+        f"  python -m recjax.train --config=experiments/suan_logs.py --config.data.dir={path} --workdir=RUN"
+    )
+
+
+def write_suggestion(pattern: str, file: str) -> None:
+    """Writes a first mapping; never over an existing one."""
+    if os.path.exists(file):
+        raise DataError(f"{file} exists; delete it or name another --mapping for --suggest")
+    text = suggest(list_files(pattern))
+    with open(f"{file}.tmp", "w") as out:
+        out.write(text)
+    os.replace(f"{file}.tmp", file)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("logs", None, "Log files: a quoted pattern, or several after commas.")
+    flags.DEFINE_string("mapping", None, "Python file that says what the columns mean.")
+    flags.DEFINE_string("out", "", "The prepared directory to make.")
+    flags.DEFINE_bool("suggest", False, "Write a first mapping to --mapping.")
+    flags.DEFINE_bool("strict", False, "Refuse bad rows instead of setting them aside.")
+    flags.DEFINE_enum(
+        "unit", "impression", ["impression", "request"], "What the training order permutes."
+    )
+    flags.DEFINE_integer("block_size", BLOCK_SIZE, "Impressions per record.")
+    flags.DEFINE_integer("partitions", 1, "Of the users.")
+    flags.mark_flags_as_required(["logs", "mapping"])
+    app.run(main)

@@ -1,0 +1,234 @@
+"""What a log is like, said before anything trains on it: sizes, rates, cold start, bad rows, leaks.
+
+A *probe* predicts the label from one column alone, on training impressions: by its size, by whether it is missing, and for
+ids by the mean label of the value among the other half of the rows. An AUC above 0.95 is hardly ever knowledge; mostly the
+column was written after the outcome.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from recjax.data import histories
+from recjax.data.log_events import Events, Places
+from recjax.data.log_features import Encoded, Field
+from recjax.data.log_files import FILE, MOMENT, ROW, RawLog, describe
+
+SUSPICIOUS = 0.95  # single-column AUC
+PROBED = 200_000  # training impressions a probe looks at
+MIN_CLASS = 20  # fewer of either label say nothing
+SHOWN_DAYS, SHOWN_SCENES = 400, 50
+DAY = 86_400
+
+
+def make_report(
+    log: RawLog, e: Events, x: Encoded, places: Mapping[str, Places], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was found and kept; plain JSON.
+
+    Args:
+      log: As read.
+      e: Its events.
+      x: Its features.
+      places: split -> impressions.
+      found: What drawing negatives met.
+    """
+    reasons = log.bad.group_by("reason").len().sort("reason")
+    probes = probe(e, x, places["train"])
+    return {
+        "rows": log.read,
+        "events": len(e.item),
+        "users": len(e.users),
+        "items": len(e.items),
+        "from": _date(e.time.min()),
+        "until": _date(e.time.max()),
+        "train_until": int(e.asked[e.trained].max()),
+        "quarantined": dict(reasons.iter_rows()),
+        "quarantined_where": describe(log.bad).splitlines(),
+        "duplicates": int((log.bad["reason"] == "duplicate").sum()),
+        "out_of_order": log.out_of_order,
+        "nulls": {c: n for c, n in _nulls(log.rows).items() if n},
+        "by_day": _rates(e, pl.Series("day", (e.time + _offset(e)) // DAY), SHOWN_DAYS),
+        "by_scene": _rates(e, e.rows[e.mapping.scene].alias("scene"), SHOWN_SCENES)
+        if e.mapping.scene
+        else {},
+        "splits": {
+            name: _split_report(e, x, at, found.get(name, {})) for name, at in places.items()
+        },
+        "catalogue": found.get("catalogue"),
+        "cold_start": {name: cold_start(e, at) for name, at in places.items() if name != "train"},
+        "vocabularies": {name: len(v.values) for name, v in x.vocabularies.items()},
+        "probes": probes,
+        "suspicious": [c for c, auc in probes.items() if auc > SUSPICIOUS],
+    }
+
+
+def _offset(e: Events) -> int:
+    return round(e.mapping.utc_offset * 3600)
+
+
+def _date(seconds: int) -> str:
+    return str(np.datetime64(int(seconds), "s"))
+
+
+def _nulls(rows: pl.DataFrame) -> dict[str, int]:
+    return {c: int(rows[c].null_count()) for c in rows.columns if c not in (MOMENT, FILE, ROW)}
+
+
+def _rates(e: Events, key: pl.Series, shown: int) -> dict[str, dict[str, float]]:
+    """Rows and mean labels by day or scene; of days the last ones, of scenes the largest."""
+    frame = pl.DataFrame({"key": key, **{f"={c}": y for c, y in e.labels.items()}})
+    by = frame.group_by("key").agg(pl.len().alias("rows"), pl.col("^=.*$").mean())
+    day = key.name == "day"
+    by = by.sort("key").tail(shown) if day else by.sort("rows", descending=True).head(shown)
+    name = (lambda k: str(np.datetime64(int(k), "D"))) if day else str
+    return {
+        name(r.pop("key")): {c.removeprefix("="): v for c, v in r.items()}
+        for r in by.iter_rows(named=True)
+    }
+
+
+def _split_report(e: Events, x: Encoded, at: Places, found: Mapping[str, Any]) -> dict[str, Any]:
+    first = next(iter(x.timelines.values()))
+    length = histories.cutoffs(first, e.user[at.row], e.asked[at.row])["count"]
+    label = next(iter(e.labels.values()))
+    return {
+        "rows": len(at.row),
+        "requests": len(np.unique(e.request[at.row])),
+        "users": len(np.unique(e.user[at.row])),
+        "items": len(np.unique(at.item)),
+        "label_rate": float(np.where(at.positive, label[at.row], 0).mean()),
+        "from": _date(e.asked[at.row].min()),
+        "until": _date(e.asked[at.row].max()),
+        "history_median": float(np.median(length)),
+        "history_p90": float(np.quantile(length, 0.9)),
+        "history_max": int(length.max()),
+        "history_empty": float((length == 0).mean()),
+        **found,
+    }
+
+
+def cold_start(e: Events, at: Places) -> dict[str, float]:
+    """Shares of a split's real rows whose user, and whose item, no training row knows."""
+    rows = at.row[at.positive]
+    if e.mapping.sampled:  # those of unknown items were left out of `at`
+        rows = np.flatnonzero((e.split == e.split[rows[0]]) & e.positive)
+    new = {}
+    for what, code in (("users", e.user), ("items", e.item)):
+        new[what] = float((~np.isin(code[rows], code[e.trained])).mean())
+    return new
+
+
+# ------------------------------------------------------------------------------------------- probes
+
+
+def probe(e: Events, x: Encoded, at: Places) -> dict[str, float]:
+    """Single-column AUC of every feature of the log, highest first; {} where one label is too rare to tell."""
+    rng = np.random.default_rng(0)
+    take = rng.permutation(len(at.row))[:PROBED]
+    at = Places(*(getattr(at, c)[take] for c in ("row", "item", "source", "positive")))
+    label = at.positive & (next(iter(e.labels.values()))[at.row] > 0)
+    if min(label.sum(), (~label).sum()) < MIN_CLASS:
+        return {}
+    half = rng.random(len(label)) < 0.5
+    aucs = {
+        f.name: _probe_one(f, x.values[f.name], at.of(f.where, e), label, half) for f in x.fields
+    }
+    return dict(sorted(aucs.items(), key=lambda kv: -kv[1]))
+
+
+def _probe_one(
+    f: Field, values: np.ndarray, at: np.ndarray, label: np.ndarray, half: np.ndarray
+) -> float:
+    missing = np.append(f.values.is_null().to_numpy(), True)[at]
+    column = values[at]
+    best = undirected(missing, label)
+    if f.kind == "id":
+        return max(best, _id_auc(column, label, half))
+    for x in column.reshape(len(column), -1).T:
+        best = max(best, undirected(x, label))
+    return best
+
+
+def _id_auc(ids: np.ndarray, label: np.ndarray, half: np.ndarray) -> float:
+    """AUC of each value's mean label among the other half of the rows."""
+    _, code = np.unique(ids, return_inverse=True)
+    scores = np.empty(len(ids))
+    for mine in (half, ~half):
+        n = np.bincount(code[~mine], minlength=code.max() + 1)
+        positive = np.bincount(code[~mine], label[~mine], code.max() + 1)
+        scores[mine] = ((positive + label.mean()) / (n + 1))[code[mine]]
+    return float(np.mean([auc(scores[mine], label[mine]) for mine in (half, ~half)]))
+
+
+def undirected(x: np.ndarray, label: np.ndarray) -> float:
+    """AUC of a column or of its negative, whichever is larger."""
+    a = auc(x, label)
+    return max(a, 1 - a)
+
+
+def auc(x: np.ndarray, label: np.ndarray) -> float:
+    """Chance that a positive has the larger x, ties counting half; 0.5 with one class only."""
+    positive = int(label.sum())
+    negative = len(label) - positive
+    if not positive or not negative:
+        return 0.5
+    ranks = stats.rankdata(x)[label].sum()
+    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """A report in a few lines."""
+    r = report
+    lines = [
+        f"{r['rows']:,} rows read, {r['events']:,} used: {r['users']:,} users, {r['items']:,} items, "
+        f"{r['from']} to {r['until']}",
+        f"bad rows: {r['quarantined'] or 'none'}; out of order: {r['out_of_order']:,} (sorted)",
+        *r["quarantined_where"],
+        f"nulls: {r['nulls'] or 'none'}",
+    ]
+    for split, s in r["splits"].items():
+        lines.append(
+            f"{split}: {s['rows']:,} rows, {s['requests']:,} requests, {s['users']:,} users, {s['items']:,} items, "
+            f"label rate {s['label_rate']:.4f}, history median {s['history_median']:.0f}, max "
+            f"{s['history_max']:,}, empty {s['history_empty']:.1%}"
+        )
+        if s.get("outside_catalogue") or s.get("negatives_short"):
+            lines.append(
+                f"  left out: {s['outside_catalogue']:,} positives of items training does not know; "
+                f"negatives not found: {s['negatives_short']:,}"
+            )
+    for split, cold in r["cold_start"].items():
+        lines.append(
+            f"new in {split}: {cold['users']:.1%} of rows by user, {cold['items']:.1%} by item"
+        )
+    lines += _rates_text("day", r["by_day"]) + _rates_text("scene", r["by_scene"])
+    top = ", ".join(f"{c} {a:.3f}" for c, a in list(r["probes"].items())[:5])
+    lines.append(f"single-column AUC: {top or 'too few of one label to tell'}")
+    for c in r["suspicious"]:
+        lines.append(
+            f"WARNING: {c!r} alone predicts the label with AUC {r['probes'][c]:.3f}; unless it is known before "
+            "the request, take it out of the mapping"
+        )
+    return "\n".join(lines)
+
+
+def _rates_text(what: str, rates: Mapping[str, Mapping[str, float]], shown: int = 5) -> list[str]:
+    """Extremes of the first label by day or scene."""
+    if not rates:
+        return []
+    label = next(c for c in next(iter(rates.values())) if c != "rows")
+    if all(v[label] == 1 for v in rates.values()):
+        n = [v["rows"] for v in rates.values()]
+        return [f"rows by {what}: {min(n):,} to {max(n):,} in {len(n):,} of them"]
+    ranked = sorted(rates.items(), key=lambda kv: kv[1][label])
+    if len(ranked) > 2 * shown:
+        ranked = [*ranked[:shown], ("...", {}), *ranked[-shown:]]
+    parts = [f"{k} {v[label]:.3f} of {v['rows']:,}" if v else k for k, v in ranked]
+    return [f"{label} by {what}: {', '.join(parts)}"]
