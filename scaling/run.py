@@ -24,8 +24,8 @@ from scaling import distil, fit, report, rivals, sweep
 from scaling.grades import LADDER
 
 
-def trials(config: ConfigDict) -> list[sweep.Trial]:
-    """The sweep's trials: every grade with every seed, one pass evaluated at every data size."""
+def trials(config: ConfigDict, data: str) -> list[sweep.Trial]:
+    """The sweep's trials on the data with this hash: every grade with every seed, evaluated along one pass."""
     out = []
     for row in sweep.product(grade=config.sweep.grades, seed=config.sweep.seeds):
         c = ConfigDict(config.experiment.to_dict())
@@ -33,7 +33,7 @@ def trials(config: ConfigDict) -> list[sweep.Trial]:
         c.model.update({**LADDER[row["grade"]].options(), **config.sweep.get("model", {})})
         c.eval.at_examples = tuple(config.sweep.examples)
         c.train.examples = max(config.sweep.examples)
-        out.append(sweep.Trial(c, dict(row, history=c.data.history)))
+        out.append(sweep.Trial(c, dict(row, history=c.data.history, data=data)))
     return out
 
 
@@ -137,7 +137,7 @@ def run(config: ConfigDict, workdir: str) -> str:
     with stage("1/5 data"):
         data = open_data(config.experiment.data)
     with stage("2/5 sweep"):
-        rows = sweep.run_sweep(trials(config), root)
+        rows = sweep.run_sweep(trials(config, data.identity["hash"]), root)
     with stage("3/5 law"):
         laws = fits(rows, tuple(config.sweep.grades))
         write_text(root / "fit.json", json.dumps(laws, indent=1))

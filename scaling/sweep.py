@@ -30,12 +30,10 @@ class Trial:
 
     @property
     def run(self) -> str:
-        """Hash of everything in the config that can change the result."""
-        keys = {
-            k: v
-            for k, v in flat(plain(self.config)).items()
-            if k not in ("data.workers", "data.dir")
-        }
+        """Hash of everything that can change the result: the config, and which data, not where it lies."""
+        places = ("data.workers", "data.dir", "data.source")
+        keys = {k: v for k, v in flat(plain(self.config)).items() if k not in places}
+        keys["data"] = self.columns.get("data")
         return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -97,8 +97,8 @@ def _split(m: LogMapping, asked: np.ndarray) -> tuple[np.ndarray, tuple[str, ...
         at = m.split[name]
         if isinstance(at, float | int):
             later = sum(m.split[n] for n in names[i:])
-            at = int(np.quantile(asked, max(0.0, 1 - later), method="nearest"))
-            begins.append(at + 1 if at == asked.min() else at)
+            first = min(round(len(asked) * (1 - later)), len(asked) - 1)
+            begins.append(int(np.partition(asked, first)[first]))
         else:
             begins.append(seconds_of(at))
     if begins != sorted(begins):

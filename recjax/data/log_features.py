@@ -12,7 +12,8 @@ import polars as pl
 from recjax.data import histories
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.log_events import Events, Places, codes, events_at
-from recjax.data.log_files import as_id, as_number, as_vector, read_table
+from recjax.data.log_files import read_table
+from recjax.data.log_values import as_id, as_number, as_vector
 from recjax.data.prepared import DataError
 from recjax.data.vocabulary import Vocabulary
 from recjax.schema import MISSING, Feature, Schema

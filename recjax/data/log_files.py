@@ -21,18 +21,11 @@ from etils import epath
 import numpy as np
 import polars as pl
 
-from recjax.data.mapping import UNITS, LogMapping, seconds_of
+from recjax.data.log_values import as_id, as_moment, as_number, as_vector
+from recjax.data.mapping import LogMapping, seconds_of
 from recjax.data.prepared import DataError
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".parquet")
-ISO = (
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
-)
 FILE, ROW, REASON, COLUMN, MOMENT = "__file", "__row", "__reason", "__column", "__moment"
 BAD_SHOWN = 8
 
@@ -83,6 +76,8 @@ def fingerprint(files: Sequence[str]) -> list[list[Any]]:
     out: list[list[Any]] = []
     for f in files:
         crc, path = 0, epath.Path(f)
+        if not path.exists():
+            raise DataError(f"there is no file {f}; correct the mapping or --logs")
         with path.open("rb") as stream:
             while piece := stream.read(1 << 24):
                 crc = zlib.crc32(piece, crc)
@@ -129,8 +124,6 @@ def head(file: str, rows: int, separator: str = ",") -> pl.DataFrame:
 
 def read_table(file: str, key: str, columns: Sequence[str], separator: str) -> pl.DataFrame:
     """Some columns of a side table, by key; of rows with the same key the first counts."""
-    if not os.path.exists(file) and "://" not in file:
-        raise DataError(f"there is no side table {file}; correct the mapping")
     names = columns_of(file, separator)
     for column in (key, *columns):
         if column not in names:
@@ -222,7 +215,7 @@ def read_log(files: Sequence[str], m: LogMapping, strict: bool = False) -> RawLo
     """
     now = seconds_of(m.until) + 86_400 if m.until else int(time.time())
     kept, bad, read, disorder = [], [], 0, 0
-    names = {c for file in files for c in columns_of_or_none(file, m.separator)}
+    names = {c for file in files for c in columns_if_sound(file, m.separator)}
     wanted = log_columns(m, names)
     for file in files:
         frame, lines = _load(file, wanted, m.separator)
@@ -245,7 +238,7 @@ def read_log(files: Sequence[str], m: LogMapping, strict: bool = False) -> RawLo
     return RawLog(log, refused, read, disorder)
 
 
-def columns_of_or_none(file: str, separator: str) -> list[str]:
+def columns_if_sound(file: str, separator: str) -> list[str]:
     """Column names, or none where the file is damaged (`_load` says how)."""
     try:
         return columns_of(file, separator)
@@ -380,68 +373,3 @@ def _ranges(rows: list[int], shown: int = 5) -> str:
     text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:shown])
     more = f", ... ({len(rows)} rows)" if len(runs) > shown else ""
     return f"row{'s' if len(rows) > 1 else ''} {text}{more}"
-
-
-# ------------------------------------------------------------------------------------------- values
-
-
-def as_id(x: pl.Series) -> pl.Series:
-    """Whole numbers as Int64, anything else as text; empty text is null."""
-    if x.dtype.is_integer():
-        return x.cast(pl.Int64)
-    if x.dtype.is_float():
-        x = x.fill_nan(None)
-        whole = x.drop_nulls()
-        return x.cast(pl.Int64) if (whole == whole.floor()).all() else x.cast(pl.String)
-    text = x.cast(pl.String)
-    return text.set(text == "", None) if text.len() else text
-
-
-def as_number(x: pl.Series) -> pl.Series:
-    """Float64; text and booleans too. Null where there is no number."""
-    if x.dtype == pl.String:
-        text = x.str.strip_chars().str.to_lowercase()
-        text = text.replace({"true": "1", "false": "0"})
-        return text.cast(pl.Float64, strict=False).fill_nan(None).alias(x.name)
-    return x.cast(pl.Float64, strict=False).fill_nan(None)
-
-
-def as_vector(x: pl.Series) -> pl.Series:
-    """List(Float32) of lists, arrays, or text like "[0.1, 0.2]"; null where a part is no number."""
-    if x.dtype == pl.String:
-        parts = x.str.strip_chars(" []").str.replace_all(r"[,;\s]+", " ").str.split(" ")
-        x = parts.alias(x.name)
-    x = x.cast(pl.List(pl.Float32), strict=False)
-    broken = x.list.eval(pl.element().is_null()).list.any().fill_null(True)
-    return x.set(broken, None)
-
-
-def as_moment(x: pl.Series, m: LogMapping) -> pl.Series:
-    """Microseconds since 1970, UTC; null where there is no time."""
-    if x.dtype.is_temporal():
-        if x.dtype == pl.Time or x.dtype == pl.Duration:
-            raise DataError(f"column {x.name!r} is a {x.dtype}, which is no point in time")
-        return x.cast(pl.Datetime("us", getattr(x.dtype, "time_zone", None))).dt.epoch("us")
-    if m.time_format:
-        text = x.cast(pl.String)
-        return text.str.to_datetime(m.time_format, strict=False, time_unit="us").dt.epoch("us")
-    number = as_number(x)
-    if number.null_count() > 0.5 * len(x) and x.dtype == pl.String:
-        text = x.str.strip_chars()
-        moments = [
-            text.str.to_datetime(f, strict=False, time_unit="us").dt.epoch("us") for f in ISO
-        ]
-        return pl.select(pl.coalesce(moments)).to_series()
-    unit = m.time_unit if m.time_unit != "auto" else guess_unit(number)
-    if unit == "ns":
-        return (number / 1_000).floor().cast(pl.Int64, strict=False)
-    return (number * UNITS[unit]).round().cast(pl.Int64, strict=False)
-
-
-def guess_unit(number: pl.Series) -> str:
-    """The unit in which most of these numbers lie between 1973 and 5138."""
-    size = number.abs().median() or 0
-    for unit, above in (("ns", 1e17), ("us", 1e14), ("ms", 1e11)):
-        if size >= above:
-            return unit
-    return "s"

@@ -24,9 +24,7 @@ from recjax.schema import SchemaError
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        app.usage(
-            f"unexpected {argv[1]!r}: quote the pattern, --logs='...'", shorthelp=True, exitcode=1
-        )
+        sys.exit(f"error: unexpected {argv[1]!r}; quote the pattern, --logs='...'")
     logging.set_verbosity(logging.ERROR)  # what matters is printed
     tfds.disable_progress_bar()
     try:

@@ -11,27 +11,51 @@ import re
 import numpy as np
 import polars as pl
 
-from recjax.data.log_files import ISO, as_id, as_number, guess_unit, head
+from recjax.data.log_files import head
+from recjax.data.log_values import ISO, as_id, as_number, guess_unit
 from recjax.data.prepared import DataError
 
 ROWS = 20_000  # looked at, of the first file
 USER = r"(user|customer|client|member|visitor|household|shopper|buyer|account|person|uid|cust)"
-ITEM = r"(item|product|article|sku|stock_?code|goods|movie|video|book|asin|listing|offer|content|news|ad)"
-TIME = r"(time|timestamp|datetime|date|ts|unix|day|.*(_time|_ts|_at|_date|_timestamp|_dat|time_ms|date)|t_dat)"
+ITEM = (
+    r"(item|product|article|sku|stock_?code|goods|movie|video|book|asin|listing|offer|"
+    r"content|news|ad)"
+)
+TIME = (
+    r"(at|when|time|timestamp|datetime|date|ts|unix|day|.*(_time|_ts|_at|_date|_timestamp|"
+    r"_dat|time_ms|date)|t_dat)"
+)
 LABEL = (
     r"(label|target|y|click(ed)?|is_\w+|purchased?|bought|conver\w+|liked?|follow(ed)?|long_view)"
 )
-REQUEST = r"(request|page_?view|page|basket|order|invoice|transaction|visit|session|impression|query|search)"
+REQUEST = (
+    r"(request|page_?view|page|basket|order|invoice|transaction|visit|session|impression|"
+    r"query|search)"
+)
 REQUEST_NAME = rf"{REQUEST}(_?(id|no|num|number|key))?"
 SCENE = r"(scene|tab|channel|surface|placement|widget|slot)(_?(id|name))?"
 ACTION = (
     r"(action|behaviou?r|event|interaction|event_type|behaviou?r_type|action_type|interaction_type)"
 )
-OUTCOME = r"(quantity|qty|units|amount|total|revenue|sales(_value)?|discount|rating|stars|score|review|dwell\w*|play_?time|watch\w*|duration_ms_played|returned|refund\w*|profit|margin)"
+OUTCOME = (
+    r"(quantity|qty|units|amount|total|revenue|sales(_value)?|.*disc(ount)?|rating|stars|"
+    r"score|review|.*(dwell|stay|play|watch)_?(time|ratio|seconds)?(_ms)?|finish\w*|"
+    r"long_watch|returned|refund\w*|profit|margin)"
+)
+CALENDAR = r"(date|day|week|month|year|quarter|hour|hourmin|.*_(date|day|week|month))"
 PRICE = r"(.*price.*|.*cost.*|msrp)"
-OF_USER = r"(gender|sex|age(_\w+)?|income\w*|segment|country|region|state|city|zip\w*|postal\w*|language|locale|membership|tier|occupation)"
-OF_ITEM = r"(.*categor\w*|brand|department|genre\w*|author|artist|colou?r|size|type|manufacturer|seller\w*|shop\w*|description|title|name|tags?|publisher)"
-OF_CONTEXT = r"(device|os|browser|platform|app_?\w*|store\w*|network|connection|position|rank|weather|medium|campaign)"
+OF_USER = (
+    r"(gender|sex|age(_\w+)?|income\w*|segment|country|region|state|city|zip\w*|postal\w*|"
+    r"language|locale|membership|tier|occupation)"
+)
+OF_ITEM = (
+    r"(.*categor\w*|brand|department|genre\w*|author|artist|colou?r|size|type|"
+    r"manufacturer|seller\w*|shop\w*|description|title|name|tags?|publisher)"
+)
+OF_CONTEXT = (
+    r"(device|os|browser|platform|app_?\w*|store\w*|network|connection|position|rank|"
+    r"weather|medium|campaign)"
+)
 TARGET_ACTIONS = r"(buy|purchase[ds]?|order(ed)?|transaction|pay|click(ed)?)"
 NEARLY_UNIQUE = 0.5  # distinct / rows above which text is no feature
 SAME = 0.98  # share of owners with one value above which a column belongs to the owner
@@ -143,7 +167,7 @@ def _keys(frame: pl.DataFrame, free: list[str], pattern: str) -> list[str]:
             rank = 1
         else:
             continue
-        if not frame[c].dtype.is_float() or frame[c].drop_nulls().mod(1).eq(0).all():
+        if not frame[c].dtype.is_float() or (frame[c].drop_nulls() % 1 == 0).all():
             best.append((rank, -frame[c].n_unique(), c))
     return [c for _, _, c in sorted(best)]
 
@@ -176,7 +200,7 @@ def side_of(frame: pl.DataFrame, c: str, r: Roles) -> str:
         return "item"
     if x.dtype.is_nested():
         return f"it is a {x.dtype}"
-    if re.fullmatch(TIME, name) and time_format(x) is not None:
+    if re.fullmatch(CALENDAR, name) or re.fullmatch(TIME, name) and time_format(x) is not None:
         return "the request's time is known already"
     ids = as_id(x)
     if x.drop_nulls().n_unique() == 1:
@@ -214,7 +238,8 @@ def is_number(x: pl.Series, name: str) -> bool:
     """Whether a column is a quantity rather than a code."""
     if not x.dtype.is_numeric():
         return False
-    return x.dtype.is_float() or bool(re.fullmatch(rf"{PRICE}|age|income", name))
+    quantity = rf"{PRICE}|age|income|.*duration\w*|.*_(ms|sec|seconds|days|count|cnt)"
+    return x.dtype.is_float() or bool(re.fullmatch(quantity, name))
 
 
 # ---------------------------------------------------------------------------------------------- text

@@ -29,7 +29,7 @@ def test_docstring_carries_the_command_and_the_full_config_is_valid(file):
     assert f"--config=experiments/{file.name}" in file.read_text()
     config = configs.load(str(file))
     configs.check(config)
-    with pytest.raises(KeyError):
+    with pytest.raises(AttributeError, match="bacth"):
         config.train.bacth = 1
 
 
