@@ -44,8 +44,7 @@ def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
         try:
             x, y = fit.points(rows, "examples", "auc", grade=grade)
             law = rivals.study(x, y, axis="examples", metric="auc")
-            target = law.y[-1] + 0.5 * (law.E - law.y[-1])
-            needed = [law.needed(round(target, 4))]
+            needed = [law.needed(round(law.predict(x.max()) + 0.01, 4))]  # one point of AUC more
             out.append({"label": f"grade {grade}", **law.to_json(), "needed": needed})
         except fit.FitError as e:
             logging.warning("grade %s: no law: %s", grade, e)
