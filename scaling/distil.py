@@ -77,10 +77,19 @@ def export_student(run_dir: epath.PathLike, out: epath.PathLike, rows_format: st
         batch=batch,
         config=json.loads(config.to_json()),
         vocab={s: data.vocabulary(s) for s in used},
-        metadata={"keep_prob": data.identity.get("keep", {}).get(config.data.train, 1.0)},
+        metadata={"keep_prob": keep_probability(data.identity, config.data.train)},
         rows_format=rows_format,
         overwrite=True,
     )
+
+
+def keep_probability(identity: Mapping[str, Any], split: str) -> float:
+    """The one probability with which a split's negatives were kept, by which served probabilities are corrected.
+
+    Matched negatives have none (their number multiplies each product's popularity), so a model trained on them serves
+    uncorrected probabilities.
+    """
+    return 1.0 if split.endswith("_matched") else identity.get("keep", {}).get(split, 1.0)
 
 
 def report_rows(results: Mapping[str, Any], split: str) -> list[dict]:
