@@ -4,7 +4,7 @@ Sums are kept on the device and merged; predictions are kept on the host up to 1
 AUC. Prints one JSON object per split and writes it beside the run.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 import functools
 import json
 
@@ -38,7 +38,6 @@ class Evaluator:
         self.system, self.mesh = system, mesh
         self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
         self._step = jax.jit(self._measure, donate_argnums=1)
-        self._outputs = jax.jit(self._forward)
 
     def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
         rows = embedding.gather(self.system.tables, trees["tables"], batch, self.plan)
@@ -53,18 +52,6 @@ class Evaluator:
             args = outputs[o.output], batch["label"][o.label], weights_of(batch)
             out[o.name] = metrics.update(sums[o.name], *args)
         return out, outputs
-
-    def predictions(self, trees: Tree, batches: Iterable[dict]) -> Iterator[tuple[dict, dict]]:
-        """(host batch, host outputs) for each batch; one is in flight while the one before it is read."""
-        ahead = None
-        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
-        for batch in batches:
-            outputs = self._outputs(params, self.put(batch))
-            if ahead is not None:
-                yield ahead[0], jax.device_get(ahead[1])
-            ahead = batch, outputs
-        if ahead is not None:
-            yield ahead[0], jax.device_get(ahead[1])
 
     def __call__(
         self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None

@@ -14,7 +14,6 @@ import numpy as np
 
 from recjax import evaluate, models
 from recjax.models import distil
-from recjax.run import write_text
 from recjax.serving import artifact
 from recjax.train import train
 
@@ -107,7 +106,3 @@ def paired(results: Mapping[str, Any], split: str, metric: str = "auc") -> dict:
         "sd": float(d.std(ddof=1)) if len(d) > 1 else None,
         "seeds": len(d),
     }
-
-
-def save(results: Mapping[str, Any], path: epath.Path) -> None:
-    write_text(path, json.dumps(results, indent=1))

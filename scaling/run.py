@@ -5,7 +5,6 @@ and writes report.html. Every stage leaves its file in the workdir; the same com
 """
 
 from collections.abc import Mapping
-import contextlib
 import json
 import platform
 import sys
@@ -61,12 +60,6 @@ def grade_table(rows: list[dict]) -> dict[str, dict]:
         }
         for r in rows
     }
-
-
-@contextlib.contextmanager
-def stage(name: str):
-    logging.info("=== %s", name)
-    yield
 
 
 def cached(path: epath.Path, make) -> Any:
@@ -133,29 +126,29 @@ def run(config: ConfigDict, workdir: str) -> str:
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
     configs.check(config.experiment)
-    with stage("1/5 data"):
-        data = open_data(config.experiment.data)
-    with stage("2/5 sweep"):
-        rows = sweep.run_sweep(trials(config, data.identity["hash"]), root)
-    with stage("3/5 law"):
-        laws = fits(rows, tuple(config.sweep.grades))
-        write_text(root / "fit.json", json.dumps(laws, indent=1))
-    with stage("4/5 teacher, student, artifact"):
-        results = distil_stage(config, root)
-        latency = latency_stage(config, root)
-    with stage("5/5 report"):
-        context = dict(
-            title=config.title,
-            trials=rows,
-            grades=grade_table(rows),
-            fits=laws,
-            distil=distil_context(results, config.experiment.eval.final),
-            latency=latency,
-            data=data.report,
-            grade_law_command=config.grade_law_command,
-            commands=commands(config.path, workdir),
-        )
-        path = report.write_report(workdir, context)
+    logging.info("=== 1/5 data")
+    data = open_data(config.experiment.data)
+    logging.info("=== 2/5 sweep")
+    rows = sweep.run_sweep(trials(config, data.identity["hash"]), root)
+    logging.info("=== 3/5 law")
+    laws = fits(rows, tuple(config.sweep.grades))
+    write_text(root / "fit.json", json.dumps(laws, indent=1))
+    logging.info("=== 4/5 teacher, student, artifact")
+    results = distil_stage(config, root)
+    latency = latency_stage(config, root)
+    logging.info("=== 5/5 report")
+    context = dict(
+        title=config.title,
+        trials=rows,
+        grades=grade_table(rows),
+        fits=laws,
+        distil=distil_context(results, config.experiment.eval.final),
+        latency=latency,
+        data=data.report,
+        grade_law_command=config.grade_law_command,
+        commands=commands(config.path, workdir),
+    )
+    path = report.write_report(workdir, context)
     logging.info("report: %s", path)
     return path
 
