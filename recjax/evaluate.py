@@ -14,12 +14,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from recjax import checkpoint, embedding, metrics, models, transfer
+from recjax import checkpoint, embedding, hosts, metrics, models, transfer
 from recjax import mesh as meshes
 from recjax.collector import Collector
 from recjax.data import open_data
 from recjax.run import plain, set_up, write_text
-from recjax.step import init_trees, zero_sums
 from recjax.system import System, weights_of
 
 Tree = dict
@@ -47,11 +46,15 @@ class Evaluator:
         return meshes.put(self.mesh, self.plan.route(batch))
 
     def _measure(self, trees: Tree, sums: dict, batch: dict):
+        """New sums, and what `_collect` takes: the rows of all processes, everywhere."""
         outputs, out = self._forward(trees, batch), {}
         for o in self.system.objectives:
             args = outputs[o.output], batch["label"][o.label], weights_of(batch)
             out[o.name] = metrics.update(sums[o.name], *args)
-        return out, outputs
+        seen = {k: batch[k] for k in ("label", "weight", "valid", "row", "group")}
+        wanted = {o.output: outputs[o.output] for o in self.system.objectives}
+        everywhere = meshes.replicated(self.mesh)
+        return out, jax.lax.with_sharding_constraint((seen, wanted), everywhere)
 
     def __call__(
         self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
@@ -70,19 +73,19 @@ class Evaluator:
         ahead = None
         for batch in batches:
             poll()
-            sums, outputs = self._step(params, sums, self.put(batch))
+            sums, seen = self._step(params, sums, self.put(batch))
             if ahead is not None:
-                self._collect(rows, *ahead)
-            ahead = batch, outputs
+                self._collect(rows, *jax.device_get(ahead))
+            ahead = seen
         if ahead is not None:
-            self._collect(rows, *ahead)
+            self._collect(rows, *jax.device_get(ahead))
         out = {}
         for o in objectives:
             prefix = f"{o.name}/" if o.name else ""
             measured = metrics.compute(jax.device_get(sums[o.name])) | rows[o.name].compute()
             measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
             out.update({prefix + k: v for k, v in measured.items()})
-        return out
+        return hosts.from_first(out)  # decisions follow: the last bit must not differ
 
     def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
         for o in self.system.objectives:
@@ -112,18 +115,16 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
     config = ConfigDict(json.loads(path.read_text()))
     if data_dir:
         config.data.dir = data_dir
-    data = open_data(config.data)
+    data = open_data(config.data, jax.process_index(), jax.process_count())
     system = models.build(data.schema, config.model)
     split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
-    example = next(iter(data.batches(split, config.train.batch, shards=1)))
     mesh = meshes.make()
-    plan, everywhere = placement(system, config, mesh), meshes.replicated(mesh)
-    trees = init_trees(system, config, jax.device_put(example, everywhere), plan)
-    trees = transfer.apply(trees, system, config, data, epath.Path(run))
-    sums = zero_sums(system, trees, example)
-    tables = plan.place(trees.pop("tables"))
-    trees, sums = jax.device_put((trees, sums), everywhere)
-    trees["tables"] = tables
+    batches = data.batches(split, config.eval.batch, shards=mesh.size)
+    example = next(iter(hosts.in_step(batches, mesh, data.schema)))
+    plan = placement(system, config, mesh)
+    trees, sums = transfer.start(
+        system, config, data, epath.Path(run), meshes.put(mesh, plan.route(example)), plan
+    )
     checkpoints = checkpoint.Checkpoints(epath.Path(run) / "checkpoints")
     check = functools.partial(transfer.check_data, data=data, where=run)
     restored = checkpoints.restore(dict(trees=trees, sums=sums), best=best, check=check)
@@ -138,17 +139,24 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
 
 
 def main(_) -> None:
-    set_up()
+    with hosts.joined():
+        set_up()
+        evaluate_run()
+
+
+def evaluate_run() -> None:
+    """What the flags ask for."""
     config, data, system, trees = open_run(_RUN.value, _DATA.value, best=_BEST.value)
     mesh = meshes.make()
     evaluator = Evaluator(system, mesh, placement(system, config, mesh))
     for split in _SPLIT.value:
         batches = data.batches(split, config.eval.batch, shards=mesh.size)
-        result = plain(evaluator(trees, batches))
-        print(json.dumps({"split": split, **result}))
-        write_text(
-            epath.Path(_RUN.value) / f"evaluation-{split}.json", json.dumps(result, indent=1)
-        )
+        result = plain(evaluator(trees, hosts.in_step(batches, mesh, data.schema)))
+        if jax.process_index() == 0:
+            print(json.dumps({"split": split, **result}))
+            write_text(
+                epath.Path(_RUN.value) / f"evaluation-{split}.json", json.dumps(result, indent=1)
+            )
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ from typing import Any
 
 from absl import app, flags, logging
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, configs, embedding, evaluate, models, optim, transfer
+from recjax import checkpoint, configs, embedding, evaluate, hosts, models, optim, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
 from recjax.run import Run, RunError, Stop, set_up
-from recjax.step import forward_flops, init_trees, make_step, zero_sums
+from recjax.step import forward_flops, make_step
 from recjax.system import System
 
 Tree = Any
@@ -103,14 +104,16 @@ class Trainer:
         self.config, self.run, self.stop = config, run, stop
         self.mesh = meshes.make()
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
-        self.data = open_data(config.data)
+        self.data = open_data(config.data, jax.process_index(), jax.process_count())
         self.system = models.build(self.data.schema, config.model)
         self.total = len(self.train_batches(0))
         if not self.total:
             raise RunError(
                 f"split {config.data.train!r} has no batch; lower train.batch or train.examples"
             )
-        first = list(itertools.islice(self.train_batches(0), 4 if self.mesh.size > 1 else 1))
+        first = list(
+            itertools.islice(self.in_step(self.train_batches(0)), 4 if self.mesh.size > 1 else 1)
+        )
         self.plan = embedding.plan(
             self.system.tables,
             self.data.schema,
@@ -147,19 +150,24 @@ class Trainer:
             shuffle_seed=c.data.shuffle_seed,
         )
 
+    def in_step(self, batches: Iterable[dict]) -> Iterable[dict]:
+        return hosts.in_step(batches, self.mesh, self.data.schema, self.stop)
+
     def start(self) -> None:
         """Fresh or restored trees, metric sums, step and control."""
-        trees = init_trees(self.system, self.config, self.example, self.plan)
-        trees = transfer.apply(trees, self.system, self.config, self.data, self.run.dir)
-        self.zeros = zero_sums(self.system, trees, self.example, self.plan)
+        both = transfer.start(
+            self.system, self.config, self.data, self.run.dir, self.example, self.plan
+        )
+        shapes = jax.eval_shape(lambda sums: sums, both[1])
+        self.zeros = jax.jit(
+            lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+            out_shardings=meshes.replicated(self.mesh),
+        )
         self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
-        tables = self.plan.place(trees.pop("tables"))
-        trees, sums = jax.device_put((trees, self.zeros), meshes.replicated(self.mesh))
-        both = dict(trees, tables=tables), sums
         check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
         restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
         if restored is None and self.system.setup is not None:
-            both = (self.system.setup(both[0], map(self.put, self.train_batches(0))), both[1])
+            both = (self.system.setup(both[0], map(self.put, self.in_step(self.train_batches(0)))), both[1])
         if restored is not None:
             self.step, saved, meta = restored
             both, self.control = (saved["trees"], saved["sums"]), meta["control"]
@@ -189,7 +197,9 @@ class Trainer:
             )
             self.eval_levels = self.eval_levels or batches.levels
             out[split] = self.evaluator(
-                self.trees, batches, poll=lambda: self.stop.raise_if_requested(self.interrupted)
+                self.trees,
+                self.in_step(batches),
+                poll=lambda: self.stop.raise_if_requested(self.interrupted),
             )
             examples = self.step * c.train.batch
             self.run.log(self.step, kind, out[split], split=split, examples=examples)
@@ -213,9 +223,13 @@ class Trainer:
 
     def run_to_end(self) -> dict:
         c = self.config
-        batches = iter(self.train_batches(self.step))
+        batches = iter(self.in_step(self.train_batches(self.step)))
         bar = tqdm.tqdm(
-            total=self.total, initial=self.step, unit="step", mininterval=1.0, disable=None
+            total=self.total,
+            initial=self.step,
+            unit="step",
+            mininterval=1.0,
+            disable=None if jax.process_index() == 0 else True,
         )
         key, started = jax.random.key(c.seed), False
         while True:
@@ -242,7 +256,7 @@ class Trainer:
                 # Read the window before this one: its numbers are there already, so nothing waits.
                 self.flush()
                 self.pending = self.step, self.sums
-                self.sums = jax.device_put(self.zeros, meshes.replicated(self.mesh))
+                self.sums = self.zeros()
         bar.close()
         return self.finish()
 
@@ -290,8 +304,9 @@ class Trainer:
 
 
 def main(_) -> None:
-    set_up()
-    train(_CONFIG.value, _WORKDIR.value)
+    with hosts.joined():
+        set_up()
+        train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,16 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import checkpoint
+from recjax import checkpoint, embedding
+from recjax import mesh as meshes
 from recjax.run import RunError
 from recjax.schema import NUM_RESERVED, Schema
+from recjax.step import init_trees, zero_sums
 from recjax.system import System
 
 Tree = Any
@@ -90,6 +93,28 @@ def _rows(source: _Source, path: str, value, target: str, old, system: System, d
         source.vocabulary(space),
         data.vocabulary(table.id_space),
     )
+
+
+def start(
+    system: System,
+    config: ConfigDict,
+    data,
+    workdir: epath.Path,
+    example: dict,
+    plan: embedding.Plan,
+) -> tuple[Tree, Tree]:
+    """(trees, metric sums) a run begins with, placed on the plan's mesh; a checkpoint restores into their like.
+
+    Args:
+      system, config, data, workdir: Of the run.
+      example: A batch on the devices.
+      plan: Placement of the tables; all else is replicated.
+    """
+    trees = apply(init_trees(system, config, example, plan), system, config, data, workdir)
+    sums = zero_sums(system, trees, example, plan)
+    tables = plan.place(trees.pop("tables"))
+    trees, sums = jax.device_put((trees, sums), meshes.replicated(plan.mesh))
+    return dict(trees, tables=tables), sums
 
 
 def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.Path) -> Tree:

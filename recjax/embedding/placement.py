@@ -74,11 +74,11 @@ def measure(batches: Iterable[dict], schema: Schema, owners: int) -> dict[str, S
     out = {}
     batches = [b for b in batches if "ids" in b]
     for space in schema.id_spaces if batches else ():
-        ids = np.concatenate([np.asarray(b["ids"][space.name]) for b in batches])  # [k * S, U]
-        counts = np.stack([np.diff(s) for s in _starts(ids, space.rows, owners)])  # [k * S, n]
+        ids = [np.asarray(b["ids"][space.name]) for b in batches]  # each [S, U], U by its level
+        counts = np.concatenate([np.diff(_starts(x, space.rows, owners)) for x in ids])  # [k S, n]
         deviation = max(counts.std(0).max(), math.sqrt(counts.mean() * (1 - 1 / owners)))
-        found = [ids.shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
-        out[space.name] = Skew(ids.shape[1], *_worst(found)[1:])
+        found = [counts.sum(1).mean(), counts.mean(0).max(), deviation]
+        out[space.name] = Skew(ids[0].shape[1], *_worst(found))
     return out
 
 
