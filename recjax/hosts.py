@@ -78,7 +78,9 @@ def _join(heartbeat: int) -> bool:
         return False
     # Its SIGTERM handler would take ours away; `in_step` carries the signal instead.
     jax.config.update("jax_enable_preemption_service", False)
-    text = "waiting up to %d s for the other processes of this run; JAX_NUM_PROCESSES=1 runs it alone"
+    text = (
+        "waiting up to %d s for the other processes of this run; JAX_NUM_PROCESSES=1 runs it alone"
+    )
     patience = threading.Timer(10, logging.warning, (text, START_SECONDS))
     patience.daemon = True
     patience.start()

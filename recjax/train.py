@@ -166,8 +166,13 @@ class Trainer:
         self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
         check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
         restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
-        if restored is None and self.system.setup is not None:
-            both = (self.system.setup(both[0], map(self.put, self.in_step(self.train_batches(0)))), both[1])
+        if restored is None and self.config.continue_from:
+            both = transfer.go_on(*both, self.system, self.config, self.data, self.plan), both[1]
+        elif restored is None and self.system.setup is not None:
+            both = (
+                self.system.setup(both[0], map(self.put, self.in_step(self.train_batches(0)))),
+                both[1],
+            )
         if restored is not None:
             self.step, saved, meta = restored
             both, self.control = (saved["trees"], saved["sums"]), meta["control"]

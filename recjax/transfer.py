@@ -1,4 +1,5 @@
-"""Parameters and rows from earlier runs (`init_from`), and the check that a run goes on with the data it began with.
+"""The trees a run begins with: fresh, from earlier runs (`init_from`), or those of a run that goes on with later data
+(`continue_from`); and the check that a run goes on with the data it began with.
 
 `config.init_from = [(run, source regex, target), ...]`: every source path ("dense/...", "state/...",
 "tables/<path>/rows") that the regex matches whole is copied to the target (groups as in re.sub). A target under
@@ -6,6 +7,7 @@
 same, else by key.
 """
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -14,6 +16,7 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
@@ -52,6 +55,70 @@ def check_data(meta: dict, data, where: epath.PathLike) -> None:
             )
 
 
+def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, plan) -> Tree:
+    """Trees of the last checkpoint of `config.continue_from`; rows whose ids mean another value now are fresh.
+
+    Args:
+      fresh, sums: From `start`.
+      system, config, data, plan: Of the run that begins.
+
+    Raises:
+      RunError: There is no checkpoint, or `data` does not extend the data it was trained on.
+    """
+    run, gone = epath.Path(config.continue_from), {}
+
+    def check(meta: dict) -> None:
+        _check_grown(meta, data, run)
+        gone.update(_changed_ids(meta, data, run))
+
+    saved = checkpoint.Checkpoints(run / "checkpoints")
+    restored = saved.restore(dict(trees=fresh, sums=sums), check=check)
+    saved.close()
+    if restored is None:
+        raise RunError(f"continue_from: {run} has no checkpoint; name the workdir of a run")
+    step, trees, _ = restored
+    trees = trees["trees"]
+    logging.info(
+        "going on from step %d of %s; rows begun anew: %s",
+        step,
+        run,
+        {s: len(x) for s, x in gone.items()} or "none",
+    )
+    tables = embedding.reset(system.tables, trees["tables"], fresh["tables"], gone, plan)
+    return dict(trees, tables=tables)
+
+
+def _check_grown(meta: dict, data, run: epath.PathLike) -> None:
+    """Raises unless the schemas differ in the sizes of vocabularies only."""
+    old = Schema.from_json(json.dumps(meta["schema"]))
+    sizes = {s.name: s.size for s in data.schema.id_spaces}
+    for s in old.id_spaces:
+        if s.name in sizes and data.schema.space(s.name).rows != s.rows:
+            raise RunError(
+                f"continue_from: id space {s.name!r} has {data.schema.space(s.name).rows} rows and in {run} {s.rows}; "
+                "prepare the data with extends, the directory that run was trained on"
+            )
+    spaces = [dataclasses.replace(s, size=sizes.get(s.name, s.size)) for s in old.id_spaces]
+    data.schema.check_same(dataclasses.replace(old, id_spaces=tuple(spaces)), f"{run}")
+
+
+def _changed_ids(meta: dict, data, run: epath.PathLike) -> dict[str, np.ndarray]:
+    """id space -> ids that were given to a value after the run's vocabulary."""
+    out = {}
+    for space, digest in meta["vocabulary"].items():
+        if digest == data.vocabulary_hash(space):
+            continue
+        history = data.identity.get("vocabulary_history", {}).get(space, [])
+        if digest not in history:
+            raise RunError(
+                f"continue_from: the vocabulary of id space {space!r} does not go on from that of {run}; prepare the "
+                "data with extends, the directory that run was trained on, or use init_from, which maps rows by key"
+            )
+        frame = data.vocabulary(space)
+        out[space] = frame.filter(frame["since"] > history.index(digest))["id"].to_numpy()
+    return out
+
+
 def _remap(rows: np.ndarray, target: np.ndarray, source_vocab, target_vocab) -> np.ndarray:
     """Rows of `target` overwritten by those of `source` that carry the same key; reserved rows are copied."""
     out = np.array(target)
@@ -87,6 +154,8 @@ def _rows(source: _Source, path: str, value, target: str, old, system: System, d
     space = path.split("/")[-2]
     if source.meta["vocabulary"].get(space) == data.vocabulary_hash(table.id_space):
         return value
+    if not old.is_fully_addressable:
+        old = multihost_utils.process_allgather(old, tiled=True)
     return _remap(
         np.asarray(value),
         np.asarray(old),

@@ -18,7 +18,6 @@ absl flags first.
 from collections.abc import Generator, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
 import re
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data.batches import Assembler, Part
+from recjax.data.growth import vocabulary_hash
 from recjax.data.layout import BatchError, Capacity, Layout, capacity_levels
 from recjax.data.order import Order, request_starts
 from recjax.data.prepared import Prepared
@@ -314,8 +314,7 @@ class Data:
 
     def vocabulary_hash(self, space: str) -> str:
         """Same hash, same rows: a checkpoint's tables fit. "" for a space without a vocabulary."""
-        file = self.prepared.path / "vocab" / f"{space}.parquet"
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+        return vocabulary_hash(self.prepared.path, space)
 
     def _share(self, batch_size: int, shards: int, partitions: int) -> tuple[Layout, slice]:
         """This host's part of a global batch: its layout and its partitions."""

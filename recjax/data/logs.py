@@ -29,6 +29,7 @@ from absl import logging
 import numpy as np
 
 from recjax.data import negatives, report
+from recjax.data.growth import Growth
 from recjax.data.log_events import Events, Places, impressions
 from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
 from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
@@ -50,6 +51,9 @@ def prepare(
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
     exact_dir: bool = False,
+    head_room: float = 0.0,
+    extends: str = "",
+    reclaim_days: float | None = None,
 ) -> pathlib.Path:
     """Prepares logs and returns the directory; does nothing when the same logs were prepared with the same mapping.
 
@@ -62,9 +66,11 @@ def prepare(
       block_size: Impressions per record.
       partitions: Of the users.
       exact_dir: `out_dir` itself becomes the prepared directory.
+      head_room, extends, reclaim_days: How vocabularies go on from day to day (`recjax.data.growth`).
 
     Raises:
       DataError: Files, columns or (with `strict`) rows are not as the mapping says.
+      SchemaError: `extends` has no row left for the new values of an id space.
     """
     if not source or not mapping:
         raise DataError(
@@ -72,6 +78,7 @@ def prepare(
             "python -m recjax.data.prepare and give data.dir"
         )
     m, files = load_mapping(mapping), list_files(source)
+    growth = Growth(head_room, extends, reclaim_days)
     tables = [t for t in (m.user_table, m.item_table) if t]
     options = {
         "mapping": m.as_json()
@@ -82,6 +89,7 @@ def prepare(
         "source": fingerprint(files),
         "tables": fingerprint(tables),
         "partitions": partitions,
+        **growth.options(),
     }
     layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
@@ -93,7 +101,7 @@ def prepare(
     if log.bad.height:
         logging.warning("%d bad rows are set aside in quarantine.parquet", log.bad.height)
     with _staging(path) as folder:
-        made = _write(folder, log, m, options, layout, partitions)
+        made = _write(folder, log, m, options, layout, partitions, growth)
         log.bad.write_parquet(made / "quarantine.parquet")
         _publish(made, path)
     return path
@@ -132,12 +140,14 @@ def _publish(made: pathlib.Path, path: pathlib.Path) -> None:
             raise
 
 
-def _write(folder, log: RawLog, m: LogMapping, options, layout, partitions: int) -> pathlib.Path:
+def _write(
+    folder, log: RawLog, m: LogMapping, options, layout, partitions: int, growth: Growth
+) -> pathlib.Path:
     """Arrays, report, then the prepared directory inside `folder`."""
     e = Events.of(log, m)
     found: dict[str, Any] = {}
     places = impressions(e, found)
-    x = encode(e, fields(e), partitions)
+    x = encode(e, fields(e), partitions, growth)
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
     what = report.make_report(log, e, x, places, found)
     logging.info("%s", report.report_text(what))
@@ -152,6 +162,7 @@ def _write(folder, log: RawLog, m: LogMapping, options, layout, partitions: int)
         facts={
             "counters": [c for index in x.indexes for c in index.counter.columns],
             "negatives": m.negatives,
+            **growth.facts(x.vocabularies),
         },
         options=options,
         version=VERSION,
