@@ -153,7 +153,7 @@ def test_two_processes_train_stop_and_resume_as_one_does(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_stops_the_other_and_the_same_command_goes_on(config, tmp_path, victim):
+def test_a_killed_process_stops_the_other_which_says_how_to_go_on(config, tmp_path, victim):
     with train(config, tmp_path / "run", 2, "200") as processes:
         wait_for(tmp_path / "run" / "checkpoints" / "recent" / "20", processes)
         processes[victim].kill()
@@ -165,3 +165,10 @@ def test_a_killed_process_stops_the_other_and_the_same_command_goes_on(config, t
     assert f"recjax: process {other} of 2 has stopped" in said[other]
     assert "distributed service detected fatal errors" in said[other] or "Gloo" in said[other]
     assert "with the same command; the run goes on from its last checkpoint" in said[other]
+    if victim:  # and so it does
+        later = tmp_path / "run" / "checkpoints" / "recent"
+        step = max(int(p.name) for p in later.iterdir() if p.name.isdigit())
+        with train(config, tmp_path / "run", 2, "200") as processes:
+            wait_for(later / str(step + 40), processes)
+            processes[0].send_signal(signal.SIGTERM)
+            assert ended(processes)[0] == [128 + signal.SIGTERM] * 2
