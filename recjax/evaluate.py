@@ -119,9 +119,9 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
     system = models.build(data.schema, config.model)
     split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
     mesh = meshes.make()
-    batches = data.batches(split, config.eval.batch, shards=mesh.size)
-    example = next(iter(hosts.in_step(batches, mesh, data.schema)))
     plan = placement(system, config, mesh)
+    batches = data.batches(split, config.eval.batch, shards=mesh.size)
+    example = next(iter(hosts.in_step(batches, plan)))
     trees, sums = transfer.start(
         system, config, data, epath.Path(run), meshes.put(mesh, plan.route(example)), plan
     )
@@ -151,7 +151,7 @@ def evaluate_run() -> None:
     evaluator = Evaluator(system, mesh, placement(system, config, mesh))
     for split in _SPLIT.value:
         batches = data.batches(split, config.eval.batch, shards=mesh.size)
-        result = plain(evaluator(trees, hosts.in_step(batches, mesh, data.schema)))
+        result = plain(evaluator(trees, hosts.in_step(batches, evaluator.plan)))
         if jax.process_index() == 0:
             print(json.dumps({"split": split, **result}))
             write_text(

@@ -2,7 +2,7 @@
 
     with hosts.joined():                                  # first thing in main
         ...
-        for batch in hosts.in_step(batches, mesh, schema, stop):
+        for batch in hosts.in_step(batches, plan, stop):
 
 Who the other processes are is JAX's own discovery (SLURM, GKE, TPU pods, Open MPI), or JAX_COORDINATOR_ADDRESS,
 JAX_NUM_PROCESSES and JAX_PROCESS_ID. Where nothing says so there is one process, and all of this is free.
@@ -27,10 +27,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from recjax import embedding
 from recjax import mesh as meshes
 from recjax.data.batches import widen
 from recjax.run import Stop
-from recjax.schema import Schema
 
 START_SECONDS = 1800  # a cluster may start the last process long after the first
 HEARTBEAT_SECONDS = 60  # silence after which JAX ends the others; $RECJAX_HEARTBEAT_SECONDS
@@ -124,39 +124,43 @@ def _last_words(text: str) -> Callable[[], None]:
 
 
 def in_step(
-    batches: Iterable[dict], mesh: Mesh, schema: Schema, stop: Stop | None = None
+    batches: Iterable[dict], plan: embedding.Plan, stop: Stop | None = None
 ) -> Iterator[dict]:
-    """This process's share of the batches, with lists of unique ids as long as the longest of any process.
+    """This process's share of the batches, in shapes that fit the shares of all.
 
-    Each process builds its share at the smallest capacity that fits (`recjax.data.batches`); a global array needs
-    one shape. So the processes take the maximum, a few numbers a batch, asked for one batch ahead: its answer is read
-    while the devices work on the batch before. The same numbers carry a SIGTERM that any of them received, so
-    that all of them stop at the same step (`stop.agreed`).
+    Each process builds its share at the smallest capacity that fits (`recjax.data.batches`), and so it would choose
+    its exchange buckets (`Plan.route`); a global array needs one shape. So the processes take the maximum of a few
+    numbers a batch, asked for one batch ahead: the answer is read while the devices work on the batch before. The same
+    numbers carry a SIGTERM that any of them received, so that all of them stop at the same step (`stop.agreed`).
+
+    Args:
+      batches: Of this process.
+      plan: Of the tables that the batches are looked up in.
+      stop: Told the signal.
     """
     if jax.process_count() == 1:
         yield from batches
         return
     ahead = None
     for batch in batches:
-        widths = [batch["ids"][space].shape[1] for space in sorted(batch.get("ids", {}))]
-        asked = _maximum(mesh, [stop.signum if stop else 0, *widths])
+        widths = {s: x.shape[1] for s, x in batch.get("ids", {}).items()}
+        word = dict(signum=stop.signum if stop else 0, widths=widths, need=plan.need(batch))
+        numbers, form = jax.tree.flatten(word)
+        asked = _maximum(plan.mesh, numbers)
         if ahead is not None:
-            yield _agree(*ahead, schema, stop)
-        ahead = batch, asked
+            yield _agree(*ahead, plan, stop)
+        ahead = batch, form, asked
     if ahead is not None:
-        yield _agree(*ahead, schema, stop)
+        yield _agree(*ahead, plan, stop)
 
 
-def _agree(batch: dict, asked: jax.Array, schema: Schema, stop: Stop | None) -> dict:
-    signum, *widths = np.asarray(asked).tolist()
+def _agree(batch: dict, form, asked: jax.Array, plan: embedding.Plan, stop: Stop | None) -> dict:
+    word = form.unflatten(np.asarray(asked).tolist())
     if stop is not None:
-        stop.agreed = signum
-    spaces = sorted(batch.get("ids", {}))
-    ids = {
-        s: widen(batch["ids"][s], u, schema.space(s).rows)
-        for s, u in zip(spaces, widths, strict=True)
-    }
-    return {**batch, "ids": ids} if ids else batch
+        stop.agreed = word["signum"]
+    ids = {s: widen(batch["ids"][s], u, plan.rows[s]) for s, u in word["widths"].items()}
+    agreed = {k: x for k, x in dict(ids=ids, need=word["need"]).items() if x}
+    return {**batch, **agreed}
 
 
 def _maximum(mesh: Mesh, numbers: list[int]) -> jax.Array:

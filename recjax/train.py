@@ -111,9 +111,7 @@ class Trainer:
             raise RunError(
                 f"split {config.data.train!r} has no batch; lower train.batch or train.examples"
             )
-        first = list(
-            itertools.islice(self.in_step(self.train_batches(0)), 4 if self.mesh.size > 1 else 1)
-        )
+        first = itertools.islice(self.train_batches(0), 4 if self.mesh.size > 1 else 0)
         self.plan = embedding.plan(
             self.system.tables,
             self.data.schema,
@@ -123,7 +121,7 @@ class Trainer:
         )
         if self.mesh.size > 1:
             logging.info("placement of the tables\n%s", self.plan)
-        self.example = self.put(first[0])
+        self.example = self.put(next(iter(self.in_step(self.train_batches(0)))))
         self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
         step = make_step(self.system, config, self.total, self.plan)
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
@@ -151,7 +149,7 @@ class Trainer:
         )
 
     def in_step(self, batches: Iterable[dict]) -> Iterable[dict]:
-        return hosts.in_step(batches, self.mesh, self.data.schema, self.stop)
+        return hosts.in_step(batches, self.plan, self.stop)
 
     def start(self) -> None:
         """Fresh or restored trees, metric sums, step and control."""

@@ -22,16 +22,21 @@ def batches(widths: list[int], rows: int) -> list[dict]:
 def main(out: str) -> None:
     import jax
 
+    from recjax import embedding
     from recjax import mesh as meshes
     from recjax.run import Interrupted, Stop
-    from recjax.schema import IdSpace, Schema
+    from recjax.schema import IdSpace, Schema, Table
 
-    schema, stop, seen, stopped = Schema((IdSpace("item", 40),), ()), Stop(), [], -1
+    schema, table = Schema((IdSpace("item", 40),), ()), Table("item", 4)
+    plan = embedding.plan((table,), schema, meshes.make(), {}, ((".*", "row:all_to_all"),))
+    stop, seen, stopped = Stop(), [], -1
     mine = batches([[4, 4, 6, 4, 4, 4], [4, 8, 4, 4, 4, 4]][jax.process_index()], 40)
     try:
-        for k, batch in enumerate(hosts.in_step(mine, meshes.make(), schema, stop)):
+        for k, batch in enumerate(hosts.in_step(mine, plan, stop)):
             ids = batch["ids"]["item"]
-            seen.append([ids.shape[1], (ids[0] < 40).sum().item(), ids[0, -1].item()])
+            width = plan.route(batch)["send"]["item"].shape
+            need = batch["need"]["item"]
+            seen.append([ids.shape[1], (ids[0] < 40).sum().item(), ids[0, -1].item(), need, *width])
             stop.raise_if_requested()
             if k == 1 and jax.process_index() == 1:  # only one of them receives it
                 stop.signum = int(signal.SIGTERM)

@@ -26,7 +26,7 @@ def get_config(arg=""):
     c = configs.base()
     c.data.dir, c.data.history = {data!r}, 8
     c.model.name = "logistic"
-    c.embedding.placement = ((".*", "row"),)
+    c.embedding.placement = ((".*", "row:all_to_all"),)
     c.train.batch = c.eval.batch = 64
     c.train.log_every, c.train.epochs, c.train.checkpoint_every = 5, int(arg or 1), 20
     c.eval.every, c.eval.splits, c.eval.final = 30, ("valid",), ("test",)
@@ -113,8 +113,9 @@ def assert_close(a, b, far):
         assert {k: v for k, v in x.items() if not isinstance(v, float)} == {
             k: v for k, v in y.items() if not isinstance(v, float)
         }
-        for k in ("loss", "auc", "logloss"):
+        for k in ("loss", "logloss"):
             assert k not in x or abs(x[k] - y[k]) <= far * abs(y[k]), (k, x, y)
+        assert "auc" not in x or abs(x["auc"] - y["auc"]) < 1e-3  # a rounding may swap two ranks
 
 
 def test_processes_agree_on_widths_on_a_signal_and_on_a_value(tmp_path):
@@ -124,9 +125,11 @@ def test_processes_agree_on_widths_on_a_signal_and_on_a_value(tmp_path):
     assert codes == [0, 0], said
     a, b = (json.loads((tmp_path / f"{k}.json").read_text()) for k in (0, 1))
     # [width, ids, last]: the lists grow to the longest, ids stay, and fillers go on from 40 + slot
-    assert [x[0] for x in a["seen"]] == [x[0] for x in b["seen"]]
-    assert a["seen"][:3] == [[4, 3, 43], [8, 3, 47], [6, 5, 45]]
-    assert b["seen"][:3] == [[4, 3, 43], [8, 7, 47], [6, 3, 45]]
+    assert [x[:3] for x in a["seen"][:3]] == [[4, 3, 43], [8, 3, 47], [6, 5, 45]]
+    assert [x[:3] for x in b["seen"][:3]] == [[4, 3, 43], [8, 7, 47], [6, 3, 45]]
+    # fullest bucket of any (5 rows a device: ids 0-4 have one owner, 5 and 6 the next), and `send`
+    assert [x[3] for x in a["seen"][:3]] == [x[3] for x in b["seen"][:3]] == [3, 5, 5]
+    assert [x[4:] for x in a["seen"]] == [x[4:] for x in b["seen"]]
     assert a["stopped"] == b["stopped"] == 128 + signal.SIGTERM and 3 <= len(a["seen"]) < 6
     assert a["told"] == b["told"] == {"auc": 0.5, "n": 3}
 

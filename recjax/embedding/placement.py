@@ -28,7 +28,7 @@ from recjax.schema import Schema, SchemaError, Table
 
 RULES = ("replicated", "row", "row:all_gather", "row:all_to_all", "column")
 SMALL = 20_480  # rows up to which a table is replicated
-MAX_OVERFLOW = 1e-4, 1e-9  # chance per step that a bucket overflows, in one process and in several
+MAX_OVERFLOW = 1e-4  # chance per step that a bucket overflows
 NEXT = 1.5  # the next bucket of a step whose ids do not fit
 
 
@@ -77,8 +77,9 @@ def measure(batches: Iterable[dict], schema: Schema, owners: int) -> dict[str, S
         ids = [np.asarray(b["ids"][space.name]) for b in batches]  # each [S, U], U by its level
         counts = np.concatenate([np.diff(_starts(x, space.rows, owners)) for x in ids])  # [k S, n]
         deviation = max(counts.std(0).max(), math.sqrt(counts.mean() * (1 - 1 / owners)))
-        found = [counts.sum(1).mean(), counts.mean(0).max(), deviation]
-        out[space.name] = Skew(ids[0].shape[1], *_worst(found))
+        found = [ids[0].shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
+        slots, *rest = _worst(found)
+        out[space.name] = Skew(int(slots), *rest)
     return out
 
 
@@ -163,11 +164,19 @@ class Plan:
         return jax.device_put(values, self.shardings(values))
 
     def capacities(self, space: str, slots: int) -> list[int]:
-        """Bucket sizes to try, smallest first. Processes cannot agree on one per batch, so several share one size."""
-        alone = jax.process_count() == 1
+        """Bucket sizes to try, smallest first."""
         skew = self.skew.get(space) or Skew.uniform(slots, self.devices)
-        first = skew.capacity(slots, self.devices, MAX_OVERFLOW[not alone])
-        return [first, min(math.ceil(first * NEXT), slots)] if alone else [first]
+        first = skew.capacity(slots, self.devices, MAX_OVERFLOW)
+        return [first, min(math.ceil(first * NEXT), slots)]
+
+    def need(self, batch: dict) -> dict[str, int]:
+        """The fullest bucket of this process's share of a batch, by id space: what `route` takes a capacity for.
+
+        Of several processes each has its own; they agree on the largest and give it to `route` as batch["need"].
+        """
+        spaces = self.spaces("all_to_all") if "ids" in batch else []
+        starts = {s: _starts(batch["ids"][s], self.rows[s], self.devices) for s in spaces}
+        return {s: int(np.diff(x).max()) for s, x in starts.items()}
 
     def route(self, batch: dict) -> dict:
         """The host batch with `send`: id space -> int32 [S, n, c], rows each shard asks of each owner, in its numbering.
@@ -181,17 +190,19 @@ class Plan:
         spaces = self.spaces("all_to_all")
         if not spaces or "ids" not in batch:
             return batch
-        return {**batch, "send": {s: self._buckets(s, np.asarray(batch["ids"][s])) for s in spaces}}
+        need = batch.get("need") or self.need(batch)
+        send = {s: self._buckets(s, np.asarray(batch["ids"][s]), need[s]) for s in spaces}
+        return {k: v for k, v in batch.items() if k != "need"} | {"send": send}
 
-    def _buckets(self, space: str, ids: np.ndarray) -> np.ndarray:
+    def _buckets(self, space: str, ids: np.ndarray, need: int) -> np.ndarray:
         n, block = self.devices, self.block(space)
         starts = _starts(ids, self.rows[space], n)  # [S, n + 1]
         counts = np.diff(starts)
         sizes = self.capacities(space, ids.shape[1])
-        fits = [c for c in sizes if c >= counts.max()]
+        fits = [c for c in sizes if c >= need]
         if not fits:
             raise CapacityError(
-                f"id space {space!r}: one device asks {counts.max()} rows of one owner and the largest bucket holds "
+                f"id space {space!r}: one device asks {need} rows of one owner and the largest bucket holds "
                 f"{sizes[-1]}; spread the ids over rows (recjax.data.vocabulary.spread), or look these tables up with "
                 "--config.embedding.placement=(('.*', 'row:all_gather'),)"
             )
