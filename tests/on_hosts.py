@@ -1,9 +1,11 @@
-"""One of two processes (tests/test_hosts.py starts them): what `in_step` and `from_first` make of different inputs.
+"""One of two processes (tests/test_hosts.py starts them).
 
-python -m tests.on_hosts <out.json>
+python -m tests.on_hosts <out.json>            what `in_step` and `from_first` make of different inputs
+python -m tests.on_hosts <config> <workdir>    trains; process 1 receives SIGTERM while it evaluates
 """
 
 import json
+import os
 from pathlib import Path
 import signal
 import sys
@@ -19,7 +21,23 @@ def batches(widths: list[int], rows: int) -> list[dict]:
     return [{"ids": {"item": x.astype(np.int32)}, "row": x[:, :1]} for x in ids]
 
 
-def main(out: str) -> None:
+def interrupted_evaluation(config: str, workdir: str) -> None:
+    import jax
+
+    from recjax import configs, evaluate, train
+
+    put = evaluate.Evaluator.put
+
+    def put_and_signal(self, batch):
+        if jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(self, batch)
+
+    evaluate.Evaluator.put = put_and_signal
+    train.train(configs.load(config), workdir)
+
+
+def agreement(out: str) -> None:
     import jax
 
     from recjax import embedding
@@ -48,4 +66,4 @@ def main(out: str) -> None:
 
 if __name__ == "__main__":
     with hosts.joined():
-        main(sys.argv[1])
+        agreement(*sys.argv[1:]) if len(sys.argv) == 2 else interrupted_evaluation(*sys.argv[1:])

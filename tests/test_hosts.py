@@ -119,7 +119,7 @@ def assert_close(a, b, far):
 
 
 def test_processes_agree_on_widths_on_a_signal_and_on_a_value(tmp_path):
-    port = free_port()
+    port = free_port()  # each writes a file of its own, so `started` does not do
     processes = [start(k, 2, port, "tests.on_hosts", tmp_path / f"{k}.json") for k in (0, 1)]
     codes, said = ended(processes)
     assert codes == [0, 0], said
@@ -152,6 +152,19 @@ def test_two_processes_train_stop_and_resume_as_one_does(config, tmp_path):
     assert not (tmp_path / "cut" / "summary.json").exists()
     run(config, tmp_path / "cut", 1, "2")
     assert_close(tmp_path / "cut", tmp_path / "whole", 1e-6)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_in_an_evaluation_saves_and_ends_both(config, tmp_path):
+    with started(2, "tests.on_hosts", config, tmp_path / "run") as processes:
+        codes, said = ended(processes)
+    assert codes == [128 + signal.SIGTERM] * 2, said
+    assert "saved step 30" in said[0]  # where the first evaluation is
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert rows and not any(r["kind"] == "eval" for r in rows)
+    run(config, tmp_path / "run", 2)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["kind"] == "eval"] == [30]
 
 
 @pytest.mark.slow
