@@ -92,8 +92,8 @@ def _join(heartbeat: int) -> bool:
             heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as e:
-        if "coordinator_address should be defined" in str(e):  # nothing speaks of other processes
-            return False
+        if count is None and "coordinator_address should be defined" in str(e):
+            return False  # nothing speaks of other processes
         raise
     finally:
         patience.cancel()

@@ -66,6 +66,8 @@ def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, pla
       RunError: There is no checkpoint, or `data` does not extend the data it was trained on.
     """
     run, gone = epath.Path(config.continue_from), {}
+    if not (run / "checkpoints").exists():
+        raise RunError(f"continue_from: {run} has no checkpoints; name the workdir of a run")
 
     def check(meta: dict) -> None:
         _check_grown(meta, data, run)
@@ -75,7 +77,7 @@ def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, pla
     restored = saved.restore(dict(trees=fresh, sums=sums), check=check)
     saved.close()
     if restored is None:
-        raise RunError(f"continue_from: {run} has no checkpoint; name the workdir of a run")
+        raise RunError(f"continue_from: {run} has saved no checkpoint yet; let it save one first")
     step, trees, _ = restored
     trees = trees["trees"]
     logging.info(
