@@ -103,24 +103,34 @@ def entries(texts: Sequence[str], common: Sequence[str] = ()) -> list[Entry]:
 # ---- training and predictions ---------------------------------------------------------------------------------
 
 
-def predictions(run: epath.Path, split: str) -> Rows:
-    """Scores of a finished run on a split, by row; computed once and kept beside the run."""
-    file = run / f"predictions-{split}.npz"
-    if not file.exists():
-        config, data, system, trees = open_run(run, best=_restores_best(run))
-        mesh = meshes.make()
-        evaluator = Evaluator(system, mesh, placement(system, config, mesh))
-        batches = data.batches(
-            split, config.eval.batch, examples=config.eval.examples, shards=mesh.size
-        )
-        with Stop() as stop:
+def predict(run: epath.Path, splits: Sequence[str]) -> None:
+    """Scores of a finished run, by row, kept beside it as predictions-<split>.npz; computed once."""
+    missing = [s for s in splits if not _file(run, s).exists()]
+    if not missing:
+        return
+    config, data, system, trees = open_run(run, best=_restores_best(run))
+    mesh = meshes.make()
+    evaluator = Evaluator(system, mesh, placement(system, config, mesh))
+    with Stop() as stop:
+        for split in missing:
+            batches = data.batches(
+                split, config.eval.batch, examples=config.eval.examples, shards=mesh.size
+            )
             rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
-        order = np.argsort(rows["row"], kind="stable")
-        temporary = file.with_name(f".{file.name}")
-        with temporary.open("wb") as f:
-            np.savez(f, **{k: v[order] for k, v in rows.items()})
-        temporary.replace(file)
-    with file.open("rb") as f:
+            order = np.argsort(rows["row"], kind="stable")
+            temporary = _file(run, split).with_suffix(".tmp")
+            with temporary.open("wb") as f:
+                np.savez(f, **{k: v[order] for k, v in rows.items()})
+            temporary.replace(_file(run, split))
+
+
+def _file(run: epath.Path, split: str) -> epath.Path:
+    return run / f"predictions-{split}.npz"
+
+
+def predictions(run: epath.Path, split: str) -> Rows:
+    """What `predict` kept."""
+    with _file(run, split).open("rb") as f:
         return dict(np.load(f))
 
 
@@ -286,6 +296,7 @@ def run(
             place = root / e.name / f"seed-{seed}"
             logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
             train(e.of_seed(seed), place)
+            predict(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples)
         write_text(root / "results.json", json.dumps(found, indent=1))
