@@ -17,6 +17,7 @@ import lightgbm
 import numpy as np
 
 from experiments.baselines import judging
+from recjax.data.loader import counter_features
 from recjax.data.prepared import Prepared
 from recjax.schema import Schema, SchemaError
 
@@ -66,10 +67,12 @@ def run(
     tests: list[str],
     max_categories: int = 1000,
     pick: Sequence[str] = (),
+    counters: bool = True,
     **params,
 ) -> tuple[dict, dict[str, judging.Columns]]:
     """(figures, scores) of trees trained on one split, on each test split; `params` are LightGBM's."""
-    names, categories = inputs(data.schema, max_categories, pick)
+    schema = data.schema if counters else data.schema.without(counter_features(data))
+    names, categories = inputs(schema, max_categories, pick)
     if not names:
         raise ValueError(
             f"{data.path} has no dense feature and no small vocabulary: nothing for trees to split on"
@@ -107,9 +110,8 @@ def main(_) -> None:
         learning_rate=_LR.value,
         seed=_SEED.value,
     )
-    result, scores = run(
-        data, _TRAIN.value, _TEST.value, _MAX_CATEGORIES.value, _CATEGORIES.value, **params
-    )
+    chosen = _MAX_CATEGORIES.value, _CATEGORIES.value, _COUNTERS.value
+    result, scores = run(data, _TRAIN.value, _TEST.value, *chosen, **params)
     print(judging.write_result(_KEEP.value, data, result, scores))
 
 
@@ -126,6 +128,7 @@ if __name__ == "__main__":
     _CATEGORIES = flags.DEFINE_list(
         "categories", [], "these id features are categories; default: by size"
     )
+    _COUNTERS = flags.DEFINE_boolean("counters", True, "use the causal counters")
     _SEED = flags.DEFINE_integer("seed", 0, "LightGBM's seed")
     _KEEP = flags.DEFINE_string("keep", "", "keep scores and figures here, for experiments.compare")
     flags.mark_flag_as_required("data")
