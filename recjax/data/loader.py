@@ -197,6 +197,7 @@ class Data:
       schema: Of the batches.
       identity: Name, version, options and hash of the data.
       splits: split -> number of impressions.
+      history: list -> events kept.
     """
 
     def __init__(
@@ -232,6 +233,7 @@ class Data:
             raise BatchError(
                 f"history names {unknown[0]!r}; the lists are {', '.join(self.schema.lists) or 'none'}"
             )
+        self.history: dict[str, int] = by_list
         self._layout = functools.partial(
             Layout, self.schema, history=by_list, candidates=candidates
         )
