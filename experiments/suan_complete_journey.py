@@ -3,6 +3,9 @@
     python -m recjax.train --config=experiments/suan_complete_journey.py --workdir=runs/suan_complete_journey
 
 Two blocks, D = 40, H = 2, gate "full", Dice on, logit BatchNorm off, head 1024-512-256.
+
+Every Complete Journey experiment takes `:runlocal` (seconds) and `:decisive`, the protocol of the tables in
+recjax/models/README.md (experiments/compare.py runs it).
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +29,21 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.final = ("validation", "validation_matched", "test", "test_matched")
     if arg == "runlocal":
         runlocal(c)
+    if arg == "decisive":
+        decisive(c)
     return c
+
+
+def decisive(c: ConfigDict) -> None:
+    """What models are compared on: the latest 300,000 training opportunities, matched negatives, no counters.
+
+    Matched negatives leave popularity nothing to tell, so a difference is one in personal taste; the natural
+    test set stands beside the matched one.
+    """
+    c.data.train = "train_matched"
+    c.data.counters = False
+    c.train.recent = 300_000
+    c.eval.final = ("validation_matched", "test_matched", "test")
 
 
 def runlocal(c: ConfigDict) -> None:

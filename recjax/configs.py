@@ -51,7 +51,8 @@ def base() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.batch = 512
-    c.train.examples = 0  # prefix of the training permutation; 0 is all
+    c.train.recent = 0  # only the latest so many impressions of the training split; 0 is all
+    c.train.examples = 0  # prefix of the training permutation (of `recent`, if set); 0 is all
     c.train.epochs = 1
     c.train.microbatches = 1  # gradient accumulation, exact
     c.train.log_every = 100

@@ -22,6 +22,7 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from recjax import checkpoint, embedding, metrics, models, transfer
 from recjax import mesh as meshes
@@ -51,6 +52,7 @@ class Evaluator:
         self.system, self.mesh = system, mesh
         self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
         self._step = jax.jit(self._measure, donate_argnums=1)
+        self._outputs = jax.jit(self._forward)
 
     def forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
         """The system's outputs, uncompiled."""
@@ -104,6 +106,17 @@ class Evaluator:
             measured |= {"slices": parts.compute()} if slices else {}
             out.update({prefix + k: v for k, v in measured.items()})
         return out
+
+    def predictions(
+        self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
+    ) -> dict[str, np.ndarray]:
+        """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
+        rows = {o.name: Collector() for o in self.system.objectives}
+        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        for batch in batches:
+            poll()
+            self._collect(rows, batch, self._outputs(params, self.put(batch)))
+        return rows[self.system.objectives[0].name].rows()
 
     def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
         for o in self.system.objectives:

@@ -136,9 +136,11 @@ class Trainer:
 
     def train_batches(self, start: int):
         c = self.config
+        part = dict(recent=c.train.recent) if c.train.recent else {}  # few sources know it
         return self.data.batches(
             c.data.train,
             c.train.batch,
+            **part,
             start=start,
             examples=c.train.examples,
             epochs=c.train.epochs,

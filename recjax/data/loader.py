@@ -243,6 +243,7 @@ class Data:
         )
         self._process = process_index, process_count
         self._levels: dict[tuple, tuple[Capacity, ...]] = {}
+        self._by_time: dict[str, np.ndarray] = {}  # rows of a split, oldest first
 
     def batches(
         self,
@@ -251,6 +252,7 @@ class Data:
         *,
         start: int = 0,
         examples: int = 0,
+        recent: int = 0,
         epochs: int = 1,
         shards: int = 1,
         workers: int = 0,
@@ -265,6 +267,7 @@ class Data:
             valid=False.
           start: First batch to build: to resume, the number of batches already taken.
           examples: Only the first so many impressions of the split (0: all).
+          recent: Only its latest so many (0: all), in stored order; `examples` is a prefix of these.
           epochs: Passes over them.
           shards: Device shards of the global batch, each with its own unique ids.
           workers: Worker processes (0: a thread of this one). Changes nothing in the stream.
@@ -275,12 +278,10 @@ class Data:
         Raises:
           BatchError: The sizes do not divide, or `start` is past the end.
         """
-        n = (
-            min(examples, self.splits[split])
-            if examples and split in self.splits
-            else self.splits.get(split, 0)
-        )
-        orders = self._orders(split, n, shuffle_seed)
+        size = self.splits.get(split, 0)
+        recent = min(recent, size) % max(size, 1)  # all of them: 0
+        n = min(examples or size, recent or size)
+        orders = self._orders(split, n, shuffle_seed, recent)
         local, mine = self._share(batch_size, shards, len(orders))
         slots = batch_size // len(orders)
         per_epoch = max(-(-len(order) // slots) for order in orders)
@@ -296,7 +297,7 @@ class Data:
             slots,
             per_epoch,
         )
-        key = (split, batch_size, n, shards)
+        key = (split, batch_size, n, recent, shards)
         if not levels and key not in self._levels:
             self._levels[key] = _probed_levels(everything)
         assembler = Assembler(local, levels or self._levels[key])
@@ -336,22 +337,40 @@ class Data:
         share = partitions // count
         return layout, slice(index * share, (index + 1) * share)
 
-    def _orders(self, split: str, examples: int, seed: int | None) -> list[Order]:
-        """One order per partition, of the impressions whose row is below `examples`."""
+    def _orders(self, split: str, examples: int, seed: int | None, recent: int) -> list[Order]:
+        """One order per partition, of the first `examples` impressions (of the latest `recent`)."""
         rows = self.prepared.block_rows(split)
+        ends = np.cumsum(rows)
         partitions = self.prepared.block_partitions(split)
-        rows = np.clip(examples - (np.cumsum(rows) - rows), 0, rows)
+        chosen = self._latest(split, recent)[:examples] if recent else None
+        if chosen is None:
+            rows = np.clip(examples - (ends - rows), 0, rows)
         orders = []
         for p in range(self._partitions):
             blocks = np.flatnonzero((partitions == p) & (rows > 0))
             edges = np.r_[0, np.cumsum(rows[blocks])]
-            starts = self._starts(split, blocks, rows) if self._candidates > 1 else None
-            orders.append(Order(p, blocks, edges, starts, seed))
+            kept = None
+            if chosen is not None:  # rows of the split -> places in the partition
+                block = np.searchsorted(ends, chosen, side="right")
+                mine = partitions[block] == p
+                block, at = block[mine], chosen[mine]
+                kept = edges[np.searchsorted(blocks, block)] + at - (ends - rows)[block]
+            starts = self._starts(split, blocks, rows, kept) if self._candidates > 1 else None
+            orders.append(Order(p, blocks, edges, starts, seed, kept))
         return orders
 
-    def _starts(self, split: str, blocks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _latest(self, split: str, n: int) -> np.ndarray:
+        """Rows of the n latest impressions of a split, ascending: nested in n; ties go by stored order."""
+        if split not in self._by_time:
+            blocks = range(self.prepared.blocks(split))
+            time = np.concatenate([self.prepared.block(split, i)["time"] for i in blocks])
+            self._by_time[split] = np.argsort(time, kind="stable")
+        return np.sort(self._by_time[split][-n:])
+
+    def _starts(self, split: str, blocks: np.ndarray, rows: np.ndarray, kept) -> np.ndarray:
         read = [self.prepared.block(split, int(b))["request"][: rows[b]] for b in blocks]
-        starts = request_starts(np.concatenate(read or [np.empty(0, np.int32)]), self._candidates)
+        request = np.concatenate(read or [np.empty(0, np.int32)])
+        starts = request_starts(request if kept is None else request[kept], self._candidates)
         if len(starts) > 1 and starts[-1] < 1.5 * (len(starts) - 1):
             logging.warning(
                 "%s: %.2f of %d candidates filled: the rows of a request do not lie together; prepare with "
