@@ -46,16 +46,18 @@ class Evaluator:
       system: What to evaluate.
       mesh: Where.
       plan: Placement of the trees' tables; default: the planner's.
+
+    Attributes:
+      outputs: (trees, batch from `put`) -> {output: array}.
     """
 
     def __init__(self, system: System, mesh: Mesh, plan: embedding.Plan | None = None):
         self.system, self.mesh = system, mesh
         self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
         self._step = jax.jit(self._measure, donate_argnums=1)
-        self._outputs = jax.jit(self._forward)
+        self.outputs = jax.jit(self._forward)
 
-    def forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
-        """The system's outputs, uncompiled."""
+    def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
         rows = embedding.gather(self.system.tables, trees["tables"], batch, self.plan)
         return self.system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
 
@@ -63,7 +65,7 @@ class Evaluator:
         return meshes.put(self.mesh, self.plan.route(batch))
 
     def _measure(self, trees: Tree, sums: dict, batch: dict):
-        outputs, out = self.forward(trees, batch), {}
+        outputs, out = self._forward(trees, batch), {}
         for o in self.system.objectives:
             args = outputs[o.output], batch["label"][o.label], weights_of(batch)
             out[o.name] = metrics.update(sums[o.name], *args)
@@ -111,12 +113,12 @@ class Evaluator:
         self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
     ) -> dict[str, np.ndarray]:
         """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
-        rows = {o.name: Collector() for o in self.system.objectives}
+        rows = {o.name: [Collector()] for o in self.system.objectives}
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         for batch in batches:
             poll()
-            self._collect(rows, batch, self._outputs(params, self.put(batch)))
-        return rows[self.system.objectives[0].name].rows()
+            self._collect(rows, batch, self.outputs(params, self.put(batch)))
+        return rows[self.system.objectives[0].name][0].rows()
 
     def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
         for o in self.system.objectives:

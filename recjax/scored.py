@@ -10,7 +10,6 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,9 +57,9 @@ class RunScorer:
             dict(output=o.output, label=o.label, name=o.name) for o in system.objectives
         ]
         self.trained = trained_on(config)
-        self._trees, self._chunk = trees, chunk
+        self._trees = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        self._chunk = chunk
         self._evaluator = Evaluator(system, mesh, placement(system, config, mesh))
-        self._outputs = jax.jit(self._evaluator.forward)
         self._assembler = Assembler(
             Layout(self.schema, chunk, data.history, 1, mesh.size),
         )
@@ -77,7 +76,7 @@ class RunScorer:
     def score_part(self, part: Part) -> dict[str, np.ndarray]:
         """{output: [rows]} of up to `chunk` impressions."""
         batch = self._assembler.build([Part(part.columns, part.timelines, slots=self._chunk)])
-        outputs = self._outputs(self._trees, self._evaluator.put(batch))
+        outputs = self._evaluator.outputs(self._trees, self._evaluator.put(batch))
         return {n: np.asarray(outputs[n])[batch["valid"]] for n in self.logits}
 
 
