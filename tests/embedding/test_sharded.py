@@ -1,6 +1,7 @@
 """8 fake devices equal one, for every lookup path and optimizer; bytes exchanged; checkpoints on other meshes."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -89,12 +90,13 @@ def test_checkpoints_restore_on_any_mesh_bit_for_bit(found):
 
 
 class Mesh:
-    """Only its size matters to planning."""
+    """Only its size and platform matter to planning."""
 
     axis_names = ("data",)
 
-    def __init__(self, size):
+    def __init__(self, size, platform="cpu"):
         self.size = size
+        self.devices = np.array([types.SimpleNamespace(platform=platform)])
 
 
 SCHEMA = worlds.schema(("item", 1_000_000), ("shop", 5_000))
