@@ -54,11 +54,12 @@ def write(x: jax.Array, ids: jax.Array, new: jax.Array, **hints) -> jax.Array:
     dim = new.shape[1] if new.ndim == 2 else 0
     if not dim or x.shape[1] == dim:
         return x.at[ids].set(new, mode="drop", **hints)
-    rows, whole = _together(x, ids, new, x.shape[1] // dim)
+    ascending = hints.get("indices_are_sorted", False)
+    rows, whole = _together(x, ids, new, x.shape[1] // dim, ascending)
     return x.at[rows].set(whole, mode="drop", unique_indices=True)
 
 
-def _together(x: jax.Array, ids: jax.Array, new: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def _together(x: jax.Array, ids: jax.Array, new: jax.Array, k: int, ascending: bool) -> tuple[jax.Array, jax.Array]:
     """Physical rows [N], each at most once, and what they become [N, K D].
 
     Ids ascend, so the siblings of a physical row stand beside each other: its first one collects the K - 1 that may
@@ -66,11 +67,12 @@ def _together(x: jax.Array, ids: jax.Array, new: jax.Array, k: int) -> tuple[jax
     """
     n, dim = new.shape
     row, part = ids // k, ids % k
-    whole = x.at[row].get(mode="clip")
+    whole = x.at[row].get(mode="clip", indices_are_sorted=ascending)  # as `read`: one gather for both
     lane_part = jnp.arange(k * dim) // dim  # [K D]
+    everywhere = jnp.concatenate([new] * k, 1)  # [N, K D]
     for shift in range(k):
         row_s, part_s = (jnp.pad(a[shift:], (0, shift), constant_values=-1) for a in (row, part))
-        values = jnp.tile(jnp.pad(new[shift:], ((0, shift), (0, 0))), (1, k))
+        values = jnp.pad(everywhere[shift:], ((0, shift), (0, 0)))
         mine = (row_s == row)[:, None] & (part_s[:, None] == lane_part)
         whole = jnp.where(mine, values, whole)
     first = jnp.concatenate([jnp.ones(1, bool), row[1:] != row[:-1]])
