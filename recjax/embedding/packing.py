@@ -32,13 +32,18 @@ def pack(values: dict, k: int) -> dict:
 
 def logical(x: jax.Array | np.ndarray, dim: int) -> jax.Array | np.ndarray:
     """A table's array as logical rows: [P, 128] -> [V, dim]; others as they are."""
-    return x.reshape(-1, dim) if x.ndim == 2 and x.shape[1] > dim else x
+    return x.reshape(-1, dim) if held_together(x, dim) > 1 else x
+
+
+def held_together(x: jax.Array | np.ndarray, dim: int) -> int:
+    """K of an array of a table of width `dim`."""
+    return LANES // dim if x.ndim == 2 and x.shape[1] == LANES > dim else 1
 
 
 def read(x: jax.Array, ids: jax.Array, dim: int, **hints) -> jax.Array:
     """Logical rows [..., dim] (or numbers [...]) of `ids` [...]; ids past the end read some row nobody wants."""
-    k = x.shape[1] // dim if x.ndim == 2 else 1
-    if k <= 1:
+    k = held_together(x, dim)
+    if k == 1:
         return x.at[ids].get(mode="clip", **hints)
     # siblings ask for the same physical row, so the ids are not unique any more
     whole = x.at[ids // k].get(mode="clip", indices_are_sorted=hints.get("indices_are_sorted", False))
@@ -51,11 +56,10 @@ def read(x: jax.Array, ids: jax.Array, dim: int, **hints) -> jax.Array:
 
 def write(x: jax.Array, ids: jax.Array, new: jax.Array, **hints) -> jax.Array:
     """`x` with logical rows (or numbers) `new` [N, ...] at `ids` [N]: ascending, each once; those past the end drop."""
-    dim = new.shape[1] if new.ndim == 2 else 0
-    if not dim or x.shape[1] == dim:
+    k = held_together(x, new.shape[-1])
+    if k == 1:
         return x.at[ids].set(new, mode="drop", **hints)
-    ascending = hints.get("indices_are_sorted", False)
-    rows, whole = _together(x, ids, new, x.shape[1] // dim, ascending)
+    rows, whole = _together(x, ids, new, k, hints.get("indices_are_sorted", False))
     return x.at[rows].set(whole, mode="drop", unique_indices=True)
 
 
