@@ -20,6 +20,10 @@ CONFIGS = {
     "lightsuan": LIGHT,
     "din": dict(name="din", attention=(8,), **HEAD),
     "logistic": dict(name="logistic"),
+    "sasrec": dict(name="sasrec", blocks=1, **HEAD),
+    "bst": dict(name="bst", heads=2, **HEAD),
+    "tin": dict(name="tin", head=(16,)),
+    "tin repo interval": dict(name="tin", tr_mode="repo", time="interval", heads=2, head=(16,)),
     "distil": dict(name="distil", teacher=dict(name="din", **HEAD), student=LIGHT),
 }
 
@@ -64,7 +68,7 @@ def test_an_empty_history_is_finite(name):
     assert finite((loss, state, grads, m.outputs(empty)))
 
 
-@pytest.mark.parametrize("name", ["suan", "din", "distil"])
+@pytest.mark.parametrize("name", ["suan", "din", "tin", "distil"])
 def test_one_batch_can_be_overfitted(name):
     """From the entropy of knowing nothing to almost none."""
     system = models.build(SCHEMA, CONFIGS[name])
