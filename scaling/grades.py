@@ -105,7 +105,7 @@ def count(schema: Schema, model: Mapping[str, Any], history: int) -> dict[str, i
         n_head=s.head_parameters(),
         n_dense=s.module.blocks * s.block_parameters() + s.head_parameters() + s.other_parameters(),
         n_embedding=s.dim * sum(schema.space(r).rows for r in rows),
-        flops_per_example=s.module.blocks * s.block_flops() + s.head_flops() + s.other_flops(),
+        flops_per_example=s.blocks_flops() + s.head_flops() + s.other_flops(),
     )
 
 
@@ -205,32 +205,40 @@ class _Shape:
 
     # ---- FLOPs: two for a multiply-add, one for any other operation on an element, none for a move
 
-    def pairs(self) -> int:
-        """(query, key) pairs of a block that are computed, the candidate's row among them."""
+    def pairs(self, behaviours: bool = True) -> int:
+        """(query, key) pairs of a block that are computed: the candidate's, and those of the behaviours."""
         n = self.tokens - 1
-        if self.sparse is None:
-            behaviours = n * n
-        else:
-            behaviours = n * sum(len(np_keys.allowed[0]) for np_keys in self.sparse.layouts(n))
-        return behaviours + len(self.pattern().keys(n)) + 1
+        own = len((self.sparse or suan.FullPattern(self.module.causal)).keys(n)) + 1
+        if not behaviours:
+            return own
+        return own + n * sum(x.allowed.shape[1] for x in self.layouts(n))
 
-    def pattern(self):
-        return self.sparse or suan.FullPattern(self.module.causal)
+    def layouts(self, n: int):
+        return (self.sparse or suan.FullPattern(self.module.causal)).layouts(n)
 
-    def block_flops(self) -> int:
+    def blocks_flops(self) -> int:
+        """All blocks. Only the candidate's row leaves the last one: what it does not need is not computed."""
+        m, t = self.module, self.tokens
+        gated = (
+            m.af_net and m.alignment
+        )  # the candidate's gate needs the behaviours' attention, not their FFN
+        last = self.block_flops(t if gated else 1, 1)
+        return (m.blocks - 1) * self.block_flops(t, t) + last
+
+    def block_flops(self, rows: int, out_rows: int) -> int:
+        """One block: `rows` go through the attentions (keys and values of all), `out_rows` through gate and FFN."""
         d, t, m = self.width, self.tokens, self.module
         norm = 6 if m.norm == "rms" else 9
-        out = 8 * t * d * d + self.pairs() * (4 * d + SOFTMAX * m.heads)
-        out += 3 * norm * t * d + 2 * t * d
+        out = 4 * (rows + t) * d * d + self.pairs(rows > 1) * (4 * d + SOFTMAX * m.heads)
+        out += norm * (t + rows + out_rows) * d + 2 * (rows + out_rows) * d
         if m.af_net:
-            cross = 4 * t * d * d + 4 * self.profile * self.dim * d
-            cross += t * self.profile * (4 * d + 6 * m.heads)
-            gate = (
-                (t if m.gate_pool == "causal" else 1) * (1.5 * d * d + 6 * d) if m.alignment else 0
-            )
-            out += cross + gate + 9 * t * d
+            out += 4 * rows * d * d + 4 * self.profile * self.dim * d
+            out += rows * self.profile * (4 * d + 6 * m.heads)
+            if m.alignment:
+                pooled = out_rows if m.gate_pool == "causal" else 1
+                out += pooled * (1.5 * d * d + 6 * d) + 3 * rows * d + 4 * out_rows * d
         matrices, acts = (3, 6) if m.ffn == "swiglu" else (2, 2)
-        return int(out + t * (2 * matrices * d * self.hidden + acts * self.hidden + d))
+        return int(out + out_rows * (2 * matrices * d * self.hidden + acts * self.hidden + d))
 
     def head_flops(self) -> int:
         widths = (self.head_input(), *self.module.head)

@@ -110,7 +110,7 @@ def run_sweep(
         todo = [t for t in group if t.run not in finished(root)]
         if not todo:
             continue
-        logging.info("run %d of %d: %s", i + 1, len(mine), [dict(t.columns) for t in todo])
+        logging.info("run %d of %d: %s", i + 1, len(mine), "; ".join(map(described, todo)))
         name = run_name(todo)
         try:
             rows = run_group(todo, root / "runs" / name)
@@ -148,6 +148,13 @@ def groups(trials: list[Trial], members: int | Callable[[Trial], int] = 1) -> li
             out.append(group)
         group.append(trial)
     return out
+
+
+def described(trial: Trial) -> str:
+    """A trial for the log: the columns that a reader tells it by."""
+    names = ("kind", "grade", "blocks", "width", "history", "lr", "seed", "variant")
+    known = {k: trial.columns[k] for k in names if trial.columns.get(k) not in (None, "")}
+    return ", ".join(f"{k} {v}" for k, v in (known or trial.columns).items())
 
 
 def run_name(group: list[Trial]) -> str:
@@ -242,7 +249,11 @@ def by_split(trial: Trial, splits: Mapping[str, dict]) -> dict:
 def collect(trials: list[Trial], root: epath.Path) -> list[dict]:
     """trials.jsonl from the finished trials, in the sweep's order."""
     done = finished(root)
-    rows = [row for trial in trials for row in done.get(trial.run, [])]
+    rows = [
+        {**row, **{k: v for k, v in trial.columns.items() if k != "kind"}}  # as counted today
+        for trial in trials
+        for row in done.get(trial.run, [])
+    ]
     write_text(root / "trials.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     return rows
 

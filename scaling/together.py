@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import tqdm
 
 from recjax import checkpoint, embedding, evaluate, models, transfer
 from recjax import mesh as meshes
@@ -188,6 +189,9 @@ class Together:
 
     def run_to_end(self) -> None:
         stream, saved = iter(self.batches(self.step)), self.step
+        bar = tqdm.tqdm(
+            total=self.total, initial=self.step, unit="step", mininterval=1.0, disable=None
+        )
         for event in self.events:
             while self.step < event.step:
                 self.stop.raise_if_requested(self.interrupted)
@@ -197,12 +201,14 @@ class Together:
                 count = min(CHUNK, event.step - self.step)
                 self.trees = self.advance(self.trees, stream, self.step, np.ones(count))
                 self.step += count
+                bar.update(count)
             if event.step == self.step and not self.measured(event):
                 self.save()  # the fork starts from this checkpoint
                 saved = self.step
                 trees = self.trees if event.kind == "pass" else self.cool_down(event)
                 self.evaluate(event, trees)
         stream.close()
+        bar.close()
         self.checkpoints.close()
         for member in range(len(self.configs)):
             self.publish(member)
