@@ -71,7 +71,7 @@ def test_the_loss_is_three_cross_entropies():
 
 
 def soft_gradient(z_s, z_t, temperature):
-    pair = distil.Pair(None, None, temperature, 1.0)
+    pair = distil.Pair(None, None, distil.Softening(temperature, 1.0))
     z_s, z_t = jnp.asarray(z_s), jnp.asarray(z_t)
     return jax.grad(lambda s: temperature**2 * pair.soft(s, z_t, jnp.ones_like(s))[0])(z_s)
 
