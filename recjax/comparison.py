@@ -54,16 +54,40 @@ def paired_bootstrap(
       weights: [N] or None.
       level: Of the percentile interval.
     """
+    return paired_seeds([a], [b], labels, groups, metric, n, seed, weights=weights, level=level)
+
+
+def paired_seeds(
+    a,
+    b,
+    labels,
+    groups,
+    metric: str = "auc",
+    n: int = 200,
+    seed: int = 0,
+    *,
+    weights=None,
+    level: float = 0.95,
+) -> Paired:
+    """`paired_bootstrap` of the mean over pairs of runs: a draw takes groups, and seeds, with replacement.
+
+    Args:
+      a, b: Scores of each seed, [seeds, N]; those of one seed belong together.
+      labels, groups, metric, n, seed, weights, level: As there.
+    """
     code = np.unique(np.asarray(groups).ravel(), return_inverse=True)[1]
-    of_a, of_b = (_of_counts(metric, x, labels, code, weights) for x in (a, b))
+    of_a, of_b = ([_of_counts(metric, x, labels, code, weights) for x in side] for side in (a, b))
+    pairs = list(zip(of_a, of_b, strict=True))
     size = int(code.max()) + 1
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(n):
         counts = np.bincount(rng.integers(size, size=size), minlength=size).astype(np.float64)
-        draws.append(of_b(counts) - of_a(counts))
+        taken = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))
+        drawn = [(times, pair) for times, pair in zip(taken, pairs, strict=True) if times]
+        draws.append(sum(t * (q(counts) - p(counts)) for t, (p, q) in drawn) / len(pairs))
     once = np.ones(size)
-    values = of_a(once), of_b(once)
+    values = tuple(float(np.mean([f(once) for f in side])) for side in (of_a, of_b))
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     spread = float(np.nanstd(draws, ddof=1))
     return Paired(values[1] - values[0], float(low), float(high), spread, *values, size, n, level)

@@ -484,3 +484,17 @@ def test_bootstrap_of_the_test_set_is_fast_enough():
 def test_bootstrap_names_a_bad_metric():
     with pytest.raises(ValueError, match="unknown metric"):
         comparison.paired_bootstrap([0.1, 0.2], [0.1, 0.2], [0, 1], [0, 1], "f1")
+
+
+def test_paired_seeds_average_over_seeds_and_share_group_draws():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 10)
+    labels = rng.integers(0, 2, 600)
+    scores = [labels * s + rng.normal(size=600) for s in (0.5, 0.5, 1.5, 1.5)]
+    one = comparison.paired_bootstrap(scores[0], scores[2], labels, groups)
+    two = comparison.paired_seeds(scores[:2], scores[2:], labels, groups)
+    other = comparison.paired_bootstrap(scores[1], scores[3], labels, groups)
+    assert two.difference == pytest.approx((one.difference + other.difference) / 2)
+    assert two.low < two.difference < two.high and two.low > 0
+    same = comparison.paired_seeds(scores[:2], scores[:2], labels, groups)
+    assert same.difference == same.low == same.high == 0
