@@ -28,6 +28,7 @@ def base() -> ConfigDict:
     c.data.train = (
         "train"  # the split to train on; "train_matched" has popularity-matched negatives
     )
+    c.data.teachers = ()  # runs whose logits (python -m recjax.teach) the training batches carry
     c.data.shuffle_seed = (
         0  # order of the second and later epochs; the first is the stored permutation
     )

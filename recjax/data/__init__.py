@@ -24,7 +24,8 @@ def open_data(config: Mapping[str, Any], ids_of: Any = None) -> Any:
     Args:
       config: `name` (a module of this package, or a dotted path), `dir` (a prepared directory; "": prepare
         into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of the module's
-        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`).
+        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`),
+        `teachers` (`recjax.data.taught`).
       ids_of: Opened data whose ids the batches shall have (`recjax.data.translate`); None: the data's own.
 
     Raises:
@@ -37,15 +38,18 @@ def open_data(config: Mapping[str, Any], ids_of: Any = None) -> Any:
     # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
     from recjax.data.loader import Data
     from recjax.data.prepared import Prepared
+    from recjax.data.taught import Taught
     from recjax.data.translate import translated
 
     prepared = Prepared(config.get("dir", "") or _prepare(module, config))
-    return Data(
+    data = Data(
         prepared if ids_of is None else translated(prepared, ids_of.prepared),
         history=config.get("history", 50),
         candidates=config.get("candidates", 1),
         counters=config.get("counters", True),
     )
+    teachers = config.get("teachers", ())
+    return Taught(data, teachers, config.get("train", "train")) if teachers else data
 
 
 def _module(name: str) -> ModuleType | None:
