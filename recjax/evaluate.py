@@ -13,6 +13,7 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from recjax import checkpoint, embedding, metrics, models, transfer
 from recjax import mesh as meshes
@@ -66,30 +67,45 @@ class Evaluator:
         objectives = self.system.objectives
         sums = {o.name: metrics.init() for o in objectives}
         rows = {o.name: Collector() for o in objectives}
+        kept: dict[str, list] = {name: [] for name in self.system.kept}
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         ahead = None
         for batch in batches:
             poll()
             sums, outputs = self._step(params, sums, self.put(batch))
             if ahead is not None:
-                self._collect(rows, *ahead)
+                self._collect(rows, kept, *ahead)
             ahead = batch, outputs
         if ahead is not None:
-            self._collect(rows, *ahead)
+            self._collect(rows, kept, *ahead)
         out = {}
         for o in objectives:
             prefix = f"{o.name}/" if o.name else ""
             measured = metrics.compute(jax.device_get(sums[o.name])) | rows[o.name].compute()
             measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
             out.update({prefix + k: v for k, v in measured.items()})
+        if self.system.measure is not None:
+            out.update(self.system.measure(_columns(objectives, rows, kept)))
         return out
 
-    def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
+    def _collect(self, rows: dict, kept: dict, batch: dict, outputs: dict) -> None:
+        weights = batch["weight"] * batch["valid"]
+        for name in kept:
+            kept[name].append(np.asarray(outputs[name])[weights > 0])
         for o in self.system.objectives:
-            weights = batch["weight"] * batch["valid"]
             rows[o.name].add(
                 outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]
             )
+
+
+def _columns(objectives: tuple, rows: dict, kept: dict) -> dict[str, np.ndarray]:
+    """What `System.measure` sees."""
+    first, *others = objectives
+    columns = rows[first.name].rows()
+    for o in others:
+        own = rows[o.name].rows()
+        columns |= {f"{o.name}/{k}": own[k] for k in ("logit", "label")}
+    return columns | {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
 def placement(system: System, config: ConfigDict, mesh: Mesh) -> embedding.Plan:
