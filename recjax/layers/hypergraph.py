@@ -39,7 +39,7 @@ class Edges(NamedTuple):
 
 def take(x: jax.Array, index: jax.Array) -> jax.Array:
     """x[index], zeros where the index is past the end: [N, d], [M] -> [M, d]."""
-    return x.at[index].get(mode="fill", fill_value=0)
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
 def segment_mean(
@@ -94,6 +94,7 @@ class HypergraphConv(nn.Module):
     Attributes:
       width: Of the output.
       normalise: "row" or "symmetric".
+      identity: Theta starts as the identity.
       attention: With "row": hyperedges of a node are weighted by
         softmax_e(LeakyReLU(a^T [x_v Theta ; mean of e])) in place of W / D.
     """
@@ -101,11 +102,12 @@ class HypergraphConv(nn.Module):
     width: int
     normalise: str = "row"
     attention: bool = False
+    identity: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        init = nn.initializers.glorot_uniform()
+        init = scaled_identity() if self.identity else nn.initializers.glorot_uniform()
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.theta = nn.Dense(self.width, use_bias=False, kernel_init=init, **types)
         self.bias = self.param("bias", nn.initializers.zeros, (self.width,), self.param_dtype)
@@ -150,6 +152,16 @@ class HypergraphConv(nn.Module):
         )
 
 
+def scaled_identity(scale: float = 1.0):
+    """Initialiser of kernels [n, m]: `scale` on the diagonal, zeros beside it."""
+
+    def init(rng, shape, dtype=jnp.float32):
+        del rng
+        return scale * jnp.eye(*shape, dtype=dtype)
+
+    return init
+
+
 def _inverse_root(degree: jax.Array) -> jax.Array:
     return jnp.where(degree > 0, jax.lax.rsqrt(jnp.maximum(degree, 1e-30)), 0.0)
 
@@ -163,19 +175,24 @@ class HeteroSAGE(nn.Module):
     Attributes:
       width: Of the output.
       relations: (name, source type, target type) of each edge type.
+      identity: Starts as h_i = x_i: W^nbr at zero, W^self at the identity shared out among the edge types.
     """
 
     width: int
     relations: tuple[tuple[str, str, str], ...]
+    identity: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         dense = {}
-        for name, _, _ in self.relations:
-            dense[f"{name}_neighbours"] = nn.Dense(self.width, **types)
-            dense[f"{name}_self"] = nn.Dense(self.width, use_bias=False, **types)
+        for name, _, target in self.relations:
+            count = sum(t == target for _, _, t in self.relations)
+            own = scaled_identity(1 / count) if self.identity else nn.initializers.lecun_normal()
+            other = nn.initializers.zeros if self.identity else nn.initializers.lecun_normal()
+            dense[f"{name}_neighbours"] = nn.Dense(self.width, kernel_init=other, **types)
+            dense[f"{name}_self"] = nn.Dense(self.width, use_bias=False, kernel_init=own, **types)
         self.maps = dense
 
     def __call__(

@@ -37,7 +37,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax import models, ranking
-from recjax.layers.hypergraph import NORMALISATIONS, Edges, HeteroSAGE, HypergraphConv, Incidence
+from recjax.layers.hypergraph import (
+    NORMALISATIONS,
+    Edges,
+    HeteroSAGE,
+    HypergraphConv,
+    Incidence,
+    take,
+)
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
 
@@ -85,6 +92,8 @@ class HyperPAVE(nn.Module):
       attribute_bias: A bias per attribute name; a name that training never saw has none.
       features: "text", or "id": an embedding per node in place of its text, the control that cannot be
         inductive.
+      identity: Theta and W^self start as identities, W^nbr at zero and W_text orthogonal: training begins near
+        the cosine of the texts' (smoothed) vectors, rather than at random.
       norm: LayerNorm on the encoded text.
     """
 
@@ -101,6 +110,7 @@ class HyperPAVE(nn.Module):
     kappa: float = 10.0
     attribute_bias: bool = True
     features: str = "text"
+    identity: bool = True
     norm: bool = True
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -109,7 +119,8 @@ class HyperPAVE(nn.Module):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         normal = nn.initializers.normal
         if self.features == "text":
-            self.text = nn.Dense(self.width, use_bias=False, **types)
+            init = nn.initializers.orthogonal() if self.identity else nn.initializers.lecun_normal()
+            self.text = nn.Dense(self.width, use_bias=False, kernel_init=init, **types)
             self.type = self.param("type", normal(0.02), (len(TYPES), self.width), self.param_dtype)
         else:
             size = {kind: self.schema.space(kind).size for kind in TYPES}
@@ -118,16 +129,19 @@ class HyperPAVE(nn.Module):
         weights = FUSION[self.hyperedges]
         self.used = tuple(k for k in KINDS if any(k in w for w in weights.values()))
         conv = functools.partial(
-            HypergraphConv, self.width, self.normalise, self.attention, **types
+            HypergraphConv, self.width, self.normalise, self.attention, self.identity, **types
         )
         shared = conv() if self.share_theta and self.used else None
         self.convs = {k: shared if self.share_theta else conv() for k in self.used}
         if self.fusion == "learned":
             self.mix = {
-                kind: self.param(f"mix_{kind}", _log_weights(w), (len(w),), self.param_dtype)
+                kind: self.param(f"mix_{kind}", log_weights(w), (len(w),), self.param_dtype)
                 for kind, w in weights.items()
             }
-        self.sage = [HeteroSAGE(self.width, RELATIONS, **types) for _ in range(self.sage_layers)]
+        self.sage = [
+            HeteroSAGE(self.width, RELATIONS, self.identity, **types)
+            for _ in range(self.sage_layers)
+        ]
         if self.score == "cosine":
             scale = nn.initializers.constant(float(np.log(self.kappa)))
             self.log_kappa = self.param("log_kappa", scale, (), jnp.float32)
@@ -138,7 +152,7 @@ class HyperPAVE(nn.Module):
     def __call__(self, batch: Mapping[str, Any]) -> jax.Array:
         """Logits of each row's candidates, float32 [B, C]."""
         z, _ = self.nodes(batch)
-        scores = self.match(z["product"][batch["product"]], z["aspect"], batch["attribute"])
+        scores = self.match(take(z["product"], batch["product"]), z["aspect"], batch["attribute"])
         return jnp.take_along_axis(scores, batch["aspect"], axis=1)
 
     def match(self, product: jax.Array, aspect: jax.Array, attribute: jax.Array) -> jax.Array:
@@ -147,7 +161,7 @@ class HyperPAVE(nn.Module):
         if self.score == "cosine":
             product, aspect = _unit(product) * jnp.exp(self.log_kappa), _unit(aspect)
         logits = product @ aspect.T
-        return logits + self.beta[attribute] if self.attribute_bias else logits
+        return logits + take(self.beta, attribute) if self.attribute_bias else logits
 
     def encode(self, kind: str, x: jax.Array) -> jax.Array:
         """Text vectors [N, F] (or ids [N]) of one node type -> [N, d]."""
@@ -229,7 +243,9 @@ class HyperPAVE(nn.Module):
         return self.match(h, aspects, attribute)
 
 
-def _log_weights(weights: Mapping[str, float]):
+def log_weights(weights: Mapping[str, float]):
+    """Initialiser whose softmax gives the weights."""
+
     def init(rng, shape, dtype):
         del rng
         return jnp.log(jnp.asarray(list(weights.values()), dtype)).reshape(shape)
