@@ -607,6 +607,17 @@ class Data:
         graph = c.graph(c.links, slots)
         return graph | self._rows(c, product, candidates, labels[product], valid, size)
 
+    def standing(self, number: int) -> tuple[Category, dict[str, Any]]:
+        """A category's training products with all its aspects, and their graph: what new products are put to."""
+        split = "test" if self.categories["test"] else "train"
+        found = next((c for c in self.categories[split] if c.number == number), None)
+        if found is None:
+            names = [self.catalog.names["category"][c.number] for c in self.categories[split]]
+            raise GraphError(f"there is no graph of that category; there are {', '.join(names)}")
+        known = found.products[self.catalog.split[found.products] == TRAIN]
+        c = dataclasses.replace(found, products=known)
+        return c, c.graph(c.links, self.slots[split])
+
     def _rows(self, c: Category, product, candidates, labels, valid, size) -> dict[str, Any]:
         """The scored part of a batch, filled up to `size` rows."""
         inside = np.minimum(candidates, len(c.aspects) - 1)

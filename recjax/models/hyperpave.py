@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models, ranking
+from recjax import metrics, models, ranking
 from recjax.layers.hypergraph import (
     NORMALISATIONS,
     Edges,
@@ -373,27 +373,32 @@ def measure(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
       rows: Columns logit, label, group/product, group/aspect and group/unseen of every scored pair.
 
     Returns:
-      For each of "", "_seen", "_unseen": map (mean over products with a true aspect), recall@5, recall@10,
-      prevalence; micro_f1 and macro_f1 at logit > 0 (the code's threshold), and over all aspects
+      For each of "", "_seen" (a training link), "_unseen" (none) and "_pure" (held out on purpose): map (mean over
+      products with a true aspect), auc, recall@5, recall@10, prevalence; micro_f1 and macro_f1 at logit > 0 (the code's threshold), and over all aspects
       threshold, the logit of the largest micro_f1 on these very rows.
     """
     out: dict[str, float] = {}
-    for name, of in (("", None), ("_seen", 0), ("_unseen", 1)):
-        mine = slice(None) if of is None else rows["group/unseen"] == of
-        part = {k: rows[k][mine] for k in ("logit", "label", "group/product", "group/aspect")}
-        out |= {f"{k}{name}": v for k, v in figures(*part.values()).items()}
+    for name, mine in subsets(rows["group/unseen"]).items():
+        part = [rows[k][mine] for k in ("logit", "label", "group/product", "group/aspect")]
+        out |= {f"{k}{name}": v for k, v in figures(*part).items()}
     out["threshold"] = best_threshold(rows["logit"], rows["label"])
     return out
+
+
+def subsets(unseen: np.ndarray) -> dict[str, np.ndarray]:
+    """Which pairs count in each list of candidates, by the suffix of its metrics."""
+    return {"": unseen >= 0, "_seen": unseen == 0, "_unseen": unseen > 0, "_pure": unseen == 1}
 
 
 def figures(logits, labels, product, aspect, threshold: float = 0.0) -> dict[str, float]:
     """Ranking and thresholded figures of pairs [N]."""
     given = logits, labels, product
-    if not len(logits) or not labels.sum():
-        nothing = ("map", "recall@5", "recall@10", "prevalence", "micro_f1", "macro_f1")
+    if not 0 < labels.sum() < len(labels):
+        nothing = ("map", "auc", "recall@5", "recall@10", "prevalence", "micro_f1", "macro_f1")
         return dict.fromkeys(nothing, float("nan"))
     return {
         "map": ranking.mean_average_precision(*given),
+        "auc": metrics.auc(logits, labels),
         "recall@5": ranking.recall(*given, 5),
         "recall@10": ranking.recall(*given, 10),
         "prevalence": float(labels.mean()),
