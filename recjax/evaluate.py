@@ -89,16 +89,17 @@ class Evaluator:
         objectives = self.system.objectives
         sums = {o.name: metrics.init() for o in objectives}
         rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
+        kept: dict[str, list] = {name: [] for name in self.system.kept}
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         ahead = None
         for batch in batches:
             poll()
             sums, outputs = self._step(params, sums, self.put(batch))
             if ahead is not None:
-                self._collect(rows, *ahead)
+                self._collect(rows, kept, *ahead)
             ahead = batch, outputs
         if ahead is not None:
-            self._collect(rows, *ahead)
+            self._collect(rows, kept, *ahead)
         out = {}
         for o in objectives:
             prefix = f"{o.name}/" if o.name else ""
@@ -107,6 +108,8 @@ class Evaluator:
             measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
             measured |= {"slices": parts.compute()} if slices else {}
             out.update({prefix + k: v for k, v in measured.items()})
+        if self.system.measure is not None:
+            out.update(self.system.measure(_columns(objectives, rows, kept)))
         return out
 
     def predictions(
@@ -117,20 +120,27 @@ class Evaluator:
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         for batch in batches:
             poll()
-            self._collect(rows, batch, self.outputs(params, self.put(batch)))
+            self._collect(rows, {}, batch, self.outputs(params, self.put(batch)))
         return rows[self.system.objectives[0].name][0].rows()
 
-    def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
+    def _collect(self, rows: dict, kept: dict, batch: dict, outputs: dict) -> None:
+        weights = batch["weight"] * batch["valid"]
+        for name in kept:
+            kept[name].append(np.asarray(outputs[name])[weights > 0])
         for o in self.system.objectives:
-            weights = batch["weight"] * batch["valid"]
+            own = outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]
             for collector in rows[o.name]:
-                collector.add(
-                    outputs[o.output],
-                    batch["label"][o.label],
-                    weights,
-                    batch["row"],
-                    batch["group"],
-                )
+                collector.add(*own)
+
+
+def _columns(objectives: tuple, rows: dict, kept: dict) -> dict[str, np.ndarray]:
+    """What `System.measure` sees."""
+    first, *others = objectives
+    columns = rows[first.name][0].rows()
+    for o in others:
+        own = rows[o.name][0].rows()
+        columns |= {f"{o.name}/{k}": own[k] for k in ("logit", "label")}
+    return columns | {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
 def placement(system: System, config: ConfigDict, mesh: Mesh) -> embedding.Plan:

@@ -87,6 +87,10 @@ class System:
       on_eval: (control, metrics) -> control; a dict of numbers (learning-rate scale, stop); checkpointed.
       forward: (dense, rows, state, frozen, batch, rng) -> ({name: array}, state), training mode: what a distiller
         needs of a system whose loss is the cross-entropy of its objectives.
+      measure: columns -> {metric: number}; further figures of a split, on the host. Columns are those of the first
+        objective's rows (logit, label, weight, row, group/<key>), "<name>/logit" and "<name>/label" of the others',
+        and `kept`.
+      kept: Outputs [B, C, ...] that `measure` also sees.
     """
 
     schema: Schema
@@ -102,6 +106,8 @@ class System:
     after_step: Callable[..., Tree] | None = None
     on_eval: Callable[..., dict] | None = None
     forward: Callable[..., tuple[dict[str, jax.Array], Tree]] | None = None
+    measure: Callable[[dict[str, Any]], dict[str, float]] | None = None
+    kept: tuple[str, ...] = ()
 
 
 def bce(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

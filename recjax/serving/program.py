@@ -87,7 +87,9 @@ def input_shape(schema: Schema, dims: Mapping[str, Any], leaf: str, example: tup
         return (dims["b"], example[1])
     if kind in _BY_CANDIDATE:
         return (dims["b"], dims["c"])
-    return (dims["b"],) if kind == "group" else tuple(example)
+    if kind == "group":  # a key a request, or one a candidate
+        return (dims["b"], dims["c"])[: len(example)]
+    return tuple(example)
 
 
 def input_specs(schema: Schema, dims: Mapping[str, Any], batch: Any) -> dict[str, Any]:
