@@ -14,7 +14,6 @@ from typing import Any
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
@@ -104,7 +103,8 @@ class Trainer:
         self.config, self.run, self.stop = config, run, stop
         self.mesh = meshes.make()
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
-        self.data = open_data(config.data, jax.process_index(), jax.process_count())
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        self.data = open_data(config.data, **share)
         self.system = models.build(self.data.schema, config.model)
         self.total = len(self.train_batches(0))
         if not self.total:
@@ -127,6 +127,7 @@ class Trainer:
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
         self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
         self.at = eval_steps(config, self.total)
+        self.periods = {p.step: p for p in getattr(self.train_batches(0), "periods", ())}
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
         self.pending: tuple | None = None
@@ -137,9 +138,17 @@ class Trainer:
 
     def train_batches(self, start: int):
         c = self.config
+        part = dict(
+            recent=c.train.recent,
+            recent_days=c.train.recent_days,
+            online=c.train.online,
+            buckets=tuple(c.data.length_buckets),
+        )
+        part = {k: v for k, v in part.items() if v}  # few sources know them
         return self.data.batches(
             c.data.train,
             c.train.batch,
+            **part,
             start=start,
             examples=c.train.examples,
             epochs=c.train.epochs,
@@ -156,21 +165,15 @@ class Trainer:
         both = transfer.start(
             self.system, self.config, self.data, self.run.dir, self.example, self.plan
         )
-        shapes = jax.eval_shape(lambda sums: sums, both[1])
-        self.zeros = jax.jit(
-            lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-            out_shardings=meshes.replicated(self.mesh),
-        )
+        self.zeros = meshes.zeros(self.mesh, both[1])
         self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
         check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
         restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
         if restored is None and self.config.continue_from:
             both = transfer.go_on(*both, self.system, self.config, self.data, self.plan), both[1]
         elif restored is None and self.system.setup is not None:
-            both = (
-                self.system.setup(both[0], map(self.put, self.in_step(self.train_batches(0)))),
-                both[1],
-            )
+            batches = map(self.put, self.in_step(self.train_batches(0)))
+            both = self.system.setup(both[0], batches), both[1]
         if restored is not None:
             self.step, saved, meta = restored
             both, self.control = (saved["trees"], saved["sums"]), meta["control"]
@@ -199,14 +202,14 @@ class Trainer:
                 levels=self.eval_levels,
             )
             self.eval_levels = self.eval_levels or batches.levels
-            out[split] = self.evaluator(
-                self.trees,
-                self.in_step(batches),
-                poll=lambda: self.stop.raise_if_requested(self.interrupted),
-            )
+            out[split] = self.measure(batches)
             examples = self.step * c.train.batch
             self.run.log(self.step, kind, out[split], split=split, examples=examples)
         return out
+
+    def measure(self, batches: Iterable[dict]) -> dict:
+        poll = lambda: self.stop.raise_if_requested(self.interrupted)  # noqa: E731
+        return self.evaluator(self.trees, self.in_step(batches), poll=poll)
 
     def interrupted(self) -> None:
         self.save()
@@ -224,6 +227,23 @@ class Trainer:
         if best:
             self.save(best=True)
 
+    def evaluate_next_period(self) -> None:
+        """`train.online`: what the model says of the period it is about to train on."""
+        c, period = self.config, self.periods[self.step]
+        batches = self.data.batches(
+            c.data.train,
+            c.eval.batch,
+            examples=c.eval.examples,
+            period=(period.begin, period.end),
+            shards=self.mesh.size,
+            levels=self.eval_levels,
+        )
+        self.eval_levels = self.eval_levels or batches.levels
+        metrics = self.measure(batches)
+        self.control["online"] = self.step
+        examples = self.step * c.train.batch
+        self.run.log(self.step, "online", metrics, split=str(period), examples=examples)
+
     def run_to_end(self) -> dict:
         c = self.config
         batches = iter(self.in_step(self.train_batches(self.step)))
@@ -232,12 +252,14 @@ class Trainer:
             initial=self.step,
             unit="step",
             mininterval=1.0,
-            disable=None if jax.process_index() == 0 else True,
+            disable=True if jax.process_index() else None,  # None: unless this is no terminal
         )
         key, started = jax.random.key(c.seed), False
         while True:
             if self.step in self.at and self.control["evaluated"] < self.step:
                 self.evaluate_and_select()
+            if self.step in self.periods and self.control.get("online", 0) < self.step:
+                self.evaluate_next_period()
             if self.step == self.total or self.control["stop"]:
                 break
             if self.step and self.step % c.train.checkpoint_every == 0:

@@ -23,6 +23,7 @@ import numpy as np
 
 from recjax import checkpoint, embedding
 from recjax import mesh as meshes
+from recjax.embedding import packing
 from recjax.run import RunError
 from recjax.schema import NUM_RESERVED, Schema
 from recjax.step import init_trees, zero_sums
@@ -160,7 +161,7 @@ def _rows(source: _Source, path: str, value, target: str, old, system: System, d
         old = multihost_utils.process_allgather(old, tiled=True)
     return _remap(
         np.asarray(value),
-        np.asarray(old),
+        packing.logical(np.asarray(old), table.dim),
         source.vocabulary(space),
         data.vocabulary(table.id_space),
     )
@@ -217,6 +218,8 @@ def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.
             old = leaves[keys[name]]
             if name.startswith("tables/"):
                 value = _rows(source, path, value, name, old, system, data)
+                packed = value.ndim == 2 and value.size == old.size  # or not: the same rows
+                value = value.reshape(old.shape) if packed else value
             if value.shape != old.shape:
                 raise RunError(
                     f"init_from: {path!r} has shape {value.shape}, {name!r} has {old.shape}"

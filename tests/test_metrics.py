@@ -484,3 +484,11 @@ def test_bootstrap_of_the_test_set_is_fast_enough():
 def test_bootstrap_names_a_bad_metric():
     with pytest.raises(ValueError, match="unknown metric"):
         comparison.paired_bootstrap([0.1, 0.2], [0.1, 0.2], [0, 1], [0, 1], "f1")
+
+
+def test_bootstrap_of_several_seeds_averages_their_metrics():
+    a, b, y, g = visits(2_000, 3, 0.5)
+    both = comparison.paired_bootstrap([a, b], [b, b], y, g, "auc", n=30)
+    one = comparison.paired_bootstrap(a, b, y, g, "auc", n=30)
+    assert both.difference == pytest.approx(one.difference / 2)
+    assert both.low == pytest.approx(one.low / 2)  # the same draws

@@ -80,6 +80,9 @@ class Growth:
         return {"vocabulary_history": history}
 
 
+NEW = Growth()
+
+
 def _history(data: Prepared, space: str) -> list[str]:
     return data.identity.get("vocabulary_history", {}).get(space, [])
 
