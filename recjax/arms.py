@@ -221,7 +221,8 @@ class Arms:
 
     def system(self) -> System:
         click, conversion = self.labels
-        kept = ("arm", "weight_of_arm", "covariates", "uplift_ctr", "uplift_ctcvr")
+        kept = ("arm", "weight_of_arm", "covariates")
+        kept += ("uplift_ctr", "uplift_ctcvr", "ctr_arms", "ctcvr_arms")
         return System(
             schema=self.schema,
             tables=self.tables,
