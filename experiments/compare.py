@@ -5,7 +5,7 @@
 
 The first config is the baseline. `--config` is FILE[:ARG] and, after spaces, overrides of its own, so that an ablation
 is one more config: `--config="experiments/tin_complete_journey.py:decisive model.tte=none"`; `--set=data.dir=DIR` holds for
-all. Each run is an ordinary run directory, `<workdir>/<name>/seed-<s>`: finished ones are skipped, an interrupted one
+all. A folder in place of a file is a scorer without seeds that was judged elsewhere (`experiments.baselines`, `--keep`). Each run is an ordinary run directory, `<workdir>/<name>/seed-<s>`: finished ones are skipped, an interrupted one
 goes on, and results.json is rewritten after every seed, so the same command resumes and more `--seeds` add to it.
 
 For every split of `--split` (default: `eval.final` of the first config), metric and config:
@@ -48,10 +48,11 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One competitor: its name in folders and tables, and its config."""
+    """One competitor: its name in folders and tables, and its config, or the folder of its finished scores."""
 
     name: str
-    config: ConfigDict
+    config: ConfigDict | None
+    scores: epath.Path | None = None
 
     def of_seed(self, seed: int) -> ConfigDict:
         config = ConfigDict(self.config)
@@ -66,6 +67,8 @@ def entry(text: str, common: Sequence[str] = ()) -> Entry:
       ValueError: An override names no key of the config, or is no assignment.
     """
     place, *own = text.split()
+    if epath.Path(place).is_dir():
+        return Entry(epath.Path(place).name, None, epath.Path(place))
     file, _, arg = place.partition(":")
     config = configs.load(file, arg)
     for assignment in (*common, *own):
@@ -121,11 +124,7 @@ def predict(run: epath.Path, splits: Sequence[str]) -> None:
             rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
             if (past := past_events(data, split)) is not None:
                 rows["past"] = past[rows["row"]]
-            order = np.argsort(rows["row"], kind="stable")
-            temporary = _file(run, split).with_suffix(".tmp")
-            with temporary.open("wb") as f:
-                np.savez(f, **{k: v[order] for k, v in rows.items()})
-            temporary.replace(_file(run, split))
+            keep(run, split, rows)
 
 
 def past_events(data: Any, split: str) -> np.ndarray | None:
@@ -143,8 +142,17 @@ def past_events(data: Any, split: str) -> np.ndarray | None:
     return out
 
 
-def _file(run: epath.Path, split: str) -> epath.Path:
-    return run / f"predictions-{split}.npz"
+def keep(folder: epath.PathLike, split: str, rows: Rows) -> None:
+    """Keeps predictions by row: logit, label, weight, row and group/<key>, each [N]."""
+    order = np.argsort(rows["row"], kind="stable")
+    temporary = _file(folder, split).with_suffix(".tmp")
+    with temporary.open("wb") as f:
+        np.savez(f, **{k: v[order] for k, v in rows.items()})
+    temporary.replace(_file(folder, split))
+
+
+def _file(run: epath.PathLike, split: str) -> epath.Path:
+    return epath.Path(run) / f"predictions-{split}.npz"
 
 
 def predictions(run: epath.Path, split: str) -> Rows:
@@ -240,10 +248,11 @@ def results(
     """Everything results.json says of finished runs: {name: [run of each seed]}, baseline first."""
     summaries = {k: [_summary(r) for r in v] for k, v in runs.items()}
     baseline = next(iter(runs))
-    out: dict[str, Any] = dict(baseline=baseline, seeds=[s["seed"] for s in summaries[baseline]])
+    seeds = max(([s.get("seed") for s in each] for each in summaries.values()), key=_known)
+    out: dict[str, Any] = dict(baseline=baseline, seeds=seeds)
     out["models"] = {
         name: {
-            "facts": {f: float(np.mean([s[f] for s in each])) for f in FACTS},
+            "facts": {f: float(np.mean([s[f] for s in each])) for f in FACTS if f in each[0]},
             **{split: _values([s[split] for s in each if split in s]) for split in splits},
         }
         for name, each in summaries.items()
@@ -254,8 +263,9 @@ def results(
         check_same_rows({f"{k} {i}": r for k, v in rows.items() for i, r in enumerate(v)}, split)
         first = rows[baseline][0]
         parts = {split: np.ones(len(first["row"]), bool)}
+        counted = next((r for v in rows.values() for r in v if "past" in r), first)
         for limit in tails:
-            name, chosen = long_tail(first, limit)
+            name, chosen = long_tail(counted, limit)
             parts[f"{split}, {name}"] = chosen
         for part, chosen in parts.items():
             _add_differences(out["differences"], part, rows, chosen, group_key(first, group), n)
@@ -279,6 +289,10 @@ def _add_differences(out: dict, part: str, rows: dict[str, list[Rows]], chosen, 
             if defined and (key or m != "gauc")
         }
         out[name][part] = facts | found
+
+
+def _known(seeds: Sequence[int | None]) -> int:
+    return sum(s is not None for s in seeds)
 
 
 def _summary(run: epath.Path) -> dict:
@@ -348,15 +362,20 @@ def run(
 ) -> dict:
     """Trains what is not trained yet, seed by seed; writes and returns results.json's content."""
     root = epath.Path(workdir)
-    splits = tuple(splits) or tuple(competitors[0].config.eval.final)
+    root.mkdir(parents=True, exist_ok=True)
+    trained = [e for e in competitors if e.config is not None]
+    if not trained and not splits:
+        raise ValueError("only folders of scores are compared: name the splits with --split")
+    splits = tuple(splits) or tuple(trained[0].config.eval.final)
     runs: dict[str, list[epath.Path]] = {e.name: [] for e in competitors}
     found: dict = {}
     for seed in range(seeds):
         for e in competitors:
-            place = root / e.name / f"seed-{seed}"
-            logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
-            train(e.of_seed(seed), place)
-            predict(place, splits)
+            place = e.scores or root / e.name / f"seed-{seed}"
+            if e.config is not None:
+                logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
+                train(e.of_seed(seed), place)
+                predict(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)
         write_text(root / "results.json", json.dumps(found, indent=1))

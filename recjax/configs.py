@@ -22,6 +22,7 @@ def base() -> ConfigDict:
     c.data.prepare = ConfigDict()  # options of the module's prepare()
     c.data.history = 50  # events of history a request sees: a reading option, not a preparation one
     c.data.counters = True  # causal counters as dense features
+    c.data.length_buckets = ()  # shorter history lengths: a batch holds requests of one, padded to it only
     c.data.candidates = 1  # C: candidates of a request grouped in one row of the batch
     c.data.workers = 0  # reader processes; the stream is the same for any number
     c.data.train = (
@@ -52,6 +53,8 @@ def base() -> ConfigDict:
     c.train = ConfigDict()
     c.train.batch = 512
     c.train.recent = 0  # only the latest so many impressions of the training split; 0 is all
+    c.train.recent_days = 0.0  # only its last so many days; 0 is all
+    c.train.online = ""  # "1d": train a day, evaluate the next, go on
     c.train.examples = 0  # prefix of the training permutation (of `recent`, if set); 0 is all
     c.train.epochs = 1
     c.train.microbatches = 1  # gradient accumulation, exact

@@ -126,6 +126,7 @@ class Trainer:
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
         self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
         self.at = eval_steps(config, self.total)
+        self.periods = {p.step: p for p in getattr(self.train_batches(0), "periods", ())}
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
         self.pending: tuple | None = None
@@ -136,7 +137,13 @@ class Trainer:
 
     def train_batches(self, start: int):
         c = self.config
-        part = dict(recent=c.train.recent) if c.train.recent else {}  # few sources know it
+        part = dict(
+            recent=c.train.recent,
+            recent_days=c.train.recent_days,
+            online=c.train.online,
+            buckets=tuple(c.data.length_buckets),
+        )
+        part = {k: v for k, v in part.items() if v}  # few sources know them
         return self.data.batches(
             c.data.train,
             c.train.batch,
@@ -213,6 +220,24 @@ class Trainer:
         if best:
             self.save(best=True)
 
+    def evaluate_next_period(self) -> None:
+        """`train.online`: what the model says of the period it is about to train on."""
+        c, period = self.config, self.periods[self.step]
+        batches = self.data.batches(
+            c.data.train,
+            c.eval.batch,
+            examples=c.eval.examples,
+            period=(period.begin, period.end),
+            shards=self.mesh.size,
+            levels=self.eval_levels,
+        )
+        self.eval_levels = self.eval_levels or batches.levels
+        poll = lambda: self.stop.raise_if_requested(self.interrupted)  # noqa: E731
+        metrics = self.evaluator(self.trees, batches, poll=poll)
+        self.control["online"] = self.step
+        examples = self.step * c.train.batch
+        self.run.log(self.step, "online", metrics, split=str(period), examples=examples)
+
     def run_to_end(self) -> dict:
         c = self.config
         batches = iter(self.train_batches(self.step))
@@ -223,6 +248,8 @@ class Trainer:
         while True:
             if self.step in self.at and self.control["evaluated"] < self.step:
                 self.evaluate_and_select()
+            if self.step in self.periods and self.control.get("online", 0) < self.step:
+                self.evaluate_next_period()
             if self.step == self.total or self.control["stop"]:
                 break
             if self.step and self.step % c.train.checkpoint_every == 0:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import checkpoint
+from recjax.embedding import packing
 from recjax.run import RunError
 from recjax.schema import NUM_RESERVED, Schema
 from recjax.system import System
@@ -86,7 +87,7 @@ def _rows(source: _Source, path: str, value, target: str, old, system: System, d
         return value
     return _remap(
         np.asarray(value),
-        np.asarray(old),
+        packing.logical(np.asarray(old), table.dim),
         source.vocabulary(space),
         data.vocabulary(table.id_space),
     )
@@ -121,6 +122,8 @@ def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.
             old = leaves[keys[name]]
             if name.startswith("tables/"):
                 value = _rows(source, path, value, name, old, system, data)
+                packed = value.ndim == 2 and value.size == old.size  # or not: the same rows
+                value = value.reshape(old.shape) if packed else value
             if value.shape != old.shape:
                 raise RunError(
                     f"init_from: {path!r} has shape {value.shape}, {name!r} has {old.shape}"

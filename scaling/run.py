@@ -19,21 +19,8 @@ from recjax import configs
 from recjax.data import open_data
 from recjax.run import plain, set_up, write_text
 from recjax.serving import artifact, bench
-from scaling import distil, fit, report, rivals, sweep
+from scaling import distil, fit, report, rivals, study, sweep
 from scaling.grades import LADDER
-
-
-def trials(config: ConfigDict, data: str) -> list[sweep.Trial]:
-    """The sweep's trials on the data with this hash: every grade with every seed, evaluated along one pass."""
-    out = []
-    for row in sweep.product(grade=config.sweep.grades, seed=config.sweep.seeds):
-        c = ConfigDict(config.experiment.to_dict())
-        c.seed = row["seed"]
-        c.model.update({**LADDER[row["grade"]].options(), **config.sweep.get("model", {})})
-        c.eval.at_examples = tuple(config.sweep.examples)
-        c.train.examples = max(config.sweep.examples)
-        out.append(sweep.Trial(c, dict(row, history=c.data.history, data=data)))
-    return out
 
 
 def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
@@ -121,28 +108,40 @@ def commands(config_path: str, workdir: str) -> list[dict]:
     ]  # fmt: skip
 
 
-def run(config: ConfigDict, workdir: str) -> str:
-    """All stages; returns the path of report.html."""
+def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> str:
+    """All stages; returns the path of report.html.
+
+    A shard of several trains its part of the sweep and stops there unless that was the last of it.
+    """
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
     configs.check(config.experiment)
     logging.info("=== 1/5 data")
     data = open_data(config.experiment.data)
     logging.info("=== 2/5 sweep")
-    rows = sweep.run_sweep(trials(config, data.identity["hash"]), root)
+    plan = study.trials(config, data.schema, data.identity["hash"])
+    rows = sweep.run_sweep(plan, root, shard, config.sweep.get("members", 1))
+    waiting = len(plan) - len({r["trial"] for r in rows})
+    if waiting:
+        logging.info(
+            "%d of %d trials are other shards'; the last shard writes the report",
+            waiting,
+            len(plan),
+        )
+        return ""
     logging.info("=== 3/5 law")
     laws = fits(rows, tuple(config.sweep.grades))
     write_text(root / "fit.json", json.dumps(laws, indent=1))
     logging.info("=== 4/5 teacher, student, artifact")
-    results = distil_stage(config, root)
-    latency = latency_stage(config, root)
+    results = distil_stage(config, root) if "distil" in config else {}
+    latency = latency_stage(config, root) if "distil" in config else {}
     logging.info("=== 5/5 report")
     context = dict(
         title=config.title,
         trials=rows,
         grades=grade_table(rows),
         fits=laws,
-        distil=distil_context(results, config.experiment.eval.final),
+        distil=distil_context(results, config.experiment.eval.final) if results else None,
         latency=latency,
         data=data.report,
         grade_law_command=config.grade_law_command,
@@ -166,7 +165,7 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    run(config, _WORKDIR.value)
+    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value))
 
 
 if __name__ == "__main__":
@@ -174,5 +173,6 @@ if __name__ == "__main__":
         "config", None, "scaling/configs/<name>.py[:arg]", lock_config=True
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory, local or bucket")
+    _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process's part of the sweep")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -15,7 +15,7 @@ from typing import Any
 from recjax.data.layout import BatchError
 
 
-def open_data(config: Mapping[str, Any]) -> Any:
+def open_data(config: Mapping[str, Any], ids_of: Any = None) -> Any:
     """Opens the data a config describes, preparing it first if need be.
 
     A module with its own `open_data(config)` is asked. Any other is a preparation module: its
@@ -25,6 +25,7 @@ def open_data(config: Mapping[str, Any]) -> Any:
       config: `name` (a module of this package, or a dotted path), `dir` (a prepared directory; "": prepare
         into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of the module's
         `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`).
+      ids_of: Opened data whose ids the batches shall have (`recjax.data.translate`); None: the data's own.
 
     Raises:
       BatchError: The config names no data set that exists.
@@ -36,9 +37,11 @@ def open_data(config: Mapping[str, Any]) -> Any:
     # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
     from recjax.data.loader import Data
     from recjax.data.prepared import Prepared
+    from recjax.data.translate import translated
 
+    prepared = Prepared(config.get("dir", "") or _prepare(module, config))
     return Data(
-        Prepared(config.get("dir", "") or _prepare(module, config)),
+        prepared if ids_of is None else translated(prepared, ids_of.prepared),
         history=config.get("history", 50),
         candidates=config.get("candidates", 1),
         counters=config.get("counters", True),

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from recjax.embedding import packing
 from recjax.schema import NUM_RESERVED, Schema
 from recjax.serving import files, program, quantize
 from recjax.serving.files import ArtifactError
@@ -252,7 +253,7 @@ def _quantized_tables(
     for t in system.tables:
         if t.path not in used:
             continue
-        rows = _host(tables[t.path]["rows"], f"table {t.path!r}")
+        rows = packing.logical(_host(tables[t.path]["rows"], f"table {t.path!r}"), t.dim)
         if (
             rows.ndim != 2
             or rows.shape[1] != t.dim

@@ -246,7 +246,7 @@ def test_hosts_build_the_halves_of_the_batch_one_host_would_build(split_data):
 
 def test_sizes_that_do_not_divide_are_refused(data, split_data):
     for source, size, shards, message in (
-        (data, 100, 8, "batch_size = 100 does not divide over 8 device shards"),
+        (data, 100, 8, "a batch of 100 requests does not split over 8 device shards"),
         (split_data(), 66, 1, "batch_size = 66 does not divide over 4 partitions"),
         (split_data(0, 3), 12, 3, "partitions of the data = 4 does not divide over 3 hosts"),
         (split_data(0, 2), 64, 1, "device shards = 1 does not divide over 2 hosts"),

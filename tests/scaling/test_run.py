@@ -9,12 +9,9 @@ from recjax import configs
 from scaling import run
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quickstart")
-    config = configs.load("scaling/configs/quickstart.py", "runlocal")
-    run.run(config, str(folder))
-    return folder
+@pytest.fixture
+def workdir(quickstart):
+    return quickstart
 
 
 def test_every_stage_left_its_file(workdir):
