@@ -58,10 +58,12 @@ class Export:
     Attributes:
       fn: (dense, rows, state, frozen, batch) -> {output: array}, evaluation mode.
       cadence: How often serving calls it: item, request, event or candidate.
+      reads: Key of the batch -> export whose outputs lie there, such as {"cache": "prefix"}.
     """
 
     fn: Callable[..., dict[str, jax.Array]]
     cadence: str = "request"
+    reads: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

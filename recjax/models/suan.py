@@ -702,7 +702,10 @@ def cache_exports(module: SUAN, owner: str) -> dict[str, Export]:
             {"params": dense, **state}, batch["cache"], inputs, method=SUAN.score_candidates
         )
 
-    return {"prefix": Export(prefix, "event"), "candidates": Export(candidates, "candidate")}
+    return {
+        "prefix": Export(prefix, "event"),
+        "candidates": Export(candidates, "candidate", {"cache": "prefix"}),
+    }
 
 
 def block_parameters(width: int, dim: int) -> int:

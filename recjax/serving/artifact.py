@@ -175,9 +175,7 @@ def _write(
 ) -> dict:
     """Everything but the manifest, which it returns."""
     dense = {k: _host(trees.get(k) or {}, k) for k in ("dense", "state", "frozen")}
-    programs = {
-        name: _trace(name, e.fn, system, dense, batch, platforms) for name, e in exports.items()
-    }
+    programs, batch = _programs(exports, system, dense, batch, platforms)
     tables = _quantized_tables(system, trees["tables"], programs, rows_format)
     used = sorted({n for p in programs.values() for n in p.parameters})
     parameters = program.flatten(dense)
@@ -228,6 +226,20 @@ def _host(tree: Any, name: str) -> Any:
         return np.asarray(x)
 
     return jax.tree.map(fetch, tree)
+
+
+def _programs(exports, system, dense: dict, batch: Any, platforms: tuple):
+    """The programs, those that read others' outputs last, and the batch with room for those outputs."""
+    programs: dict[str, program.Program] = {}
+    for name, e in sorted(exports.items(), key=lambda item: bool(item[1].reads)):
+        for key, source in e.reads.items():
+            if source not in programs:
+                raise ArtifactError(
+                    f"function {name!r} reads {source!r}, which is not exported; export both"
+                )
+            batch = {**batch, key: programs[source].outputs}
+        programs[name] = _trace(name, e.fn, system, dense, batch, platforms)
+    return {name: programs[name] for name in exports}, batch
 
 
 def _trace(
