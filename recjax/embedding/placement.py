@@ -28,7 +28,10 @@ from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import Schema, SchemaError, Table
 
 RULES = ("replicated", "row", "row:all_gather", "row:all_to_all", "column")
-LAYOUTS = ("packed", "unpacked")  # rules too: how a device stores its rows (recjax.embedding.packing)
+LAYOUTS = (
+    "packed",
+    "unpacked",
+)  # rules too: how a device stores its rows (recjax.embedding.packing)
 INT32 = np.iinfo(np.int32).max
 MARGIN = 1 << 24  # of 32-bit numbers, for the fillers that follow a table's last id
 SMALL = 20_480  # rows up to which a table is replicated
