@@ -26,4 +26,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.experts = 8
     c.opt.lr = 1e-3
     c.opt.weight_decay = 1e-4  # AdamW
+    c.train.microbatches = 1
     return c

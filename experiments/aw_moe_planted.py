@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test", "test_cut")
     if "din" in arg:
-        c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,), head=(32, 24)))
+        c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,), head=(128, 64)))
     if "runlocal" in arg:
         c.data.prepare = dict(train=2_000, validation=500, test=500)
         c.train.epochs = 1

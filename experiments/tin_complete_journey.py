@@ -22,4 +22,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.tr_mode = "inner"
     c.opt.lr = 1e-3
     c.opt.clip = 5.0
+    c.train.microbatches = 1
     return c
