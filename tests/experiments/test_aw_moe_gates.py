@@ -19,16 +19,25 @@ def test_probe_and_cosine():
     assert aw_moe_gates.cosine(gate, -gate) == pytest.approx(-1)
 
 
-def test_the_command_reads_a_comparison(tmp_path):
-    for options in ("", " model.contrast=0"):
-        e = compare.entry(f"{P}:runlocal{options}")
-        for seed in range(2):
-            train(e.of_seed(seed), tmp_path / e.name / f"seed-{seed}")
-    found = aw_moe_gates.run(tmp_path)
-    assert set(found["runs"]) == {"aw_moe_planted+runlocal", "aw_moe_planted+runlocal+model.contrast=0"}  # fmt: skip
-    one = found["runs"]["aw_moe_planted+runlocal"]["seed-0"]
+def test_figures_of_a_run(tmp_path):
+    train(compare.entry(f"{P}:runlocal").of_seed(0), tmp_path)
+    one = aw_moe_gates.figures(tmp_path)
     assert sum(one["load"]) == pytest.approx(1, abs=1e-3) and 0 <= one["entropy"] <= np.log(4)
-    assert len(found["contrast_raises_cosine"]["aw_moe_planted+runlocal"]["by_seed"]) == 2
+    assert all(0 <= one[k] <= 1 for k in ("probe", "probe_cut")) and abs(one["cosine"]) <= 1
+
+
+def test_runs_with_and_without_the_contrast_are_paired_by_seed(tmp_path, monkeypatch):
+    cosines = {"a": (0.5, 0.6, 0.7), "a+model.contrast=0": (0.4, 0.45, 0.6)}
+    for name in cosines:
+        for seed in range(3):
+            place = tmp_path / name / f"seed-{seed}"
+            place.mkdir(parents=True)
+            (place / "config.json").write_text('{"model": {"name": "aw_moe"}}')
+    monkeypatch.setattr(aw_moe_gates, "figures", lambda p: {"cosine": cosines[p.parent.name][int(p.name[-1])]})  # fmt: skip
+    rise = aw_moe_gates.run(tmp_path)["contrast_raises_cosine"]
+    assert set(rise) == {"a"}
+    assert rise["a"]["by_seed"] == pytest.approx([0.1, 0.15, 0.1])
+    assert rise["a"]["p_one_sided"] < 0.02
 
 
 @pytest.mark.slow
