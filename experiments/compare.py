@@ -14,6 +14,8 @@ For every split of `--split` (default: `eval.final` of the first config), metric
     difference       mean over seeds of (config - baseline), the two trained with the same seed
     over seeds       Student's t interval of that mean: would other seeds agree? (needs two seeds)
     over groups      bootstrap interval, whole groups (visits) resampled, one draw for all runs: would other rows?
+
+`--long_tail=3,20%` says the same once more of the rows with at most three past events, and of the fifth with the fewest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -120,7 +122,24 @@ def predict(run: epath.Path, splits: Sequence[str]) -> None:
                 split, config.eval.batch, examples=config.eval.examples, shards=mesh.size
             )
             rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
+            if (past := past_events(data, split)) is not None:
+                rows["past"] = past[rows["row"]]
             keep(run, split, rows)
+
+
+def past_events(data: Any, split: str) -> np.ndarray | None:
+    """Events before each impression of a split, by row, all of them however long a history is read.
+
+    None where the data is not `recjax.data.loader.Data` or keeps no list.
+    """
+    prepared = getattr(data, "prepared", None)
+    if prepared is None or not prepared.schema.lists:
+        return None
+    blocks = [prepared.block(split, i) for i in range(prepared.blocks(split))]
+    counts = np.concatenate([b[f"{prepared.schema.lists[0]}/count"] for b in blocks])
+    out = np.empty_like(counts)
+    out[np.concatenate([b["row"] for b in blocks])] = counts
+    return out
 
 
 def keep(folder: epath.PathLike, split: str, rows: Rows) -> None:
@@ -202,6 +221,7 @@ def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int =
     each = [y - x for x, y in zip(*values, strict=True)]
     paired = comparison.paired_bootstrap(*z, label, groups, metric, n, weights=weight)
     return dict(
+        values=[paired.a, paired.b],
         difference=paired.difference,
         by_seed=each,
         interval_over_seeds=over_seeds(each),
@@ -209,8 +229,21 @@ def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int =
     )
 
 
+def long_tail(rows: Rows, limit: str) -> tuple[str, np.ndarray]:
+    """What `limit` ("3": at most so many past events; "20%": the share with the fewest) selects: a name, bool [N]."""
+    if "past" not in rows:
+        raise ValueError("--long_tail wants data that counts past events (recjax.data.prepared)")
+    share = limit.endswith("%")
+    most = np.quantile(rows["past"], float(limit[:-1]) / 100) if share else float(limit)
+    return f"at most {most:g} past events ({limit})", rows["past"] <= most
+
+
 def results(
-    runs: Mapping[str, list[epath.Path]], splits: Sequence[str], group: str, n: int
+    runs: Mapping[str, list[epath.Path]],
+    splits: Sequence[str],
+    group: str = "",
+    n: int = 200,
+    tails: Sequence[str] = (),
 ) -> dict:
     """Everything results.json says of finished runs: {name: [run of each seed]}, baseline first."""
     summaries = {k: [_summary(r) for r in v] for k, v in runs.items()}
@@ -224,19 +257,38 @@ def results(
         }
         for name, each in summaries.items()
     }
-    out["differences"] = {}
+    out["differences"] = {name: {} for name in list(runs)[1:]}
     for split in splits:
         rows = {name: [predictions(r, split) for r in each] for name, each in runs.items()}
         check_same_rows({f"{k} {i}": r for k, v in rows.items() for i, r in enumerate(v)}, split)
-        key = group_key(rows[baseline][0], group)
-        for name in list(runs)[1:]:
-            found = {
-                m: compare(rows[baseline], rows[name], m, key, n)
-                for m in METRICS
-                if key or m != "gauc"
-            }
-            out["differences"].setdefault(name, {})[split] = {"group": key, **found}
+        first = rows[baseline][0]
+        parts = {split: np.ones(len(first["row"]), bool)}
+        counted = next((r for v in rows.values() for r in v if "past" in r), first)
+        for limit in tails:
+            name, chosen = long_tail(counted, limit)
+            parts[f"{split}, {name}"] = chosen
+        for part, chosen in parts.items():
+            _add_differences(out["differences"], part, rows, chosen, group_key(first, group), n)
     return plain(out)
+
+
+def _add_differences(out: dict, part: str, rows: dict[str, list[Rows]], chosen, key: str, n: int):
+    """Differences on some rows of a split, to the first model; a part with one class only says how many rows it has."""
+    kept = {k: [{c: x[chosen] for c, x in r.items()} for r in v] for k, v in rows.items()}
+    baseline = next(iter(kept.values()))
+    facts = {
+        "group": key,
+        "rows": int(chosen.sum()),
+        "positives": float(baseline[0]["label"].sum()),
+    }
+    defined = 0 < facts["positives"] < facts["rows"]
+    for name in out:
+        found = {
+            m: compare(baseline, kept[name], m, key, n)
+            for m in METRICS
+            if defined and (key or m != "gauc")
+        }
+        out[name][part] = facts | found
 
 
 def _known(seeds: Sequence[int | None]) -> int:
@@ -278,6 +330,14 @@ def table(found: Mapping[str, Any]) -> str:
             cells.append("" if auc["std"] is None else f"{auc['std']:.4f}")
             cells += ["", "", ""] if d is None else _difference(d)
             lines.append("| " + " | ".join([*cells, f"{loss['mean']:.4f}"]) + " |")
+        for part, d in found["differences"].get(name, {}).items():
+            if part in model:
+                continue
+            label = f"{part}: {d['rows']} rows, {d['positives']:.0f} positive"
+            values = d.get("auc", {}).get("values", [float("nan")] * 2)
+            cells = [name, label, f"{values[1]:.4f}", ""]
+            cells += _difference(d["auc"]) if "auc" in d else ["undefined", "", ""]
+            lines.append("| " + " | ".join([*cells, ""]) + " |")
     return "\n".join(lines)
 
 
@@ -298,6 +358,7 @@ def run(
     splits: Sequence[str] = (),
     group: str = "",
     resamples: int = 200,
+    tails: Sequence[str] = (),
 ) -> dict:
     """Trains what is not trained yet, seed by seed; writes and returns results.json's content."""
     root = epath.Path(workdir)
@@ -316,7 +377,7 @@ def run(
                 train(e.of_seed(seed), place)
                 predict(place, splits)
             runs[e.name].append(place)
-        found = results(runs, splits, group, resamples)
+        found = results(runs, splits, group, resamples, tails)
         write_text(root / "results.json", json.dumps(found, indent=1))
     return found
 
@@ -335,6 +396,7 @@ def main(_) -> None:
             splits=_SPLIT.value,
             group=_GROUP.value,
             resamples=_RESAMPLES.value,
+            tails=_LONG_TAIL.value,
         )
     except Interrupted:
         logging.warning("stopped; the same command goes on")
@@ -349,6 +411,9 @@ if __name__ == "__main__":
     _SEEDS = flags.DEFINE_integer("seeds", 3, "seeds 0 .. n - 1", lower_bound=1)
     _SPLIT = flags.DEFINE_list("split", [], "splits to compare on; default: eval.final")
     _GROUP = flags.DEFINE_string("group", "", "group key to resample; default: the data's first")
+    _LONG_TAIL = flags.DEFINE_list(
+        "long_tail", [], "limits, as 3 (past events) or 20% (of the rows)"
+    )
     _RESAMPLES = flags.DEFINE_integer("resamples", 200, "of the bootstrap", lower_bound=2)
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

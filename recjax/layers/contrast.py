@@ -23,5 +23,8 @@ def info_nce(a: jax.Array, b: jax.Array, temperature: float, negative: jax.Array
       negative: bool [N, N], True where b_j is a negative of a_i; the diagonal does not matter.
     """
     s = cosine(a, b) / temperature
-    own = jnp.eye(len(s), dtype=bool)
-    return jax.nn.logsumexp(s, axis=-1, where=negative | own) - jnp.diagonal(s)
+    s = s - jnp.diagonal(s)[:, None]
+    s = jnp.where(negative & ~jnp.eye(len(s), dtype=bool), s, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.maximum(s.max(-1, keepdims=True), -1e30))  # finite without any
+    others = top[:, 0] + jnp.log(jnp.maximum(jnp.exp(s - top).sum(-1), 1e-38))
+    return jax.nn.softplus(others)  # log(1 + sum), exact where the sum is tiny

@@ -19,7 +19,7 @@ the experts; it reaches the gate and the item encoder through both views.
 h_c is what the gate attends against: the candidate ("item"), the request's context or trigger ids ("query"), the profile
 ("user"), or nothing ("none"). Only with "item" does g depend on the candidate; otherwise it is computed once a request and
 is a function of the artifact ("gate", cadence request), which "score_gated" (cadence candidate) takes in place of GU and
-AU_g, as batch["gate"] [B, 1, K]. Rivals [ours]: gate="pooled" (an MLP of the mean of h_j, a usual mixture), "category" (of
+AU_g (`Export.reads`). Rivals [ours]: gate="pooled" (an MLP of the mean of h_j, a usual mixture), "category" (of
 the candidate's category alone, after JD's earlier AdvMoE, without its adversary), "prior" (b_0 alone: no personal gate),
 experts=1 (DIN with this encoder), pooling="mean". LayerNorm on h keeps the sums in scale.
 
@@ -438,7 +438,7 @@ def make_system(schema, module: AWMoE, tables, heads, term: Contrast) -> System:
 
 
 def gate_exports(schema: Schema, module: AWMoE, look_up) -> dict[str, Export]:
-    """ "gate" once a request, and "score_gated", which reads its result from batch["gate"]."""
+    """ "gate" once a request, and "score_gated", which reads its outputs from batch["gate"]."""
 
     def gate(dense, rows, state, frozen, batch):
         values = {"params": dense, **state}
@@ -446,10 +446,14 @@ def gate_exports(schema: Schema, module: AWMoE, look_up) -> dict[str, Export]:
 
     def score_gated(dense, rows, state, frozen, batch):
         values = {"params": dense, **state}
-        out = module.apply(values, look_up(rows, batch), gate=batch["gate"])
+        out = module.apply(values, look_up(rows, batch), gate=batch["gate"]["gate"])
         return {"logits": out["logits"]}
 
-    return {"gate": Export(gate, "request"), "score_gated": Export(score_gated, "candidate")}
+    reads = {"gate": "gate"}
+    return {
+        "gate": Export(gate, "request"),
+        "score_gated": Export(score_gated, "candidate", reads),
+    }
 
 
 def check(module: AWMoE) -> None:

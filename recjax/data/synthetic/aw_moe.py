@@ -64,10 +64,9 @@ class World:
 
 
 def schema(world: World) -> Schema:
-    """A user number (for the contrast), a candidate with three numbers, and categories of the past."""
-    users = world.train + world.validation + world.test
+    """A candidate with three numbers and the categories of the past; users are a group key."""
     return Schema(
-        (space("category", world.categories), space("user", users)),
+        (space("category", world.categories),),
         (
             Feature("category", "candidate", "category"),
             *(Feature(x, "candidate") for x in NUMBERS),
