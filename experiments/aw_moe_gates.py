@@ -20,7 +20,7 @@ from scipy.stats import ttest_1samp
 
 from recjax import embedding
 from recjax import mesh as meshes
-from recjax.evaluate import open_run, placement
+from recjax.evaluator import open_run, placement
 from recjax.run import plain, set_up, write_text
 
 

@@ -32,8 +32,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from recjax import comparison, configs, metrics
-from recjax import mesh as meshes
-from recjax.evaluate import Evaluator, open_run, placement
+from recjax.evaluator import evaluator_for, open_run
 from recjax.models import plain as hashable
 from recjax.run import Interrupted, Stop, plain, set_up, write_text
 from recjax.train import train
@@ -114,12 +113,11 @@ def predict(run: epath.Path, splits: Sequence[str]) -> None:
     if not missing:
         return
     config, data, system, trees = open_run(run, best=_restores_best(run))
-    mesh = meshes.make()
-    evaluator = Evaluator(system, mesh, placement(system, config, mesh))
+    evaluator = evaluator_for(system, config)
     with Stop() as stop:
         for split in missing:
             batches = data.batches(
-                split, config.eval.batch, examples=config.eval.examples, shards=mesh.size
+                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
             )
             rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
             if (past := past_events(data, split)) is not None:

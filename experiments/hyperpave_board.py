@@ -20,8 +20,7 @@ import numpy as np
 from scipy import stats
 
 from recjax import configs
-from recjax import mesh as meshes
-from recjax.evaluate import Evaluator, open_run, placement
+from recjax.evaluator import evaluator_for, open_run
 from recjax.models import hyperpave
 from recjax.run import plain, set_up, write_text
 from recjax.train import train
@@ -55,8 +54,7 @@ def scored(run: epath.Path) -> dict[str, Rows]:
     for split in ("validation", "test"):
         rows: Rows = {}
         watching = dataclasses.replace(system, measure=_keep_in(rows))
-        mesh = meshes.make()
-        evaluator = Evaluator(watching, mesh, placement(system, config, mesh))
+        evaluator = evaluator_for(watching, config)
         evaluator(trees, data.batches(split, config.eval.batch))
         out[split] = rows
     return out

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from recjax.data import text as texts
-from recjax.evaluate import open_run
+from recjax.evaluator import open_run
 from recjax.run import set_up
 
 

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from experiments.compare import Entry, entry
 from recjax import correlation, embedding
 from recjax import mesh as meshes
-from recjax.evaluate import open_run, placement
+from recjax.evaluator import open_run, placement
 from recjax.inputs import raw_ids
 from recjax.layers.fields import matched_fields
 from recjax.run import plain, set_up, write_text

@@ -12,13 +12,11 @@ What was answered already is not asked again.
 import os
 
 from absl import app, flags, logging
-import jax
 import numpy as np
 import tqdm
 
-from recjax import evaluate
-from recjax import mesh as meshes
 from recjax.data.taught import logits_file
+from recjax.evaluator import evaluator_for, open_run
 from recjax.run import Stop, set_up
 
 
@@ -44,7 +42,7 @@ def teach(
     Raises:
       KeyError: The teacher has no such output.
     """
-    config, data, system, trees = evaluate.open_run(run, data_dir, best=best)
+    config, data, system, trees = open_run(run, data_dir, best=best)
     if output not in {o.output for o in system.objectives}:
         known = ", ".join(o.output for o in system.objectives)
         raise KeyError(f"the teacher in {run} has no output {output!r}; it has {known}")
@@ -54,14 +52,12 @@ def teach(
     if np.isfinite(column[:asked]).all():
         logging.info("%s has all of them", file)
         return str(file)
-    mesh = meshes.make()
-    evaluator = evaluate.Evaluator(system, mesh, evaluate.placement(system, config, mesh))
-    forward = jax.jit(lambda trees, batch: evaluator._forward(trees, batch)[output])
-    batches = data.batches(split, config.eval.batch, examples=asked, shards=mesh.size)
+    evaluator = evaluator_for(system, config)
+    batches = data.batches(split, config.eval.batch, examples=asked, shards=evaluator.mesh.size)
     with Stop() as stop:
         for batch in tqdm.tqdm(batches, total=len(batches), desc=f"teacher on {split}"):
             stop.raise_if_requested()
-            answers = np.asarray(forward(trees, evaluator.put(batch)), np.float32)
+            answers = np.asarray(evaluator.outputs(trees, evaluator.put(batch))[output], np.float32)
             column[batch["row"][batch["valid"]]] = answers[batch["valid"]]
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")

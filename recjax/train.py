@@ -18,9 +18,10 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, configs, embedding, evaluate, hosts, models, optim, transfer
+from recjax import checkpoint, configs, embedding, hosts, models, optim, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
+from recjax.evaluator import Evaluator
 from recjax.run import Run, RunError, Stop, set_up
 from recjax.step import forward_flops, make_step
 from recjax.system import System
@@ -125,7 +126,7 @@ class Trainer:
         self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
         step = make_step(self.system, config, self.total, self.plan)
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
-        self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
+        self.evaluator = Evaluator(self.system, self.mesh, self.plan)
         self.at = eval_steps(config, self.total)
         self.periods = {p.step: p for p in getattr(self.train_batches(0), "periods", ())}
         self.clock = dict(wall=0.0, waited=0.0, steps=0)

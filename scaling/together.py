@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, embedding, evaluate, models, transfer
+from recjax import checkpoint, embedding, models, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
+from recjax.evaluator import Evaluator
 from recjax.run import Run, Stop, flat, plain, read_jsonl
 from recjax.step import forward_flops, init_trees, make_step, zero_sums
 from recjax.system import System
@@ -122,7 +123,7 @@ class Together:
         self.mesh = meshes.make()
         self.example = meshes.put(self.mesh, next(iter(first)))
         self.plan = embedding.plan(self.system.tables, self.data.schema, self.mesh)
-        self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
+        self.evaluator = Evaluator(self.system, self.mesh, self.plan)
         self.rates = stack([_rates(models.build(self.data.schema, k.model), k) for k in configs])
         self.keys = jnp.stack([jax.random.key(k.seed) for k in configs])
         self.program = jax.jit(self._chunk, donate_argnums=0)

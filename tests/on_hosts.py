@@ -24,16 +24,17 @@ def batches(widths: list[int], rows: int) -> list[dict]:
 def interrupted_evaluation(config: str, workdir: str) -> None:
     import jax
 
-    from recjax import configs, evaluate, train
+    from recjax import configs, train
+    from recjax.evaluator import Evaluator
 
-    put = evaluate.Evaluator.put
+    put = Evaluator.put
 
     def put_and_signal(self, batch):
         if jax.process_index() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return put(self, batch)
 
-    evaluate.Evaluator.put = put_and_signal
+    Evaluator.put = put_and_signal
     train.train(configs.load(config), workdir)
 
 

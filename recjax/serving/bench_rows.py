@@ -14,8 +14,7 @@ from typing import Any
 from absl import app, flags
 import numpy as np
 
-from recjax import evaluate
-from recjax import mesh as meshes
+from recjax.evaluator import evaluator_for, open_run
 from recjax.run import set_up
 from recjax.serving.export import export_run
 from recjax.serving.quantize import FORMATS, quantize
@@ -23,16 +22,14 @@ from recjax.serving.quantize import FORMATS, quantize
 
 def measure(run: str | os.PathLike, split: str, data_dir: str = "") -> dict[str, Any]:
     """{format: AUC, logloss, difference from float32, bytes of the tables, MiB of the artifact}."""
-    config, data, system, trees = evaluate.open_run(run, data_dir)
-    mesh = meshes.make()
-    plan = evaluate.placement(system, config, mesh)
-    evaluator = evaluate.Evaluator(system, mesh, plan)
+    config, data, system, trees = open_run(run, data_dir)
+    evaluator = evaluator_for(system, config)
     out: dict[str, Any] = {"split": split, "dims": sorted({t.dim for t in system.tables})}
     for fmt in FORMATS:
         stored = {p: quantize(np.asarray(t["rows"]), fmt) for p, t in trees["tables"].items()}
         tables = {p: {**trees["tables"][p], "rows": q.dequantized()} for p, q in stored.items()}
-        batches = data.batches(split, config.eval.batch, shards=mesh.size)
-        got = evaluator({**trees, "tables": plan.place(tables)}, batches)
+        batches = data.batches(split, config.eval.batch, shards=evaluator.mesh.size)
+        got = evaluator({**trees, "tables": evaluator.plan.place(tables)}, batches)
         with tempfile.TemporaryDirectory() as folder:
             manifest = export_run(
                 run, pathlib.Path(folder) / "a", rows_format=fmt, data_dir=data_dir

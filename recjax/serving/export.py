@@ -17,8 +17,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from recjax import evaluate, models
+from recjax import models
 from recjax.data.event_log import EventLog
+from recjax.evaluator import open_run
 from recjax.models import distil
 from recjax.run import set_up
 from recjax.serving import artifact
@@ -49,7 +50,7 @@ def export_run(
     Raises:
       ArtifactError, FileNotFoundError: Saying what is missing.
     """
-    config, data, system, trees = evaluate.open_run(run, data_dir, best=best)
+    config, data, system, trees = open_run(run, data_dir, best=best)
     if config.model.name == "distil":
         system, trees = _student(data.schema, config, trees)
     log = _event_log(config, data) if snapshot else None

@@ -13,7 +13,7 @@ from recjax import configs, models, score, uplift
 from recjax import mesh as meshes
 from recjax.arms import Arms, arms_of, tables_of
 from recjax.data.synthetic import ecup as worlds
-from recjax.evaluate import Evaluator, open_run
+from recjax.evaluator import Evaluator, open_run
 from recjax.models import ecup
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
