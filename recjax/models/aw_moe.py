@@ -285,6 +285,8 @@ class AWMoE(nn.Module):
 
 # ---- the system -----------------------------------------------------------------------------------------------
 
+Sum = tuple[jax.Array, jax.Array]  # numerator, denominator
+RANKINGS = ("pointwise", "session")
 INTERNAL = ("schema", "dtype", "param_dtype")
 
 
@@ -324,13 +326,22 @@ class Contrast:
         least = jax.lax.top_k(order, self.negatives)[0][:, -1:]
         return allowed & (order >= jnp.maximum(least, 0.0))
 
-    def loss(self, rng, gate, masked, user, real) -> tuple[jax.Array, jax.Array]:
+    def loss(self, rng, gate, masked, user, real) -> "Sum":
         """(sum, count) of InfoNCE over the requests that count, gates [B, K]."""
         each = info_nce(gate, masked, self.temperature, self.negative(rng, user, real))
         return (each * real).sum(), real.sum().astype(jnp.float32)
 
 
-def monitors(alpha: jax.Array, weights: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+def session_softmax(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Sum:
+    """(sum, count) over positives of -log softmax among their request's candidates, [B, C] each."""
+    real = weights > 0
+    z = jnp.where(real, logits.astype(jnp.float32), -jnp.inf)
+    total = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=real)
+    each = jnp.where(real, total - jnp.where(real, logits, 0.0), 0.0)
+    return (each * labels * weights).sum(), (labels * weights).sum()
+
+
+def monitors(alpha: jax.Array, weights: jax.Array) -> dict[str, Sum]:
     """Of the mixing weights [B, C, K]: mean entropy (nats), and each expert's load (mean weight)."""
     entropy = -(alpha * jnp.log(jnp.maximum(alpha, 1e-30))).sum(-1)
     total = weights.sum()
@@ -345,6 +356,7 @@ def build(
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     label: str = "",
+    ranking: str = "pointwise",
     contrast: float = 0.05,
     mask_prob: float = 0.3,
     tau: float = 0.1,
@@ -360,6 +372,8 @@ def build(
       compute_dtype: Of activations.
       param_dtype: Of dense parameters.
       label: Default: the schema's first.
+      ranking: "pointwise" (cross-entropy), or "session": softmax among the candidates of a request, which
+        needs data.candidates > 1 and gives scores, no probabilities.
       contrast: lambda, the weight of L_cl.
       mask_prob: p.
       tau: Temperature of L_cl.
@@ -376,14 +390,15 @@ def build(
     options["category"] = options.get("category") or smallest_candidate(schema)
     module = AWMoE(schema=schema, **dtypes, **options)
     check(module)
+    models.check_choice("aw_moe", "ranking", ranking, RANKINGS)
     key = find_user_key(schema) if user_key is None else user_key
     if key and key not in schema.groups:
         raise SchemaError(f"user_key={key!r} is no group; the groups are {schema.groups}")
     term = Contrast(contrast, mask_prob, tau, negatives, key)
-    return make_system(schema, module, tables, heads, term)
+    return make_system(schema, module, tables, heads, term, ranking)
 
 
-_NAMED = ("table", "compute_dtype", "param_dtype", "label", "contrast", "mask_prob", "tau",
+_NAMED = ("table", "compute_dtype", "param_dtype", "label", "ranking", "contrast", "mask_prob", "tau",
           "negatives", "user_key")  # fmt: skip
 
 
@@ -399,7 +414,9 @@ def smallest_candidate(schema: Schema) -> str:
     return min(ids, key=lambda f: schema.space(f.id_space).size).name if ids else ""
 
 
-def make_system(schema, module: AWMoE, tables, heads, term: Contrast) -> System:
+def make_system(
+    schema, module: AWMoE, tables, heads, term: Contrast, ranking: str = "pointwise"
+) -> System:
     """Cross-entropy and the contrast, the monitors, and the gate as a function of its own."""
     look_up = functools.partial(embed, schema, owner=tables[0].owner, dtype=module.dtype)
     base = pointwise(
@@ -420,7 +437,8 @@ def make_system(schema, module: AWMoE, tables, heads, term: Contrast) -> System:
         outs, state = forward(dense, rows, state, frozen, batch, rng, kept)
         weights = weights_of(batch)
         label = batch["label"][heads["logits"]]
-        ranked = bce(outs["logits"], label, weights)
+        rank = bce if ranking == "pointwise" else session_softmax
+        ranked = rank(outs["logits"], label, weights)
         sums = {"loss": ranked, **monitors(outs["alpha"], weights)}
         total = mean(*ranked)
         if personal:

@@ -253,6 +253,18 @@ def test_rival_gates(gate):
     assert ("gate" in m.system.exports) == (gate != "category")
 
 
+def test_the_session_loss_is_a_softmax_over_the_candidates_of_a_request():
+    z = np.array([[1.0, 2.0, 0.5], [0.0, 1.0, 3.0]], np.float32)
+    y = np.array([[0, 1, 0], [0, 0, 0]], np.float32)
+    w = np.array([[1, 1, 0], [1, 1, 1]], np.float32)
+    total, count = aw_moe.session_softmax(z, y, w)
+    assert count == 1 and float(total) == pytest.approx(np.log(1 + np.exp(-1)), rel=1e-5)
+    (loss, _, sums), grads = model(ranking="session").loss_and_grads(W)
+    assert finite(grads) and float(sums["loss"][1]) == W.raw["click"].sum()
+    (other, _, _), _ = model().loss_and_grads(W)
+    assert far(loss, other)
+
+
 def test_mean_pooling_ignores_the_candidate():
     m = model(pooling="mean")
     assert "unit" not in m.dense and finite(outputs(m))
