@@ -210,7 +210,7 @@ def with_correlation(
     def correlation(dense, rows, state, frozen, batch):
         values = {"params": dense, **state}
         inputs = look_up(rows, batch)
-        return {"correlation": module.apply(values, inputs, method=type(module).correlation)}
+        return {"correlation": module.apply(values, inputs, method="correlation")}
 
     exports = {**system.exports, "correlation": Export(correlation, "request")}
     return dataclasses.replace(system, exports=exports)

@@ -39,8 +39,8 @@ import jax.numpy as jnp
 from recjax import models
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
-from recjax.layers.contrast import info_nce
-from recjax.layers.experts import Experts
+from recjax.layers.contrast import info_nce, keep_events, other_users
+from recjax.layers.experts import AttentionGate, Experts, PlainGate, pairs
 from recjax.layers.mlp import MLP
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, System, bce, mean, pointwise, weights_of
@@ -53,71 +53,6 @@ CHOICES = {
     "dense_norm": ("batchnorm", "identity"),
 }
 CONTEXT_ROLES = {"query": ("context", "trigger"), "user": ("profile",)}
-
-
-def keep_behaviours(rng: jax.Array, mask: jax.Array, drop: float) -> jax.Array:
-    """mask [B, L] with each event dropped with probability `drop`; a row that had one keeps at least one."""
-    keys = jax.random.split(rng)
-    kept = mask & jax.random.bernoulli(keys[0], 1 - drop, mask.shape)
-    score = jnp.where(mask, jax.random.uniform(keys[1], mask.shape), -1.0)
-    one = mask & (jnp.arange(mask.shape[1]) == score.argmax(1)[:, None])
-    return jnp.where(kept.any(1, keepdims=True), kept, one)
-
-
-class AttentionGate(nn.Module):
-    """g - b_0: what each behaviour votes for, times how much it counts (sec. 2.3 of our specification).
-
-    Attributes:
-      experts: K.
-      gate: Hidden widths of the gate unit.
-      activation: Hidden widths of the activation unit.
-    """
-
-    experts: int
-    gate: tuple[int, ...] = (64,)
-    activation: tuple[int, ...] = (32,)
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, events: jax.Array, context: jax.Array) -> jax.Array:
-        """events [B, L, D], context [B, Q, D] -> float32 [B, Q, L, K], not masked."""
-        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        y = pairs(events, context)
-        votes = MLP(self.gate, name="gate", **types)(y, train=False)
-        votes = nn.Dense(self.experts, name="votes", **types)(votes)
-        counts = MLP(self.activation, name="activation", **types)(y, train=False)
-        counts = nn.Dense(1, name="counts", **types)(counts)
-        return (votes * counts).astype(jnp.float32)
-
-
-class PlainGate(nn.Module):
-    """An MLP to one vote an expert: the gate of a usual mixture.
-
-    Attributes:
-      experts: K.
-      widths: Hidden, ReLU.
-    """
-
-    experts: int
-    widths: tuple[int, ...] = (64,)
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., K]."""
-        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = MLP(self.widths, name="gate", **types)(x, train=False)
-        return nn.Dense(self.experts, name="votes", **types)(x).astype(jnp.float32)
-
-
-def pairs(events: jax.Array, context: jax.Array) -> jax.Array:
-    """[B, L, D], [B, Q, D] -> [h_j; h_c; h_j - h_c; h_j h_c], [B, Q, L, 4 D]."""
-    h, c = events[:, None], context[:, :, None]
-    shape = jnp.broadcast_shapes(h.shape, c.shape)
-    h, c = jnp.broadcast_to(h, shape), jnp.broadcast_to(c, shape)
-    return jnp.concatenate([h, c, h - c, h * c], axis=-1)
 
 
 class AWMoE(nn.Module):
@@ -285,6 +220,8 @@ class AWMoE(nn.Module):
 
 # ---- the system -----------------------------------------------------------------------------------------------
 
+Sum = tuple[jax.Array, jax.Array]  # numerator, denominator
+RANKINGS = ("pointwise", "session")
 INTERNAL = ("schema", "dtype", "param_dtype")
 
 
@@ -313,24 +250,23 @@ class Contrast:
                 f"{self.drop}, {self.temperature} and {self.weight}"
             )
 
-    def negative(self, rng: jax.Array, user: jax.Array, real: jax.Array) -> jax.Array:
-        """bool [B, B]: which rows are negatives of which; one row (the first) stands for each user."""
-        same = (user[:, None] == user) & real
-        first = real & (same.argmax(1) == jnp.arange(len(user)))
-        allowed = (user[:, None] != user) & first
-        if not self.negatives or self.negatives >= len(user):
-            return allowed
-        order = jnp.where(allowed, jax.random.uniform(rng, allowed.shape), -1.0)
-        least = jax.lax.top_k(order, self.negatives)[0][:, -1:]
-        return allowed & (order >= jnp.maximum(least, 0.0))
-
-    def loss(self, rng, gate, masked, user, real) -> tuple[jax.Array, jax.Array]:
+    def loss(self, rng, gate, masked, user, real) -> "Sum":
         """(sum, count) of InfoNCE over the requests that count, gates [B, K]."""
-        each = info_nce(gate, masked, self.temperature, self.negative(rng, user, real))
+        negative = other_users(rng, user, real, self.negatives)
+        each = info_nce(gate, masked, self.temperature, negative)
         return (each * real).sum(), real.sum().astype(jnp.float32)
 
 
-def monitors(alpha: jax.Array, weights: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+def session_softmax(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Sum:
+    """(sum, count) over positives of -log softmax among their request's candidates, [B, C] each."""
+    real = weights > 0
+    z = jnp.where(real, logits.astype(jnp.float32), -jnp.inf)
+    total = jax.nn.logsumexp(z, axis=-1, keepdims=True, where=real)
+    each = jnp.where(real, total - jnp.where(real, logits, 0.0), 0.0)
+    return (each * labels * weights).sum(), (labels * weights).sum()
+
+
+def monitors(alpha: jax.Array, weights: jax.Array) -> dict[str, Sum]:
     """Of the mixing weights [B, C, K]: mean entropy (nats), and each expert's load (mean weight)."""
     entropy = -(alpha * jnp.log(jnp.maximum(alpha, 1e-30))).sum(-1)
     total = weights.sum()
@@ -345,6 +281,7 @@ def build(
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     label: str = "",
+    ranking: str = "pointwise",
     contrast: float = 0.05,
     mask_prob: float = 0.3,
     tau: float = 0.1,
@@ -360,6 +297,8 @@ def build(
       compute_dtype: Of activations.
       param_dtype: Of dense parameters.
       label: Default: the schema's first.
+      ranking: "pointwise" (cross-entropy), or "session": softmax among the candidates of a request, which
+        needs data.candidates > 1 and gives scores, no probabilities.
       contrast: lambda, the weight of L_cl.
       mask_prob: p.
       tau: Temperature of L_cl.
@@ -376,14 +315,15 @@ def build(
     options["category"] = options.get("category") or smallest_candidate(schema)
     module = AWMoE(schema=schema, **dtypes, **options)
     check(module)
+    models.check_choice("aw_moe", "ranking", ranking, RANKINGS)
     key = find_user_key(schema) if user_key is None else user_key
     if key and key not in schema.groups:
         raise SchemaError(f"user_key={key!r} is no group; the groups are {schema.groups}")
     term = Contrast(contrast, mask_prob, tau, negatives, key)
-    return make_system(schema, module, tables, heads, term)
+    return make_system(schema, module, tables, heads, term, ranking)
 
 
-_NAMED = ("table", "compute_dtype", "param_dtype", "label", "contrast", "mask_prob", "tau",
+_NAMED = ("table", "compute_dtype", "param_dtype", "label", "ranking", "contrast", "mask_prob", "tau",
           "negatives", "user_key")  # fmt: skip
 
 
@@ -399,7 +339,9 @@ def smallest_candidate(schema: Schema) -> str:
     return min(ids, key=lambda f: schema.space(f.id_space).size).name if ids else ""
 
 
-def make_system(schema, module: AWMoE, tables, heads, term: Contrast) -> System:
+def make_system(
+    schema, module: AWMoE, tables, heads, term: Contrast, ranking: str = "pointwise"
+) -> System:
     """Cross-entropy and the contrast, the monitors, and the gate as a function of its own."""
     look_up = functools.partial(embed, schema, owner=tables[0].owner, dtype=module.dtype)
     base = pointwise(
@@ -416,11 +358,12 @@ def make_system(schema, module: AWMoE, tables, heads, term: Contrast) -> System:
     def loss(dense, rows, state, frozen, batch, rng):
         keys = jax.random.split(rng)
         mask = batch["mask"][module.history]
-        kept = keep_behaviours(keys[0], mask, term.drop) if personal else None
+        kept = keep_events(keys[0], mask, term.drop) if personal else None
         outs, state = forward(dense, rows, state, frozen, batch, rng, kept)
         weights = weights_of(batch)
         label = batch["label"][heads["logits"]]
-        ranked = bce(outs["logits"], label, weights)
+        rank = bce if ranking == "pointwise" else session_softmax
+        ranked = rank(outs["logits"], label, weights)
         sums = {"loss": ranked, **monitors(outs["alpha"], weights)}
         total = mean(*ranked)
         if personal:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recjax import models
-from recjax.layers.contrast import info_nce
-from recjax.layers.experts import Experts
+from recjax.layers.contrast import info_nce, keep_events, other_users
+from recjax.layers.experts import AttentionGate, Experts
 from recjax.models import aw_moe
 from recjax.schema import SchemaError
 from recjax.serving import artifact
@@ -63,7 +63,7 @@ def votes(m, w):
 
     def catch(next_fun, args, kwargs, context):
         out = next_fun(*args, **kwargs)
-        if isinstance(context.module, aw_moe.AttentionGate) and context.method_name == "__call__":
+        if isinstance(context.module, AttentionGate) and context.method_name == "__call__":
             found.append(np.asarray(out))
         return out
 
@@ -86,7 +86,7 @@ def test_one_behaviour_votes_its_gate_times_its_weight_and_none_leaves_the_prior
 
 
 def test_the_vote_is_the_product_of_gate_unit_and_activation_unit():
-    gate = aw_moe.AttentionGate(3, (8,), (8,))
+    gate = AttentionGate(3, (8,), (8,))
     r = np.random.default_rng(0)
     h, c = r.normal(size=(2, 4, 8)), r.normal(size=(2, 3, 8))
     params = gate.init(key(0), h, c)["params"]
@@ -188,18 +188,18 @@ def test_masking_keeps_the_share_it_says_and_at_least_one():
     mask = np.ones((5_000, 20), bool)
     mask[0] = False
     for drop in (0.3, 0.7):
-        kept = np.asarray(aw_moe.keep_behaviours(jax.random.key(1), mask, drop))
+        kept = np.asarray(keep_events(jax.random.key(1), mask, drop))
         n = mask.sum()
         assert abs(kept.sum() / n - (1 - drop)) < 3 * np.sqrt(drop * (1 - drop) / n)
         assert not kept[0].any() and kept[1:].any(1).all()
-    all_kept = aw_moe.keep_behaviours(jax.random.key(1), mask, 0.0)
+    all_kept = keep_events(jax.random.key(1), mask, 0.0)
     np.testing.assert_array_equal(all_kept, mask)
-    one = np.asarray(aw_moe.keep_behaviours(jax.random.key(1), mask, 1.0))
+    one = np.asarray(keep_events(jax.random.key(1), mask, 1.0))
     assert (one[1:].sum(1) == 1).all() and not one[0].any()
     share = one[1:].mean(0)
     assert abs(share - 1 / 20).max() < 4 * np.sqrt(0.05 / 5_000), "any of them, alike"
     some = mask & (np.arange(20) >= 15)
-    assert not (np.asarray(aw_moe.keep_behaviours(jax.random.key(1), some, 0.9)) & ~some).any()
+    assert not (np.asarray(keep_events(jax.random.key(1), some, 0.9)) & ~some).any()
 
 
 def test_without_masking_both_views_are_one():
@@ -213,18 +213,17 @@ def test_without_masking_both_views_are_one():
 
 
 def test_a_user_is_no_negative_of_himself_and_stands_once():
-    term = aw_moe.Contrast(user_key="user")
     user, real = jnp.array([7, 8, 7, 9, 9]), jnp.array([True, True, True, True, False])
-    found = np.asarray(term.negative(jax.random.key(0), user, real))
+    found = np.asarray(other_users(jax.random.key(0), user, real))
     want = np.zeros((5, 5), bool)
     want[np.ix_([0, 2], [1, 3])] = True
     want[1, [0, 3]] = want[3, [0, 1]] = want[4, [0, 1]] = True
     np.testing.assert_array_equal(found, want)
-    few = aw_moe.Contrast(negatives=1).negative(jax.random.key(0), jnp.arange(6), jnp.ones(6, bool))
-    assert (np.asarray(few).sum(1) == 1).all() and not np.diagonal(few).any()
-    again = aw_moe.Contrast(negatives=1).negative(
-        jax.random.key(3), jnp.arange(6), jnp.ones(6, bool)
+    few, again = (
+        np.asarray(other_users(jax.random.key(s), jnp.arange(6), jnp.ones(6, bool), 1))
+        for s in (0, 3)
     )
+    assert (few.sum(1) == 1).all() and not np.diagonal(few).any()
     assert (few != again).any()
 
 
@@ -251,6 +250,18 @@ def test_rival_gates(gate):
     other = W.replace(category=W.raw["category"] % 7 + 3)
     assert far(outputs(m, other)["gate"], out["gate"]) == (gate == "category")
     assert ("gate" in m.system.exports) == (gate != "category")
+
+
+def test_the_session_loss_is_a_softmax_over_the_candidates_of_a_request():
+    z = np.array([[1.0, 2.0, 0.5], [0.0, 1.0, 3.0]], np.float32)
+    y = np.array([[0, 1, 0], [0, 0, 0]], np.float32)
+    w = np.array([[1, 1, 0], [1, 1, 1]], np.float32)
+    total, count = aw_moe.session_softmax(z, y, w)
+    assert count == 1 and float(total) == pytest.approx(np.log(1 + np.exp(-1)), rel=1e-5)
+    (loss, _, sums), grads = model(ranking="session").loss_and_grads(W)
+    assert finite(grads) and float(sums["loss"][1]) == W.raw["click"].sum()
+    (other, _, _), _ = model().loss_and_grads(W)
+    assert far(loss, other)
 
 
 def test_mean_pooling_ignores_the_candidate():

@@ -10,6 +10,8 @@ import pytest
 from recjax import models
 from recjax.models import tin
 from recjax.schema import SchemaError
+from recjax.serving import artifact
+from recjax.serving.scorer import Scorer
 from tests.models.worlds import SCHEMA, close, far, make, world
 
 W = world(b=4, c=3, n=6)
@@ -227,6 +229,22 @@ def test_sasrec_and_bst_keep_padding_out():
         np.testing.assert_array_equal(m.logits(W.replace(**wild)), m.logits(W))
         shown = W.replace(**wild, mask=np.ones_like(W.mask))
         assert far(m.logits(shown), m.logits(W))
+
+
+# ---- serving -------------------------------------------------------------------------------------
+
+
+def test_an_artifact_scores_as_the_model(tmp_path):
+    m, batch = model(), W.batch()
+    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen={})
+    artifact.export_artifact(
+        tmp_path / "a", m.system, trees, batch=batch, config={"name": "tin"},
+        platforms=("cpu",), rows_format="float32",
+    )  # fmt: skip
+    loaded = artifact.load(tmp_path / "a")
+    functions = loaded.manifest["functions"]
+    assert {k: f["cadence"] for k, f in functions.items()} == {"score": "request", "correlation": "request"}  # fmt: skip
+    np.testing.assert_allclose(Scorer(loaded).score(batch)["logits"], m.logits(W), atol=1e-5)
 
 
 # ---- bad input -----------------------------------------------------------------------------------
