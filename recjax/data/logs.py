@@ -28,14 +28,15 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from recjax.data import negatives, report
-from recjax.data.log_events import Events, Places, impressions
+from recjax.data import report, sharded
+from recjax.data.log_events import Events, Places, catalogue_of, impressions
 from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
 from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
 from recjax.data.mapping import LogMapping, load_mapping
 from recjax.data.prepared import DataError, Prepared, is_prepared, prepared_path
 from recjax.data.vocabulary import frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
+from recjax.data.writing import BLOCK_SIZE, write_blocks, write_prepared
+from recjax.schema import Schema
 
 NAME, VERSION = "logs", "1.0.0"
 
@@ -49,6 +50,9 @@ def prepare(
     unit: str = "impression",
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
+    shards: int = 0,
+    runner: sharded.Runner | None = None,
+    work: str = "",
     exact_dir: bool = False,
 ) -> pathlib.Path:
     """Prepares logs and returns the directory; does nothing when the same logs were prepared with the same mapping.
@@ -61,6 +65,10 @@ def prepare(
       unit: What the training order permutes, "impression" or "request" (rows of a request stay together).
       block_size: Impressions per record.
       partitions: Of the users.
+      shards: Prepare so many shards of users one after the other (`recjax.data.sharded`), each a partition; 0: the
+        whole log at once. The rows are the same; their numbering, training order and drawn negatives are not.
+      runner: Of the shards' stages; None: this process.
+      work: Folder for the stages' files, which all workers see; "": a temporary one beside `out_dir`.
       exact_dir: `out_dir` itself becomes the prepared directory.
 
     Raises:
@@ -83,11 +91,26 @@ def prepare(
         "tables": fingerprint(tables),
         "partitions": partitions,
     }
+    if shards:
+        if partitions > 1:
+            raise DataError("give shards or partitions: every shard becomes a partition")
+        options["shards"] = shards
     layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
     path = pathlib.Path(out_dir) if exact_dir else named
     if _already(path, named.parent.name):
         logging.info("%s is already prepared in %s", source, path)
+        return path
+    if shards:
+        with _staging(path) as folder:
+            where = work or str(folder / "work")
+            job = sharded.run(
+                where, files, m, shards, runner or sharded.LocalRunner(),
+                unit=unit, block_size=block_size, strict=strict,
+            )  # fmt: skip
+            made = _write_shards(folder, job, options | layout)
+            job.bad().write_parquet(made / "quarantine.parquet")
+            _publish(made, path)
         return path
     log = read_log(files, m, strict)
     if log.bad.height:
@@ -159,8 +182,27 @@ def _write(folder, log: RawLog, m: LogMapping, options, layout, partitions: int)
     )
 
 
+def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Path:
+    """The prepared directory of a finished job, inside `folder`."""
+    text, counters = job.folder.json("made/schema.json")
+    schema = Schema.from_json(text)
+    what = job.report()
+    logging.info("%s", report.report_text(what))
+    return write_blocks(
+        folder,
+        NAME,
+        schema,
+        job.timelines(schema.lists),
+        {split: functools.partial(job.blocks, split) for split in what["splits"]},
+        vocab=sharded.vocabularies(job),
+        report=what,
+        facts={"counters": counters, "negatives": job.mapping.negatives},
+        options=options,
+        version=VERSION,
+    )
+
+
 def _columns_of(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray]:
     if not e.mapping.sampled:
         return columns(e, x, at, None)
-    catalogue = negatives.Catalogue.of(e.item[e.trained & e.positive], e.mapping.negatives)
-    return columns(e, x, at, catalogue.log_q(at.item))
+    return columns(e, x, at, catalogue_of(e).log_q(at.item))

@@ -79,6 +79,38 @@ def write_prepared(
         raise DataError(f"unit {unit!r} is not known; use 'impression' or 'request'")
     options = dict(_content_options(schema, timelines, splits) if options is None else options)
     options |= {"block_size": block_size, "unit": unit, "seed": seed}
+    make = functools.partial(
+        split_blocks, schema, timelines, block_size=block_size, unit=unit, seed=seed
+    )
+    blocks = {split: functools.partial(make, split, columns) for split, columns in splits.items()}
+    return write_blocks(
+        out_dir,
+        name,
+        schema,
+        timelines,
+        blocks,
+        vocab=vocab,
+        report=report,
+        facts=facts,
+        options=options,
+        version=version,
+    )
+
+
+def write_blocks(
+    out_dir: str | os.PathLike,
+    name: str,
+    schema: Schema,
+    timelines: Mapping[str, Sequence[Columns]],
+    blocks: Mapping[str, Callable[[], Iterator[dict[str, Any]]]],
+    *,
+    vocab: Mapping[str, pl.DataFrame] | None,
+    report: Mapping[str, Any] | None,
+    facts: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    version: str,
+) -> pathlib.Path:
+    """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
     path = prepared_path(out_dir, name, options, version)
     if is_prepared(path):
         logging.info("%s is already prepared in %s", name, path)
@@ -87,15 +119,11 @@ def write_prepared(
     identity = {
         "name": name,
         "version": version,
-        "config": options,
+        "config": dict(options),
         "hash": path.parent.name,
         **(facts or {}),
         "blocks": {},  # filled in while they are written
     }
-    make = functools.partial(
-        _split_blocks, schema, timelines, block_size=block_size, unit=unit, seed=seed
-    )
-    blocks = {split: functools.partial(make, split, columns) for split, columns in splits.items()}
     extras = functools.partial(
         _write_extras, schema=schema, timelines=timelines, vocab=vocab or {}, report=report or {}
     )
@@ -303,10 +331,10 @@ def _check_range(what: str, x: np.ndarray, stop: int) -> None:
 # ------------------------------------------------------------------------------------------- blocks
 
 
-def _split_blocks(
+def split_blocks(
     schema, timelines, split, columns, *, block_size, unit, seed
 ) -> Iterator[dict[str, Any]]:
-    """The records of one split, in order."""
+    """The records of one split, in order: checked columns, permuted if it is a training split."""
     columns = _checked(schema, split, columns() if callable(columns) else columns, timelines)
     dtypes = column_dtypes(schema)
     row = 0
