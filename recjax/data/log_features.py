@@ -273,7 +273,7 @@ def counter_builders(
     kinds = {"taken": e.positive}
     if not (e.whole.positive if e.whole else e.positive.all()):
         kinds["shown"] = np.ones(len(e.item), bool)
-    out = []
+    out: list[tuple[Counter, Callable[[], CounterIndex]]] = []
     for kind, rows in kinds.items():
         events = {k: x[rows] for k, x in happened.items()}
         for c in counter_list(keys, kind):

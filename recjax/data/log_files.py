@@ -69,7 +69,10 @@ def _matches(pattern: str) -> list[str]:
     if not rest and "*" not in pattern:
         return [pattern]
     folder, _, first = root.rpartition("/")
-    return sorted(map(str, epath.Path(folder).glob(f"{first}*{rest}")))
+    found = epath.Path(folder).glob(f"{first}*{rest}")
+    if "/" in rest:
+        return sorted(map(str, found))
+    return sorted(f"{folder}/{f.name}" for f in found)  # however the file system spells the folder
 
 
 def fingerprint(files: Sequence[str]) -> list[list[Any]]:
@@ -122,8 +125,7 @@ def head(file: str, rows: int, separator: str = ",") -> pl.DataFrame:
         )
     if name.endswith(".parquet"):
         return pl.scan_parquet(file, glob=False).head(rows).collect()
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(file, "rb") as stream:
+    with _open(file) as stream:
         lines = b"".join(line for line, _ in zip(stream, range(rows), strict=False))
     return pl.read_ndjson(io.BytesIO(lines), infer_schema_length=None, ignore_errors=True)
 
@@ -163,10 +165,15 @@ def _load(
     return frame.select(ROW, *wanted), bad
 
 
+def _open(file: str) -> Any:
+    """The bytes of a file, local or in a bucket, unpacked."""
+    stream = epath.Path(file).open("rb")
+    return gzip.GzipFile(fileobj=stream) if file.lower().endswith(".gz") else stream
+
+
 def _salvage(file: str, separator: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Reads line by line what can be read."""
-    opener = gzip.open if file.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8", errors="replace", newline="") as stream:
+    with io.TextIOWrapper(_open(file), encoding="utf-8", errors="replace", newline="") as stream:
         if ".csv" in file.lower() or ".tsv" in file.lower():
             reader = csv.reader(stream, delimiter="\t" if ".tsv" in file.lower() else separator)
             header = next(reader)

@@ -340,11 +340,10 @@ class Job:
         spaces, _ = self.folder.json("count/0.json")
         known = self.folder.json("whole.json")
         for space, least in spaces.items():
-            counts = [self.folder.frame(f"count/{p}-{space}") for p in n]
-            kinds = {c["value"].dtype for c in counts}
-            if len(kinds) > 1:
-                counts = [c.with_columns(pl.col("value").cast(pl.String)) for c in counts]
-            every = pl.concat(counts)
+            seen = [self.folder.frame(f"count/{p}-{space}") for p in n]
+            if len({c["value"].dtype for c in seen}) > 1:
+                seen = [c.with_columns(pl.col("value").cast(pl.String)) for c in seen]
+            every = pl.concat(seen)
             v = Vocabulary.build(space, every["value"], least, every["n"])
             self.folder.save_frame(f"vocab/{space}", v.frame())
         known["positive"] = all(self.folder.json(f"count/{p}.json")[1] for p in n)

@@ -8,11 +8,12 @@ The Beam tests need apache-beam, which pins older packages and gets an environme
 
 import importlib.util
 
+from etils import epath
 import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import logs, sharded
+from recjax.data import log_files, logs, sharded
 from recjax.data.log_files import list_files
 from recjax.data.prepared import DataError, Prepared
 from recjax.data.synthetic.transactions import DAY, FIRST, transactions
@@ -67,7 +68,7 @@ def prepare(folder, kind, extra="", **options) -> Prepared:
     half.write_csv(folder / "b.csv")
     (folder / "mapping.py").write_text(mapping + SPLIT + extra)
     source, mapping_file = str(folder / "*.csv"), str(folder / "mapping.py")
-    name = "-".join(f"{k}{v}" for k, v in options.items() if k != "runner") or "whole"
+    name = "-".join(f"{k}{v}" for k, v in options.items() if k not in ("runner", "work")) or "whole"
     return Prepared(
         logs.prepare(folder / name, source=source, mapping=mapping_file, block_size=128, **options)
     )
@@ -233,6 +234,25 @@ def test_strict_and_impossible_options_are_refused(tmp_path):
         prepare(tmp_path, "feed", shards=3, partitions=2)
     with pytest.raises(DataError, match="no request falls into 'test'"):
         prepare(tmp_path, "feed", 'split = {"test": "2031-01-01"}\n', shards=3)
+
+
+def test_the_stages_may_meet_in_a_bucket(tmp_path):
+    """fsspec's memory file system stands in for the bucket, which etils reaches in the same way."""
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    for name in ("gcs", "gs"):
+        fsspec.register_implementation(name, MemoryFileSystem, clobber=True)
+    bucket = prepare(tmp_path / "bucket", "feed", shards=2, work="gs://bucket/work")
+    assert_same(prepare(tmp_path / "disk", "feed", shards=2), bucket)
+    assert any("/work/log" in f for f in MemoryFileSystem.store)
+    log = epath.Path("gs://bucket/logs/a.jsonl")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text('{"a": 1}\n{"a"')
+    assert list_files("gs://bucket/logs/*.jsonl") == ["gs://bucket/logs/a.jsonl"]
+    assert len(log_files.fingerprint(["gs://bucket/logs/a.jsonl"])) == 1
+    rows, bad = log_files._salvage("gs://bucket/logs/a.jsonl", ",")
+    assert rows["a"].to_list() == [1] and bad["reason"].to_list() == ["not a JSON object"]
 
 
 def test_parquet_is_read_in_pieces(tmp_path, monkeypatch):
