@@ -15,11 +15,6 @@ from absl import app, flags, logging
 from recjax.data import complete_journey
 from recjax.data.prepared import Prepared, feature_dtype
 
-_OUT = flags.DEFINE_string("out", None, "An empty folder.", required=True)
-_RATE = flags.DEFINE_string("rate", "1:20", "Negatives kept per purchase.")
-_HISTORY = flags.DEFINE_integer("history", 200, "Events of a written-out history.")
-_HOUSEHOLDS = flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
-
 
 def event_bytes(prepared: Prepared) -> int:
     """Bytes of one event of every list, time included."""
@@ -43,27 +38,32 @@ def sizes(prepared: Prepared) -> tuple[int, int]:
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.ERROR)
-    out = pathlib.Path(_OUT.value)
+    f = flags.FLAGS
+    out = pathlib.Path(f.out)
     if out.exists() and any(out.iterdir()):
         raise app.UsageError(f"{out} is not empty; a prepared set would only be found there")
     began = time.perf_counter()
-    path = complete_journey.prepare(out, rate=_RATE.value, limit_households=_HOUSEHOLDS.value)
+    path = complete_journey.prepare(out, rate=f.rate, limit_households=f.limit_households)
     wall = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # Linux: KiB
     prepared = Prepared(path)
     rows = sum(prepared.splits.values())
     total, timelines = sizes(prepared)
-    written_out = total - timelines + rows * _HISTORY.value * event_bytes(prepared)
+    written_out = total - timelines + rows * f.history * event_bytes(prepared)
     print(f"{rows:,} opportunities in {len(prepared.splits)} splits: {prepared.splits}")
     print(f"prepared in {wall:.1f} s, {peak:.2f} GiB at most")
     print(
         f"{total / rows:.1f} bytes an opportunity on disk, {timelines / rows:.1f} of them histories"
     )
     print(
-        f"with histories of {_HISTORY.value} written out {written_out / rows:,.1f}: "
+        f"with histories of {f.history} written out {written_out / rows:,.1f}: "
         f"{written_out / total:.1f} times as many"
     )
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "An empty folder.", required=True)
+    flags.DEFINE_string("rate", "1:20", "Negatives kept per purchase.")
+    flags.DEFINE_integer("history", 200, "Events of a written-out history.")
+    flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
     app.run(main)
