@@ -11,6 +11,7 @@ decided here and nowhere else. An event at the very second of a request is not i
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -274,10 +275,8 @@ def _mixed(counter: Counter, columns: Mapping[str, np.ndarray], sizes: Sequence[
     return code
 
 
-def count_all(
-    indexes: Sequence[CounterIndex], requests: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The columns of several counters for requests [N]: <name>_count and <name>_recency."""
+def count_all(indexes: Sequence[Any], requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of several `CounterIndex` (or alike) for requests [N]: <name>_count and <name>_recency."""
     out = {}
     for index in indexes:
         out |= dict(zip(index.counter.columns, index.before(requests), strict=True))

@@ -1,7 +1,8 @@
 """What a candidate of your own logs looks like: fields, vocabularies, histories and causal counters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data import histories
-from recjax.data.growth import Growth
+from recjax.data.growth import NEW, Growth
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.log_events import Events, Places, codes, events_at
 from recjax.data.log_files import read_table
@@ -18,9 +19,11 @@ from recjax.data.log_values import as_id, as_number, as_vector
 from recjax.data.mapping import SESSION, span_of
 from recjax.data.prepared import DataError
 from recjax.data.vocabulary import Vocabulary
+from recjax.data.whole import SharedCounter, find_last_rows
 from recjax.schema import MISSING, Feature, Schema
 
 LOG_Q = "log_q"
+KEY, LAST_ROWS = "key/", "last_rows"  # of what shards tell each other
 ALL = ("user_id", "hour", "weekday", "scene", "action")  # admitted from one occurrence on
 CROSSED = 3  # user x item id columns that get a counter
 RESERVED = frozenset(
@@ -140,11 +143,11 @@ class Encoded:
     vocabularies: Mapping[str, Vocabulary]
     values: Mapping[str, np.ndarray]
     timelines: Mapping[str, list[Timeline]]
-    indexes: list[CounterIndex]
+    indexes: list[CounterIndex | SharedCounter]
     keys: Mapping[str, tuple[np.ndarray, str]]
 
 
-def encode(e: Events, features: list[Field], partitions: int, growth: Growth) -> Encoded:
+def encode(e: Events, features: list[Field], partitions: int, growth: Growth = NEW) -> Encoded:
     """Vocabularies from the training rows; timelines and counters from all of them."""
     everything = events_at(e, np.arange(len(e.item)))
     recorded = remembered(e, features)
@@ -173,11 +176,18 @@ def _encode_values(e: Events, wanted: Iterable[Field], growth: Growth) -> tuple[
         if f.kind != "id":
             values[f.name] = numbers(f)
             continue
-        seen = f.values.gather(trained.of(f.where, e))
-        admit = 1 if f.name in ALL else e.mapping.min_count
-        v[f.space] = growth.vocabulary(f.space, seen, admit, times)
+        if e.whole:
+            v[f.space] = e.whole.vocabularies[f.space]
+        else:
+            seen = f.values.gather(trained.of(f.where, e))
+            v[f.space] = growth.vocabulary(f.space, seen, min_count(f, e), times)
         values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
     return v, values
+
+
+def min_count(f: Field, e: Events) -> int:
+    """Training rows a value of an id field needs to get an id of its own."""
+    return 1 if f.name in ALL else e.mapping.min_count
 
 
 def remembered(e: Events, features: list[Field]) -> list[Field]:
@@ -220,7 +230,9 @@ def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarra
     out = {}
     for f in features:
         if f.name in wanted:
-            out[f.name] = np.append(codes(f.values)[1] + 1, 0), f.where
+            # A shard's own rows do not hold all values; a side table's column is the same in all shards.
+            everywhere = e.whole.values.get(f.values.name) if e.whole else None
+            out[f.name] = np.append(codes(f.values, everywhere)[1] + 1, 0), f.where
     return out
 
 
@@ -234,26 +246,56 @@ def counter_list(keys: Mapping[str, Any], kind: str) -> list[Counter]:
     return [Counter(f"{name(c)}_{kind}", c) for c in combinations]
 
 
-def _counters(e: Events, keys, everything: Places) -> list[CounterIndex]:
+def _counters(e: Events, keys, everything: Places) -> list[CounterIndex | SharedCounter]:
+    """The counters; of a shard, those across users ask all shards."""
+    return [
+        SharedCounter(c, functools.partial(e.whole.load, c.name))
+        if e.whole and across_users(c)
+        else build()
+        for c, build in counter_builders(e, keys, everything)
+    ]
+
+
+def across_users(counter: Counter) -> bool:
+    return "user_id" not in counter.keys
+
+
+def counter_builders(
+    e: Events, keys, everything: Places
+) -> list[tuple[Counter, Callable[[], CounterIndex]]]:
+    """Every counter, and what indexes these rows for it."""
     if not keys:
         return []
     happened = {k: x[everything.of(where, e)] for k, (x, where) in keys.items()} | {"time": e.time}
     sizes = {k: int(x.max()) + 1 for k, (x, _) in keys.items()}
+    if e.whole:  # not all codes need occur here
+        sizes |= {k: len(e.items) + 1 for k in sizes if k == "item"}
+        sizes |= {k: len(e.whole.values[n]) + 1 for k, n in _shared_keys(e).items() if k in sizes}
     kinds = {"taken": e.positive}
-    if not e.positive.all():
+    if not (e.whole.positive if e.whole else e.positive.all()):
         kinds["shown"] = np.ones(len(e.item), bool)
-    out = []
+    out: list[tuple[Counter, Callable[[], CounterIndex]]] = []
     for kind, rows in kinds.items():
         events = {k: x[rows] for k, x in happened.items()}
-        out += [CounterIndex.build(c, events, sizes) for c in counter_list(keys, kind)]
+        for c in counter_list(keys, kind):
+            out.append((c, functools.partial(CounterIndex.build, c, events, sizes)))
     return out
+
+
+def _shared_keys(e: Events) -> dict[str, str]:
+    """Counter keys whose codes are those of a log column's values in all shards: key -> column."""
+    m = e.mapping
+    names = {feature_name("item", c, m.label_names + m.groups): c for c in m.item_columns}
+    names |= {"scene": m.scene} if m.scene else {}
+    return {k: c for k, c in names.items() if c in e.whole.values}
 
 
 def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict[str, np.ndarray]:
     """What `write_prepared` takes for impressions [N]."""
     user, asked = e.user[at.row], e.asked[at.row]
-    out = {"time": asked, "request": e.request[at.row], "user": user}
-    out |= {name: number[at.row] for name, number in e.groups.items()}
+    numbers_ = {"request": e.request[at.row], "user": user}
+    numbers_ |= {name: number[at.row] for name, number in e.groups.items()}
+    out = {"time": asked} | {k: e.whole.number(n) if e.whole else n for k, n in numbers_.items()}
     for name, timelines in x.timelines.items():
         cut = histories.cutoffs(timelines, user, asked)
         if name == SESSION and e.mapping.session_gap:
@@ -266,9 +308,27 @@ def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict
         }
     out |= {f.name: x.values[f.name][at.of(f.where, e)] for f in x.fields}
     keys = {k: c[at.of(where, e)] for k, (c, where) in x.keys.items()} | {"time": asked}
+    if e.whole and e.mapping.sampled:
+        found = _last_rows_of_all(e, x, at)
+        out |= {n: v for n, v in found.items() if n in out}
+        keys |= {n.removeprefix(KEY): v for n, v in found.items() if n.startswith(KEY)}
     out |= histories.count_all(x.indexes, keys)
     out |= {label: np.where(at.positive, y[at.row], np.float32(0)) for label, y in e.labels.items()}
     return out if log_q is None else out | {LOG_Q: log_q}
+
+
+def source_columns(x: Encoded) -> dict[str, np.ndarray]:
+    """What is read from an item's last row: features, counter keys under KEY; the last entry is for "nowhere"."""
+    out = {f.name: x.values[f.name] for f in x.fields if f.where == "source"}
+    return out | {KEY + k: c for k, (c, where) in x.keys.items() if where == "source"}
+
+
+def _last_rows_of_all(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray]:
+    nowhere = {n: v[-1] for n, v in source_columns(x).items()}
+    if not nowhere:
+        return {}
+    load = functools.partial(e.whole.load, LAST_ROWS)
+    return find_last_rows(load, at.item, e.asked[at.row], nowhere)
 
 
 def make_schema(e: Events, x: Encoded) -> Schema:

@@ -29,15 +29,16 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from recjax.data import negatives, report
+from recjax.data import report, sharded
 from recjax.data.growth import NEW, Growth
-from recjax.data.log_events import Events, Places, impressions
+from recjax.data.log_events import Events, Places, catalogue_of, impressions
 from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
 from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
 from recjax.data.mapping import LogMapping, load_mapping
 from recjax.data.prepared import DataError, Prepared, is_prepared, prepared_path
 from recjax.data.vocabulary import frames
-from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_prepared
+from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
+from recjax.schema import Schema
 
 NAME, VERSION = "logs", "1.0.0"
 
@@ -51,6 +52,9 @@ def prepare(
     unit: str = "impression",
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
+    shards: int = 0,
+    runner: sharded.Runner | None = None,
+    work: str = "",
     exact_dir: bool = False,
     head_room: float = 0.0,
     extends: str = "",
@@ -66,6 +70,10 @@ def prepare(
       unit: What the training order permutes, "impression" or "request" (rows of a request stay together).
       block_size: Impressions per record.
       partitions: Of the users.
+      shards: Prepare so many shards of users one after the other (`recjax.data.sharded`), each a partition; 0: the
+        whole log at once. The rows are the same; their numbering, training order and drawn negatives are not.
+      runner: Of the shards' stages; None: this process.
+      work: Folder for the stages' files, which all workers see; "": a temporary one beside `out_dir`.
       exact_dir: `out_dir` itself becomes the prepared directory.
       head_room, extends, reclaim_days: How vocabularies go on from day to day (`recjax.data.growth`).
 
@@ -92,11 +100,28 @@ def prepare(
         "partitions": partitions,
         **growth.options(),
     }
+    if shards:
+        if partitions > 1:
+            raise DataError("give shards or partitions: every shard becomes a partition")
+        if growth != NEW:
+            raise DataError("head_room and extends need the whole log at once; leave out shards")
+        options["shards"] = shards
     layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
     path = pathlib.Path(out_dir) if exact_dir else named
     if _already(path, named.parent.name):
         logging.info("%s is already prepared in %s", source, path)
+        return path
+    if shards:
+        with staging(path) as folder:
+            where = work or str(folder / "work")
+            job = sharded.run(
+                where, files, m, shards, runner or sharded.LocalRunner(),
+                unit=unit, block_size=block_size, strict=strict,
+            )  # fmt: skip
+            made = _write_shards(folder, job, options | layout)
+            job.bad().write_parquet(made / "quarantine.parquet")
+            publish(made, path)
         return path
     log = read_log(files, m, strict)
     if log.bad.height:
@@ -197,8 +222,27 @@ def write_log(
     )
 
 
+def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Path:
+    """The prepared directory of a finished job, inside `folder`."""
+    text, counters = job.folder.json("made/schema.json")
+    schema = Schema.from_json(text)
+    what = job.report()
+    logging.info("%s", report.report_text(what))
+    return write_blocks(
+        folder,
+        NAME,
+        schema,
+        job.timelines(schema.lists),
+        {split: functools.partial(job.blocks, split) for split in what["splits"]},
+        vocab=sharded.vocabularies(job),
+        report=what,
+        facts={"counters": counters, "negatives": job.mapping.negatives},
+        options=options,
+        version=VERSION,
+    )
+
+
 def _columns_of(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray]:
     if not e.mapping.sampled:
         return columns(e, x, at, None)
-    catalogue = negatives.Catalogue.of(e.item[e.trained & e.positive], e.mapping.negatives)
-    return columns(e, x, at, catalogue.log_q(at.item))
+    return columns(e, x, at, catalogue_of(e).log_q(at.item))

@@ -79,7 +79,7 @@ class Vocabulary:
           times: When each element occurred, int64 seconds: what reclaiming goes by later.
           head_room: Spare rows, as a share of the admitted values.
         """
-        counted = _count(column, weights, times).filter(pl.col("count") >= min_count)
+        counted = occurrences(column, weights, times).filter(pl.col("count") >= min_count)
         counted = counted.sort(["count", "value"], descending=[True, False])
         rows = padded_rows(NUM_RESERVED + math.ceil(len(counted) * (1 + head_room)))
         last = None if times is None else counted["last"].to_numpy()
@@ -105,7 +105,7 @@ class Vocabulary:
           SchemaError: More new values than rows that are spare or may be reclaimed.
         """
         self._check_type(column)
-        n, counted = len(self.values), _count(column, None, times)
+        n, counted = len(self.values), occurrences(column, None, times)
         old = pl.DataFrame({"value": self.values, "place": np.arange(n)})
         new = counted.join(old, on="value", how="anti").filter(pl.col("count") >= min_count)
         new = new.sort(["count", "value"], descending=[True, False])
@@ -224,8 +224,10 @@ class Vocabulary:
         return vocabulary
 
 
-def _count(column: pl.Series, weights: pl.Series | None, times: np.ndarray | None) -> pl.DataFrame:
-    """Columns value, count, last; nulls are left out."""
+def occurrences(
+    column: pl.Series, weights: pl.Series | None, times: np.ndarray | None
+) -> pl.DataFrame:
+    """Columns value, count, last (when it last occurred); nulls are left out."""
     frame = pl.DataFrame(
         {
             "value": column.alias("value"),

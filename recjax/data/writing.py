@@ -13,9 +13,12 @@ from typing import Any
 import zlib
 
 from absl import logging
+from array_record.python import array_record_module
 import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
+import tqdm
 
 from recjax.data.prepared import (
     PARTITION,
@@ -31,6 +34,7 @@ from recjax.schema import Schema
 
 Columns = Mapping[str, np.ndarray]
 BLOCK_SIZE = 4096
+SHARD_BYTES = 1 << 28  # of a file of blocks, about
 
 
 def write_prepared(
@@ -81,6 +85,40 @@ def write_prepared(
         raise DataError(f"unit {unit!r} is not known; use 'impression' or 'request'")
     options = dict(_content_options(schema, timelines, splits) if options is None else options)
     options |= {"block_size": block_size, "unit": unit, "seed": seed}
+    make = functools.partial(
+        split_blocks, schema, timelines, block_size=block_size, unit=unit, seed=seed
+    )
+    blocks = {split: functools.partial(make, split, columns) for split, columns in splits.items()}
+    return write_blocks(
+        out_dir,
+        name,
+        schema,
+        timelines,
+        blocks,
+        vocab=vocab,
+        report=report,
+        facts=facts,
+        options=options,
+        version=version,
+        builder=builder,
+    )
+
+
+def write_blocks(
+    out_dir: str | os.PathLike,
+    name: str,
+    schema: Schema,
+    timelines: Mapping[str, Sequence[Columns]],
+    blocks: Mapping[str, Callable[[], Iterator[dict[str, Any]]]],
+    *,
+    vocab: Mapping[str, pl.DataFrame] | None,
+    report: Mapping[str, Any] | None,
+    facts: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    version: str,
+    builder: "type[BlockBuilder] | None" = None,
+) -> pathlib.Path:
+    """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
     path = prepared_path(out_dir, name, options, version)
     if is_prepared(path):
         logging.info("%s is already prepared in %s", name, path)
@@ -89,15 +127,11 @@ def write_prepared(
     identity = {
         "name": name,
         "version": version,
-        "config": options,
+        "config": dict(options),
         "hash": path.parent.name,
         **(facts or {}),
         "blocks": {},  # filled in while they are written
     }
-    make = functools.partial(
-        _split_blocks, schema, timelines, block_size=block_size, unit=unit, seed=seed
-    )
-    blocks = {split: functools.partial(make, split, columns) for split, columns in splits.items()}
     extras = functools.partial(
         _write_extras, schema=schema, timelines=timelines, vocab=vocab or {}, report=report or {}
     )
@@ -167,17 +201,37 @@ class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             **self.about(),
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {split: self._generate_examples(split) for split in self._splits}
+    def _split_generators(self, dl_manager):  # abstract there; `_generate_splits` needs none
+        raise NotImplementedError
 
-    def _generate_examples(self, split):
-        rows, partitions = [], []
-        for i, block in enumerate(self._splits[split]()):
+    _generate_examples = _split_generators
+
+    def _generate_splits(self, dl_manager, download_config):
+        """Streams the blocks to disk.
+
+        TFDS's own writer holds a split in memory to sort it and, past 1 GiB, wants TensorFlow; blocks are in order.
+        """
+        del dl_manager, download_config
+        return [self._write_split(split) for split in self._splits]
+
+    def _write_split(self, split: str) -> tfds.core.SplitInfo:
+        features, template = self.info.features, self._get_filename_template(split)
+        serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+        rows, partitions, files = [], [], _Files(pathlib.Path(self.data_dir) / split)
+        blocks = self._splits[split]()
+        for block in tqdm.tqdm(
+            blocks, split, unit=" blocks", mininterval=1.0, leave=False, disable=None
+        ):
+            files.add(serializer.serialize_example(features.encode_example(block)))
             rows.append(len(block["row"]))
             partitions.append(int(block[PARTITION]))
-            yield i, block
+        if not rows:
+            raise DataError(f"split {split!r} has no impression; correct what chooses its rows")
+        lengths = files.close(template)
         self.info.metadata["blocks"][split] = {"rows": rows, PARTITION: partitions}
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=files.nbytes, filename_template=template
+        )
 
     def _download_and_prepare(self, dl_manager, download_config):
         super()._download_and_prepare(dl_manager, download_config)
@@ -187,6 +241,48 @@ class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         pass
 
     _log_download_done = _log_download_bytes
+
+
+class _Files:
+    """ArrayRecord files of about `SHARD_BYTES`, one after the other.
+
+    Attributes:
+      nbytes: Of all records.
+    """
+
+    def __init__(self, stem: pathlib.Path):
+        self.nbytes = 0
+        self._stem = stem
+        self._writer: Any = None
+        self._files: list[pathlib.Path] = []
+        self._lengths: list[int] = []
+        self._room = 0
+
+    def add(self, record: bytes) -> None:
+        if self._writer is None or self._room <= 0:
+            self._finish()
+            self._files.append(
+                self._stem.with_name(f"{self._stem.name}-{len(self._files)}.writing")
+            )
+            self._lengths.append(0)
+            self._room = SHARD_BYTES
+            path = os.fspath(self._files[-1])
+            self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        self._writer.write(record)
+        self._lengths[-1] += 1
+        self._room -= len(record)
+        self.nbytes += len(record)
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def close(self, template) -> list[int]:
+        """Names the files, now that their number is known; returns their numbers of records."""
+        self._finish()
+        for i, file in enumerate(self._files):
+            file.rename(template.sharded_filepath(shard_index=i, num_shards=len(self._files)))
+        return self._lengths
 
 
 def _build(path: pathlib.Path, make_builder: Callable[[], BlockBuilder]) -> None:
@@ -322,10 +418,10 @@ def _check_range(what: str, x: np.ndarray, stop: int) -> None:
 # ------------------------------------------------------------------------------------------- blocks
 
 
-def _split_blocks(
+def split_blocks(
     schema, timelines, split, columns, *, block_size, unit, seed
 ) -> Iterator[dict[str, Any]]:
-    """The records of one split, in order."""
+    """The records of one split, in order: checked columns, permuted if it is a training split."""
     columns = _checked(schema, split, columns() if callable(columns) else columns, timelines)
     dtypes = column_dtypes(schema)
     row = 0

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import prepared, vocabulary
+from recjax.data import prepared, vocabulary, writing
 from recjax.data.prepared import DataError, Prepared
 from recjax.data.vocabulary import DAY, Vocabulary
 from recjax.data.writing import write_prepared
@@ -92,6 +92,20 @@ def test_training_order_is_one_seeded_permutation_and_others_are_by_request(tmp_
         read(first, "train_matched")["request"], np.sort(columns()["request"])
     )
     np.testing.assert_array_equal(read(first, "test")["request"], np.sort(columns()["request"]))
+
+
+def test_a_split_goes_to_several_files_and_never_through_tfds_s_buffer(tmp_path, monkeypatch):
+    """TFDS's own writer sorts a split in memory and needs TensorFlow for one of more than 1 GiB."""
+    whole = write(tmp_path / "one")
+    monkeypatch.setattr(writing, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)
+    parts = write(tmp_path / "many")
+    files = sorted(f.name for f in parts.path.glob("*.array_record*"))
+    assert len(files) > 3 and files[1].endswith(f"-00001-of-{len(files):05d}")
+    assert not list(parts.path.glob("*.writing"))
+    one, many = read(whole, "train"), read(parts, "train")
+    for name, x in one.items():
+        np.testing.assert_array_equal(x, many[name], err_msg=name)
 
 
 def test_an_empty_split_is_refused(tmp_path):
