@@ -19,34 +19,51 @@ from recjax import configs
 from recjax.data import open_data
 from recjax.run import plain, set_up, write_text
 from recjax.serving import artifact, bench
-from scaling import distil, fit, report, rivals, study, sweep
+from scaling import decide, distil, fit, laws, report, study, sweep
 from scaling.grades import LADDER
 
 
-def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
-    """The data-size law of each grade, with its held-out point and rivals; a grade too small to fit says why."""
-    out = []
-    for grade in grades:
-        try:
-            x, y = fit.points(rows, "examples", "auc", grade=grade)
-            law = rivals.study(x, y, axis="examples", metric="auc")
-            needed = [law.needed(round(law.predict(x.max()) + 0.01, 4))]  # one point of AUC more
-            out.append({"label": f"grade {grade}", **law.to_json(), "needed": needed})
-        except fit.FitError as e:
-            logging.warning("grade %s: no law: %s", grade, e)
-    return out
+def law_stage(rows: list[dict], root: epath.Path) -> None:
+    """Fits everything the rows support: fit.json (a law per axis and slice), laws.json, decisions.json."""
+    found = laws.study(rows)
+    flat_fits = [f for axis in found.pop("axes").values() for f in axis]
+    try:
+        decisions = decide.study(rows)
+    except fit.FitError as e:
+        decisions = {}
+        logging.warning("no joint law, so no decisions: %s", e)
+    for name, value in (("fit", flat_fits), ("laws", found), ("decisions", decisions)):
+        write_text(root / f"{name}.json", json.dumps(plain(value), indent=1))
+
+
+def law_context(root: epath.Path) -> dict:
+    """The law stage's part of the report, and what failed."""
+    read = lambda name: json.loads((root / f"{name}.json").read_text())  # noqa: E731
+    return dict(
+        fits=read("fit"),
+        study=read("laws"),
+        decisions=read("decisions"),
+        failed=sweep.failures(root),
+    )
 
 
 def grade_table(rows: list[dict]) -> dict[str, dict]:
-    """What each grade of the sweep is, in numbers."""
-    return {
-        r["grade"]: {
-            "blocks": LADDER[r["grade"]].blocks,
-            "width": LADDER[r["grade"]].width,
-            **{k: r[k] for k in ("n_blocks", "n_dense", "n_embedding", "flops_per_example")},
-        }
-        for r in rows
-    }
+    """What each grade of the sweep is, in numbers, smallest first; FLOPs at the history of its first row."""
+    names = (
+        "blocks",
+        "width",
+        "history",
+        "n_blocks",
+        "n_head",
+        "n_dense",
+        "n_embedding",
+        "flops_per_example",
+    )
+    first: dict[str, dict] = {}
+    for r in rows:
+        if laws.on_ladder(r) and not r.get("variant"):
+            first.setdefault(r["grade"], {k: r[k] for k in names if k in r})
+    return {g: first[g] for g in LADDER if g in first}
 
 
 def cached(path: epath.Path, make) -> Any:
@@ -121,6 +138,7 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
     logging.info("=== 2/5 sweep")
     plan = study.trials(config, data.schema, data.identity["hash"])
     rows = sweep.run_sweep(plan, root, shard, config.sweep.get("members", 1))
+    write_text(root / "sweep.json", json.dumps(plain(config), indent=1))
     waiting = len(plan) - len({r["trial"] for r in rows})
     if waiting:
         logging.info(
@@ -130,8 +148,7 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
         )
         return ""
     logging.info("=== 3/5 law")
-    laws = fits(rows, tuple(config.sweep.grades))
-    write_text(root / "fit.json", json.dumps(laws, indent=1))
+    law_stage(rows, root)
     logging.info("=== 4/5 teacher, student, artifact")
     results = distil_stage(config, root) if "distil" in config else {}
     latency = latency_stage(config, root) if "distil" in config else {}
@@ -140,7 +157,7 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
         title=config.title,
         trials=rows,
         grades=grade_table(rows),
-        fits=laws,
+        **law_context(root),
         distil=distil_context(results, config.experiment.eval.final) if results else None,
         latency=latency,
         data=data.report,
