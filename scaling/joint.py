@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from scaling.fit import MIN_SIZES, FitError, fit_law, plain, power_law
+from recjax.run import plain
+from scaling.fit import MIN_SIZES, FitError, fit_law, power_law
 from scaling.projection import Array, problem, solve
 
 MIN_AXIS = 3  # values of a size, for an exponent of it

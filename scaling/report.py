@@ -22,7 +22,7 @@ from recjax.run import write_text
 from scaling import charts
 from scaling.fit import count
 from scaling.grades import TRAIN_FACTOR
-from scaling.laws import on_ladder
+from scaling.laws import AS_RELEASED, on_ladder
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
@@ -116,9 +116,8 @@ def prepare(context: Mapping[str, Any]) -> dict[str, Any]:
             "study": study,
             "decisions": decisions,
             "failed": context.get("failed") or [],
-            "frontier_grades": list(
-                dict.fromkeys(str(r["grade"]) for r in by_cost(trials, study, metric))
-            ),
+            "frontier_grades": cheapest_first(own_rows(trials, study)),
+            "budgets": [f"{c['flops']:.1e}" for c in isoflops(trials, study, metric)],
             "distil": distil_rows(context.get("distil"), metric),
             "latency": latency,
             "slowest": max(
@@ -131,54 +130,54 @@ def prepare(context: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def by_cost(trials, study, metric: str) -> list[dict]:
-    """Everything measured of the model itself, by training FLOPs."""
+def own_rows(trials, study) -> list[dict]:
+    """Rows of the model itself, no ablation and no check, that say what they cost."""
     kind = study.get("kind") or "pass"
     own = [r for r in trials if r.get("kind") == kind and not r.get("variant")]
-    own = [r for r in own if "flops_per_example" in r and "grade" in r]
-    return charts.compute_frontier(own, metric, TRAIN_FACTOR)
+    return [r for r in own if "flops_per_example" in r and "grade" in r]
+
+
+def usual_history(rows) -> int | None:
+    """The most frequent history length."""
+    lengths = [r["history"] for r in rows if "history" in r]
+    return max(set(lengths), key=lengths.count) if lengths else None
+
+
+def isoflops(trials, study, metric: str) -> list[dict]:
+    own = own_rows(trials, study)
+    ladder = [r for r in own if r.get("history") == usual_history(own) and on_ladder(r)]
+    return charts.isoflop_curves(ladder, metric, TRAIN_FACTOR)
+
+
+def cheapest_first(rows) -> list[str]:
+    """Grades in the order in which the frontier draws them."""
+    ordered = sorted(rows, key=lambda r: r["flops_per_example"] * r["examples"])
+    return list(dict.fromkeys(str(r["grade"]) for r in ordered))
 
 
 def all_charts(grid, fits, trials, study, decisions, metric: str) -> dict[str, Markup]:
     """name -> chart, of everything there are numbers for; the names are those of the files."""
-    out = {}
-    if grid["cells"]:
-        out["grid"] = charts.grid_chart(grid, metric)
-    for i, f in enumerate(fits):
-        out[f"law-{i}"] = f["chart"]
-    kind = study.get("kind") or "pass"
-    own = [
-        r
-        for r in trials
-        if r.get("kind") == kind and not r.get("variant") and "flops_per_example" in r
+    own, curves = own_rows(trials, study), isoflops(trials, study, metric)
+    costs = charts.compute_frontier(own, metric, TRAIN_FACTOR)
+    timed = [
+        dict(r, tip=f"grade {r['grade']}: {r['value']:.4f}, {r['ms']:.2f} ms")
+        for r in decisions.get("frontier") or ()
     ]
-    lengths = [r.get("history") for r in own]
-    usual = max(set(lengths), key=lengths.count) if lengths else None
-    curves = charts.isoflop_curves(
-        [r for r in own if r.get("history") == usual and on_ladder(r)], metric, TRAIN_FACTOR
-    )
-    if curves:
-        out["isoflop"] = charts.isoflop_chart(curves, metric)
-    costs = by_cost(trials, study, metric)
-    if costs:
-        out["frontier"] = charts.frontier_chart(costs, "train_flops", "training FLOPs", metric)
-    if decisions.get("frontier"):
-        rows = [
-            dict(r, tip=f"grade {r['grade']}: {r['value']:.4f}, {r['ms']:.2f} ms")
-            for r in decisions["frontier"]
-        ]
-        out["latency"] = charts.frontier_chart(rows, "ms", "ms a request", metric)
     deltas = [
         dict(d, label=f"{a['variant']}, grade {d['grade']}, {count(d['examples'])}")
         for a in study.get("ablations") or ()
         for d in a["deltas"]
-        if a["variant"] != "as released"
+        if a["variant"] != AS_RELEASED
     ]
-    if deltas:
-        out["ablations"] = charts.interval_chart(
-            deltas, f"{metric} of each variant minus the model's"
-        )
-    return out
+    made = {
+        "grid": grid["cells"] and charts.grid_chart(grid, metric),
+        **{f"law-{i}": f["chart"] for i, f in enumerate(fits)},
+        "isoflop": curves and charts.isoflop_chart(curves, metric),
+        "frontier": costs and charts.frontier_chart(costs, "train_flops", "training FLOPs", metric),
+        "latency": timed and charts.frontier_chart(timed, "ms", "ms a request", metric),
+        "ablations": deltas and charts.interval_chart(deltas, f"{metric}: variant minus the model"),
+    }
+    return {name: chart for name, chart in made.items() if chart}
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -263,8 +262,7 @@ def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
     """
     kinds = {"cooldown"} if any(r.get("kind") == "cooldown" for r in trials) else {"pass", "train"}
     trials = [r for r in trials if "blocks" not in r or on_ladder(r)]
-    lengths = [r["history"] for r in trials if "history" in r]
-    usual = max(set(lengths), key=lengths.count) if lengths else None
+    usual = usual_history(trials)
     found: dict[tuple[Any, Any], list[float]] = {}
     for r in trials:
         y, key = r.get(metric), (r.get("grade"), r.get("examples"))
@@ -315,7 +313,14 @@ def answer(
     fits: Sequence[Mapping[str, Any]], distil: Mapping[str, Any] | None, metric: str
 ) -> list[str]:
     """What was found, one sentence a finding."""
-    out = [law_sentence(f) for f in fits]
+    out = [law_sentence(f) for f in fits if f.get("headline", True)]
+    held = [f["holdout"] for f in fits if "observed" in (f.get("holdout") or {})]
+    if len(held) > 1:
+        inside = sum(h["inside"] for h in held)
+        out.append(
+            f"Of {len(held)} laws that were fitted without their largest size, {inside} have it inside their "
+            f"{100 * fits[0]['level']:.0f} % interval."
+        )
     paired = (distil or {}).get("paired")
     if paired:
         sure = (
@@ -335,7 +340,7 @@ def answer(
 def law_sentence(f: Mapping[str, Any]) -> str:
     end, level = f["curve"][-1], f"{100 * f['level']:.0f} %"
     text = (
-        f"{f['label']}: {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
+        f"By {words(f['axis'])} ({f['label']}): {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
         f"expects {f['metric']} {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
     )
     held = f.get("holdout") or {}
