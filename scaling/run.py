@@ -125,10 +125,13 @@ def commands(config_path: str, workdir: str) -> list[dict]:
     ]  # fmt: skip
 
 
-def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> str:
+def run(
+    config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1), only_report: bool = False
+) -> str:
     """All stages; returns the path of report.html.
 
-    A shard of several trains its part of the sweep and stops there unless that was the last of it.
+    A shard of several trains its part of the sweep and stops there unless that was the last of it. With `only_report`
+    nothing is trained: the report is of what has finished so far.
     """
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
@@ -137,10 +140,13 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
     data = open_data(config.experiment.data)
     logging.info("=== 2/5 sweep")
     plan = study.trials(config, data.schema, data.identity["hash"])
-    rows = sweep.run_sweep(plan, root, shard, config.sweep.get("members", 1))
+    members = config.sweep.get("members", 1)
+    rows = sweep.collect(plan, root) if only_report else sweep.run_sweep(plan, root, shard, members)
     write_text(root / "sweep.json", json.dumps(plain(config), indent=1))
     waiting = len(plan) - len({r["trial"] for r in rows})
-    if waiting:
+    if only_report and not rows:
+        raise ValueError(f"no trial in {workdir} has finished yet, so there is nothing to report")
+    if waiting and not only_report:
         logging.info(
             "%d of %d trials are other shards'; the last shard writes the report",
             waiting,
@@ -150,8 +156,9 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
     logging.info("=== 3/5 law")
     law_stage(rows, root)
     logging.info("=== 4/5 teacher, student, artifact")
-    results = distil_stage(config, root) if "distil" in config else {}
-    latency = latency_stage(config, root) if "distil" in config else {}
+    distilled = "distil" in config and not only_report
+    results = distil_stage(config, root) if distilled else {}
+    latency = latency_stage(config, root) if distilled else {}
     logging.info("=== 5/5 report")
     context = dict(
         title=config.title,
@@ -182,7 +189,7 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value))
+    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value), _REPORT.value)
 
 
 if __name__ == "__main__":
@@ -190,6 +197,7 @@ if __name__ == "__main__":
         "config", None, "scaling/configs/<name>.py[:arg]", lock_config=True
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory, local or bucket")
+    _REPORT = flags.DEFINE_bool("only_report", False, "report what has finished, train nothing")
     _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process's part of the sweep")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -78,7 +78,7 @@ def cpu() -> tuple[dict, ...]:
             passes(("0",), SEEDS, POINTS[:5], history=10),
             passes(("0",), SEEDS, POINTS[:5], history=100),
             independent(("0",), SEEDS, POINTS[:5:2]),
-            passes(("0",), SEEDS, POINTS[:5], history=200),
+            passes(("0",), SEEDS, POINTS[:4], history=200),
             shapes,
         )
     )
