@@ -133,7 +133,7 @@ def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -
     out = []
     for values, group in sorted(cells.items()):
         sizes = dict(zip(law.axes, values, strict=True))
-        low, high = law.interval(sizes)
+        low, high = law.interval(sizes, len(group))
         observed = float(np.mean([r[metric] for r in group]))
         out.append({
             **sizes, "seeds": len(group), "observed": observed, "predicted": law.predict(sizes), "low": low,
