@@ -28,7 +28,8 @@ def law_stage(rows: list[dict], root: epath.Path) -> None:
     found = laws.study(rows)
     flat_fits = [f for axis in found.pop("axes").values() for f in axis]
     try:
-        decisions = decide.study(rows)
+        timed = sorted(root.glob("distil/latency-*.json"))  # scaling.distill's, by grade
+        decisions = decide.study(rows, latency_ms=decide.read_latency(timed[0]) if timed else None)
     except fit.FitError as e:
         decisions = {}
         logging.warning("no joint law, so no decisions: %s", e)
