@@ -38,10 +38,10 @@ def measured_kind(rows: Iterable[Row]) -> str:
     return "cooldown" if any(r["kind"] == "cooldown" for r in rows) else "pass"
 
 
-def base_rows(rows: Sequence[Row], variant: str = "") -> list[Row]:
-    """The rows of the model itself, no ablation, of the kind that laws are fitted to."""
-    kind = measured_kind(rows)
-    return [r for r in rows if r["kind"] == kind and r.get("variant", "") == variant]
+def base_rows(rows: Sequence[Row], kind: str = "") -> list[Row]:
+    """The rows of the model itself, no ablation, of one kind; "": the kind that laws are fitted to."""
+    kind = kind or measured_kind(rows)
+    return [r for r in rows if r["kind"] == kind and not r.get("variant")]
 
 
 def on_ladder(row: Row) -> bool:

@@ -4,11 +4,9 @@ Prepares the data, trains the sweep, fits the law, trains teacher and student, e
 and writes report.html. Every stage leaves its file in the workdir; the same command goes on from the last one.
 """
 
-from collections.abc import Mapping
 import json
 import platform
 import sys
-from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
@@ -17,9 +15,10 @@ from ml_collections import ConfigDict, config_flags
 
 from recjax import configs
 from recjax.data import open_data
-from recjax.run import plain, set_up, write_text
-from recjax.serving import artifact, bench
-from scaling import decide, distil, fit, laws, report, study, sweep
+from recjax.run import plain, read_jsonl, set_up, write_text
+from recjax.serving import artifact, bench, export
+from scaling import decide, distill, fit, laws, report, study, sweep
+from scaling.distill import cached
 from scaling.grades import LADDER
 
 
@@ -67,55 +66,74 @@ def grade_table(rows: list[dict]) -> dict[str, dict]:
     return {g: first[g] for g in LADDER if g in first}
 
 
-def cached(path: epath.Path, make) -> Any:
-    """The JSON in `path`, made and written when absent."""
-    if not path.exists():
-        write_text(path, json.dumps(plain(make()), indent=1))
-    return json.loads(path.read_text())
-
-
 def hardware() -> str:
     return f"{jax.devices()[0].device_kind} x {jax.device_count()}, {platform.machine()}, jax {jax.__version__}"
 
 
 def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
-    """Trains the pairs, exports the first seed's distilled student, and scores requests through it."""
+    """Distils what the config names; see scaling.distill for a student chosen by a latency budget."""
     d = config.distil
-    base = ConfigDict(config.experiment.to_dict())
-    base.train.examples = d.examples
-    base.eval.at_examples = ()
-    options = dict(
-        teacher={**base.model.to_dict(), **LADDER[d.teacher].options()},
-        student={
-            **base.model.to_dict(),
-            "name": "lightsuan",
-            **LADDER[d.student].options(),
-            **d.student_options.to_dict(),
-        },
-        temperature=d.temperature,
-        weight=d.weight,
+    spec = distill.Spec(
+        teacher=d.teacher,
+        student=d.student,
+        student_options=d.student_options.to_dict(),
+        mode=d.mode,
+        temperatures=d.temperatures,
+        weights=d.weights,
+        examples=d.examples,
+        seeds=d.seeds,
+        teachers=distill.finished(root, d.teacher) if d.mode == "offline" else (),
     )
-    results = cached(
-        root / "distil.json", lambda: distil.run(base, options, tuple(d.seeds), root / "distil")
+    return cached(
+        root / "distil.json", lambda: distill.study(config.experiment, spec, root / "distil")
     )
+
+
+def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dict:
+    """Exports the student, reloads it from disk and times requests of `candidates` candidates through it."""
     if not (root / "artifact" / "manifest.json").exists():
-        distil.export_student(root / "distil" / f"distilled-{d.seeds[0]}", root / "artifact")
-    return results
-
-
-def latency_stage(config: ConfigDict, root: epath.Path) -> dict:
-    """Reloads the artifact from disk and times requests of `config.candidates` candidates through it."""
+        export.export_run(student, root / "artifact")
 
     def measure():
-        loaded = artifact.load(root / "artifact")
-        row = bench.measure(loaded, config.candidates)
+        row = bench.measure(artifact.load(root / "artifact"), candidates)
         return {
-            "candidates": config.candidates,
+            "candidates": candidates,
             "hardware": hardware(),
             "rows": [{"model": "distilled student", **row}],
         }
 
     return cached(root / "latency.json", measure)
+
+
+def publish(root: epath.Path, results: dict, students: epath.Path, candidates: int) -> str:
+    """Puts another distillation of a finished sweep into its report, with the artifact it made.
+
+    Args:
+      root: The sweep.
+      results: Of `distill.study`.
+      students: Where its runs lie; the artifact goes beside them.
+      candidates: Of the requests timed.
+    """
+    seed = min(int(p.name.rsplit("-", 1)[1]) for p in students.glob("distilled-*"))
+    latency = serving_stage(students, students / f"distilled-{seed}", candidates)
+    return write(ConfigDict(json.loads((root / "sweep.json").read_text())), root, results, latency)
+
+
+def write(config: ConfigDict, root: epath.Path, results: dict, latency: dict) -> str:
+    """The report, from the files of the stages; returns its path."""
+    rows = read_jsonl(root / "trials.jsonl")
+    context = dict(
+        title=config.title,
+        trials=rows,
+        grades=grade_table(rows),
+        **law_context(root),
+        distil=distill.context(results, tuple(config.experiment.eval.final)) if results else None,
+        latency=latency,
+        data=open_data(config.experiment.data).report,
+        grade_law_command=config.grade_law_command,
+        commands=commands(config.path, str(root)),
+    )
+    return report.write_report(str(root), context)
 
 
 def commands(config_path: str, workdir: str) -> list[dict]:
@@ -157,32 +175,15 @@ def run(
     logging.info("=== 3/5 law")
     law_stage(rows, root)
     logging.info("=== 4/5 teacher, student, artifact")
-    distilled = "distil" in config and not only_report
-    results = distil_stage(config, root) if distilled else {}
-    latency = latency_stage(config, root) if distilled else {}
+    results, latency = {}, {}
+    if "distil" in config and not only_report:
+        results = distil_stage(config, root)
+        student = root / "distil" / f"distilled-{config.distil.seeds[0]}"
+        latency = serving_stage(root, student, config.candidates)
     logging.info("=== 5/5 report")
-    context = dict(
-        title=config.title,
-        trials=rows,
-        grades=grade_table(rows),
-        **law_context(root),
-        distil=distil_context(results, config.experiment.eval.final) if results else None,
-        latency=latency,
-        data=data.report,
-        grade_law_command=config.grade_law_command,
-        commands=commands(config.path, workdir),
-    )
-    path = report.write_report(workdir, context)
+    path = write(config, root, results, latency)
     logging.info("report: %s", path)
     return path
-
-
-def distil_context(results: Mapping[str, Any], splits: tuple[str, ...]) -> dict:
-    first = splits[0]
-    d = distil.paired(results, first)
-    spread = "" if d["sd"] is None else f" (sd over {d['seeds']} seeds {d['sd']:.4f})"
-    note = f"Distilled minus undistilled student on {first}: AUC {d['mean']:+.4f}{spread}, paired by seed."
-    return {"rows": [r for s in splits for r in distil.report_rows(results, s)], "note": note}
 
 
 def main(_) -> None:

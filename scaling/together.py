@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, embedding, evaluate, models, transfer
+from recjax import checkpoint, embedding, models, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
+from recjax.evaluator import Evaluator
 from recjax.run import Run, Stop, flat, plain, read_jsonl
 from recjax.step import forward_flops, init_trees, make_step, zero_sums
 from recjax.system import System
@@ -57,7 +58,8 @@ def shape(config: ConfigDict) -> tuple:
 
 def suits(config: ConfigDict) -> bool:
     """Whether a config is a plain pass or several: no earlier stages, no choice of the best, no periodic evaluation."""
-    special = config.needs, config.init_from, config.eval.use_best, config.eval.every
+    special = [config.needs, config.init_from, config.continue_from, config.train.online]
+    special += [config.eval.use_best, config.eval.every, config.data.length_buckets]
     return not any(special) and jax.device_count() == 1
 
 
@@ -122,7 +124,7 @@ class Together:
         self.mesh = meshes.make()
         self.example = meshes.put(self.mesh, next(iter(first)))
         self.plan = embedding.plan(self.system.tables, self.data.schema, self.mesh)
-        self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
+        self.evaluator = Evaluator(self.system, self.mesh, self.plan)
         self.rates = stack([_rates(models.build(self.data.schema, k.model), k) for k in configs])
         self.keys = jnp.stack([jax.random.key(k.seed) for k in configs])
         self.program = jax.jit(self._chunk, donate_argnums=0)
@@ -132,9 +134,11 @@ class Together:
 
     def batches(self, start: int):
         c = self.config
+        part = dict(recent=c.train.recent, recent_days=c.train.recent_days)
         return self.data.batches(
             c.data.train,
             c.train.batch,
+            **{k: v for k, v in part.items() if v},  # few sources know them
             start=start,
             examples=c.train.examples,
             epochs=c.train.epochs,

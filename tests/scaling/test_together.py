@@ -59,7 +59,7 @@ def assert_close(a, b):
 
 def test_a_members_run_directory_is_a_plain_finished_looking_run(three):
     folder, _, _ = three
-    from recjax.evaluate import open_run
+    from recjax.evaluator import open_run
 
     c, _, _, trees = open_run(folder / "members" / "2")
     assert c.opt.lr == 0.2 and "dense" in trees
