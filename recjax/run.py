@@ -3,7 +3,6 @@
 A finished run is never redone, a second writer is refused, and an interrupted run goes on with the same command.
 """
 
-import contextlib
 import fcntl
 import json
 import math
@@ -220,9 +219,12 @@ class Run:
 
 
 def read_jsonl(path: epath.PathLike) -> list[dict]:
-    """Rows of a JSON-lines file; a half-written last line (a crash) is left out."""
-    rows = []
-    for line in epath.Path(path).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    """Rows of a JSON-lines file; a half-written last line (a crash) is left out, damage elsewhere raises RunError."""
+    rows, lines = [], epath.Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
             rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            if number < len(lines):
+                raise RunError(f"{path}, line {number} is not JSON ({e}); remove it") from None
     return rows

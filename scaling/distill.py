@@ -32,10 +32,13 @@ from recjax.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
 from recjax.teach import teach
 from recjax.train import train
+from scaling import laws
+from scaling import sweep as sweeps
 from scaling.grades import LADDER
 
 METRICS = ("auc", "gauc_visit", "logloss", "ece")
 MODES = ("offline", "online")
+STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep names none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +303,7 @@ def distill(
     root = epath.Path(sweep)
     config, rows = sweep_of(root)
     base = ConfigDict(config["experiment"])
-    options = config["distil"]["student_options"]
+    options = config.get("distil", {}).get("student_options", STUDENT_OPTIONS)
     out, data = root / "distil", open_data(base.data)
 
     def measure():
@@ -311,7 +314,7 @@ def distill(
     ms = cached(out / f"latency-{candidates}.json", measure)
     chosen = pick(quality(rows), {g: m["p99_ms"] for g, m in ms.items()}, budget_ms)
     logging.info("teacher grade %s, student grade %s", chosen["teacher"], chosen["student"])
-    runs = sorted({r["run"] for r in rows if r["grade"] == chosen["teacher"]})
+    runs = finished(root, chosen["teacher"])
     spec = Spec(
         **chosen,
         student_options=options,
@@ -320,19 +323,29 @@ def distill(
         weights=tuple(weights),
         examples=examples or max(r["examples"] for r in rows),
         seeds=tuple(seeds),
-        teachers=tuple(str(root / "runs" / r) for r in runs[: teachers or None]),
+        teachers=runs[: teachers or None],
     )
     return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode))
 
 
+def finished(root: epath.Path, grade: str) -> tuple[str, ...]:
+    """Workdirs of the sweep's runs of a grade: the model itself, on the most examples."""
+    rows = [r for r in sweep_of(root)[1] if r["grade"] == grade]
+    most = max((r["examples"] for r in rows), default=0)
+    return tuple(sorted({str(sweeps.run_dir(root, r)) for r in rows if r["examples"] == most}))
+
+
 def sweep_of(root: epath.Path) -> tuple[dict, list[dict]]:
-    """(config, rows of trials.jsonl) of a finished sweep."""
+    """(config, rows) of a finished sweep: the ladder's passes at the experiment's history, no checks, no variants."""
     for name in ("sweep.json", "trials.jsonl"):
         if not (root / name).exists():
             raise FileNotFoundError(
                 f"{root / name} does not exist; give the --workdir of a python -m scaling.run that has finished"
             )
-    return json.loads((root / "sweep.json").read_text()), read_jsonl(root / "trials.jsonl")
+    config = json.loads((root / "sweep.json").read_text())
+    rows = laws.base_rows(read_jsonl(root / "trials.jsonl"), kind="pass")
+    history = config["experiment"]["data"]["history"]
+    return config, [r for r in rows if laws.on_ladder(r) and r.get("history", history) == history]
 
 
 def main(_) -> None:

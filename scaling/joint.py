@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from scaling.fit import MIN_SIZES, FitError, fit_law, plain, power_law
+from recjax.run import plain
+from scaling.fit import MIN_SIZES, FitError, fit_law, power_law
 from scaling.projection import Array, problem, solve
 
 MIN_AXIS = 3  # values of a size, for an exponent of it
@@ -65,9 +66,12 @@ class JointFit:
         """The law at these sizes, one for each axis."""
         return float(self._values(self._parameters, sizes)[0])
 
-    def interval(self, sizes: Mapping[str, float]) -> tuple[float, float]:
-        """Interval of the law there."""
-        return self.interval_of(self._values(self._draws, sizes), self.predict(sizes))
+    def interval(self, sizes: Mapping[str, float], seeds: int = 0) -> tuple[float, float]:
+        """Interval of the law there, or with seeds > 0 of the mean of that many new runs."""
+        middle = self.predict(sizes)
+        low, high = self.interval_of(self._values(self._draws, sizes), middle)
+        noise = _t(self.level, self.runs) * self.sigma / math.sqrt(seeds) if seeds else 0.0
+        return middle - math.hypot(middle - low, noise), middle + math.hypot(high - middle, noise)
 
     def gain(self, start: Mapping[str, float], end: Mapping[str, float]) -> dict[str, float]:
         """How much better `end` is than `start`: value, low, high; what both share cancels."""
@@ -132,10 +136,13 @@ class JointFit:
         return plain({n: getattr(self, n) for n in names} | {"law": self.formula})
 
 
+def _t(level: float, runs: int) -> float:
+    return float(stats.t.ppf(0.5 + level / 2, max(runs - 3, 2)))
+
+
 def widening(level: float, runs: int) -> float:
     """t over normal quantile: percentiles of few runs are too narrow."""
-    side = 0.5 + level / 2
-    return float(stats.t.ppf(side, max(runs - 3, 2)) / stats.norm.ppf(side))
+    return _t(level, runs) / float(stats.norm.ppf(0.5 + level / 2))
 
 
 def fit_joint(

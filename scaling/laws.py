@@ -18,10 +18,12 @@ from absl import logging
 import numpy as np
 from scipy import stats
 
+from recjax.run import plain
 from scaling import fit, joint, rivals
 from scaling.grades import LADDER
 
 Row = Mapping[str, Any]
+AS_RELEASED = "as released"  # the model itself, among its variants
 CONTROLS = {
     "examples": ("grade", "blocks", "width", "history"),
     "n_blocks": ("history", "examples"),
@@ -36,10 +38,10 @@ def measured_kind(rows: Iterable[Row]) -> str:
     return "cooldown" if any(r["kind"] == "cooldown" for r in rows) else "pass"
 
 
-def base_rows(rows: Sequence[Row], variant: str = "") -> list[Row]:
-    """The rows of the model itself, no ablation, of the kind that laws are fitted to."""
-    kind = measured_kind(rows)
-    return [r for r in rows if r["kind"] == kind and r.get("variant", "") == variant]
+def base_rows(rows: Sequence[Row], kind: str = "") -> list[Row]:
+    """The rows of the model itself, no ablation, of one kind; "": the kind that laws are fitted to."""
+    kind = kind or measured_kind(rows)
+    return [r for r in rows if r["kind"] == kind and not r.get("variant")]
 
 
 def on_ladder(row: Row) -> bool:
@@ -62,7 +64,10 @@ def slices(rows: Sequence[Row], axis: str) -> dict[tuple, list[Row]]:
 
 
 def axis_laws(rows: Sequence[Row], axis: str, metric: str, **options: Any) -> list[dict]:
-    """The axis's law in every slice: label, the fit as JSON, its held-out point and its rivals."""
+    """The axis's law in every slice: label, the fit as JSON, its held-out point and its rivals.
+
+    The slice with most sizes comes first and is the `headline`.
+    """
     out = []
     for values, chosen in slices(base_rows(rows), axis).items():
         label = named(axis, values)
@@ -76,7 +81,15 @@ def axis_laws(rows: Sequence[Row], axis: str, metric: str, **options: Any) -> li
         needed = [law.needed(round(law.predict(x.max()) + step, 4))]
         where = dict(zip(CONTROLS[axis], values, strict=True))
         out.append({"label": label, "where": where, **law.to_json(), "needed": needed})
-    return out
+    out.sort(key=lambda f: (-f["sizes"], -f["points"], -max(f["x"]), -_amount(f["where"])))
+    return [dict(f, headline=i == 0) for i, f in enumerate(out)]
+
+
+def _amount(where: Mapping[str, Any]) -> float:
+    """Which of two slices is the larger study: by its examples, then by its shape."""
+    return 1e6 * (where.get("examples") or 0) + (where.get("blocks") or 0) * (
+        where.get("width") or 0
+    )
 
 
 def named(axis: str, values: tuple) -> str:
@@ -120,7 +133,7 @@ def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -
     out = []
     for values, group in sorted(cells.items()):
         sizes = dict(zip(law.axes, values, strict=True))
-        low, high = law.interval(sizes)
+        low, high = law.interval(sizes, len(group))
         observed = float(np.mean([r[metric] for r in group]))
         out.append({
             **sizes, "seeds": len(group), "observed": observed, "predicted": law.predict(sizes), "low": low,
@@ -220,7 +233,7 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
                 law = rivals.study(x, y, axis="examples", metric=metric)
                 laws.append(dict(label=named("examples", values), a=law.a, interval=law.intervals["a"],
                                  r2=law.r2, holdout=law.holdout))  # fmt: skip
-        out.append(dict(variant=variant or "as released", deltas=deltas, laws=laws))
+        out.append(dict(variant=variant or AS_RELEASED, deltas=deltas, laws=laws))
     return out if len(out) > 1 else []
 
 
@@ -241,4 +254,4 @@ def study(rows: Sequence[Row], metric: str = "auc", draws: int = 120) -> dict[st
             out["joint_holdouts"].append({"axis": axis, "why": str(e)})
     out["agreement"], out["rates"] = agreement(rows, metric), rates(rows, metric)
     out["ablations"] = ablations(rows, metric)
-    return fit.plain(out)
+    return plain(out)

@@ -17,35 +17,53 @@ from recjax import configs
 from recjax.data import open_data
 from recjax.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench, export
-from scaling import distill, fit, report, rivals, study, sweep
+from scaling import decide, distill, fit, laws, report, study, sweep
 from scaling.distill import cached
 from scaling.grades import LADDER
 
 
-def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
-    """The data-size law of each grade, with its held-out point and rivals; a grade too small to fit says why."""
-    out = []
-    for grade in grades:
-        try:
-            x, y = fit.points(rows, "examples", "auc", grade=grade)
-            law = rivals.study(x, y, axis="examples", metric="auc")
-            needed = [law.needed(round(law.predict(x.max()) + 0.01, 4))]  # one point of AUC more
-            out.append({"label": f"grade {grade}", **law.to_json(), "needed": needed})
-        except fit.FitError as e:
-            logging.warning("grade %s: no law: %s", grade, e)
-    return out
+def law_stage(rows: list[dict], root: epath.Path) -> None:
+    """Fits everything the rows support: fit.json (a law per axis and slice), laws.json, decisions.json."""
+    found = laws.study(rows)
+    flat_fits = [f for axis in found.pop("axes").values() for f in axis]
+    try:
+        timed = sorted(root.glob("distil/latency-*.json"))  # scaling.distill's, by grade
+        decisions = decide.study(rows, latency_ms=decide.read_latency(timed[0]) if timed else None)
+    except fit.FitError as e:
+        decisions = {}
+        logging.warning("no joint law, so no decisions: %s", e)
+    for name, value in (("fit", flat_fits), ("laws", found), ("decisions", decisions)):
+        write_text(root / f"{name}.json", json.dumps(plain(value), indent=1))
+
+
+def law_context(root: epath.Path) -> dict:
+    """The law stage's part of the report, and what failed."""
+    read = lambda name: json.loads((root / f"{name}.json").read_text())  # noqa: E731
+    return dict(
+        fits=read("fit"),
+        study=read("laws"),
+        decisions=read("decisions"),
+        failed=sweep.failures(root),
+    )
 
 
 def grade_table(rows: list[dict]) -> dict[str, dict]:
-    """What each grade of the sweep is, in numbers."""
-    return {
-        r["grade"]: {
-            "blocks": LADDER[r["grade"]].blocks,
-            "width": LADDER[r["grade"]].width,
-            **{k: r[k] for k in ("n_blocks", "n_dense", "n_embedding", "flops_per_example")},
-        }
-        for r in rows
-    }
+    """What each grade of the sweep is, in numbers, smallest first; FLOPs at the history of its first row."""
+    names = (
+        "blocks",
+        "width",
+        "history",
+        "n_blocks",
+        "n_head",
+        "n_dense",
+        "n_embedding",
+        "flops_per_example",
+    )
+    first: dict[str, dict] = {}
+    for r in rows:
+        if laws.on_ladder(r) and not r.get("variant"):
+            first.setdefault(r["grade"], {k: r[k] for k in names if k in r})
+    return {g: first[g] for g in LADDER if g in first}
 
 
 def hardware() -> str:
@@ -64,18 +82,10 @@ def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
         weights=d.weights,
         examples=d.examples,
         seeds=d.seeds,
-        teachers=_finished(root, d.teacher) if d.mode == "offline" else (),
+        teachers=distill.finished(root, d.teacher) if d.mode == "offline" else (),
     )
     return cached(
         root / "distil.json", lambda: distill.study(config.experiment, spec, root / "distil")
-    )
-
-
-def _finished(root: epath.Path, grade: str) -> tuple[str, ...]:
-    """Workdirs of the sweep's runs of a grade."""
-    rows = read_jsonl(root / "trials.jsonl")
-    return tuple(
-        str(root / "runs" / r) for r in sorted({r["run"] for r in rows if r["grade"] == grade})
     )
 
 
@@ -116,7 +126,7 @@ def write(config: ConfigDict, root: epath.Path, results: dict, latency: dict) ->
         title=config.title,
         trials=rows,
         grades=grade_table(rows),
-        fits=json.loads((root / "fit.json").read_text()),
+        **law_context(root),
         distil=distill.context(results, tuple(config.experiment.eval.final)) if results else None,
         latency=latency,
         data=open_data(config.experiment.data).report,
@@ -134,10 +144,13 @@ def commands(config_path: str, workdir: str) -> list[dict]:
     ]  # fmt: skip
 
 
-def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> str:
+def run(
+    config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1), only_report: bool = False
+) -> str:
     """All stages; returns the path of report.html.
 
-    A shard of several trains its part of the sweep and stops there unless that was the last of it.
+    A shard of several trains its part of the sweep and stops there unless that was the last of it. With `only_report`
+    nothing is trained: the report is of what has finished so far.
     """
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
@@ -146,9 +159,13 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
     data = open_data(config.experiment.data)
     logging.info("=== 2/5 sweep")
     plan = study.trials(config, data.schema, data.identity["hash"])
-    rows = sweep.run_sweep(plan, root, shard, config.sweep.get("members", 1))
+    members = config.sweep.get("members", 1)
+    rows = sweep.collect(plan, root) if only_report else sweep.run_sweep(plan, root, shard, members)
+    write_text(root / "sweep.json", json.dumps(plain(config), indent=1))
     waiting = len(plan) - len({r["trial"] for r in rows})
-    if waiting:
+    if only_report and not rows:
+        raise ValueError(f"no trial in {workdir} has finished yet, so there is nothing to report")
+    if waiting and not only_report:
         logging.info(
             "%d of %d trials are other shards'; the last shard writes the report",
             waiting,
@@ -156,12 +173,10 @@ def run(config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1)) -> st
         )
         return ""
     logging.info("=== 3/5 law")
-    laws = fits(rows, tuple(config.sweep.grades))
-    write_text(root / "fit.json", json.dumps(laws, indent=1))
+    law_stage(rows, root)
     logging.info("=== 4/5 teacher, student, artifact")
-    write_text(root / "sweep.json", json.dumps(plain(config), indent=1))
     results, latency = {}, {}
-    if "distil" in config:
+    if "distil" in config and not only_report:
         results = distil_stage(config, root)
         student = root / "distil" / f"distilled-{config.distil.seeds[0]}"
         latency = serving_stage(root, student, config.candidates)
@@ -176,7 +191,7 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value))
+    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value), _REPORT.value)
 
 
 if __name__ == "__main__":
@@ -184,6 +199,7 @@ if __name__ == "__main__":
         "config", None, "scaling/configs/<name>.py[:arg]", lock_config=True
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory, local or bucket")
+    _REPORT = flags.DEFINE_bool("only_report", False, "report what has finished, train nothing")
     _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process's part of the sweep")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

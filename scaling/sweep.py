@@ -22,6 +22,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from recjax import configs
 from recjax.run import Interrupted, RunError, flat, plain, read_jsonl, write_text
 from recjax.train import train
 from scaling import together
@@ -46,8 +47,15 @@ class Trial:
 
     @property
     def run(self) -> str:
-        """Hash of everything that can change the result: the config, and which data, not where it lies."""
-        keys = {k: v for k, v in flat(plain(self.config)).items() if k not in PLACES}
+        """Hash of everything that can change the result: the config, and which data, not where it lies.
+
+        Keys at their defaults are left out, so that a key added later does not disown finished trials.
+        """
+        usual = flat(plain(configs.base()))
+        keys = flat(plain(self.config))
+        keys = {
+            k: v for k, v in keys.items() if k not in PLACES and (k not in usual or usual[k] != v)
+        }
         keys["data"] = self.columns.get("data")
         if self.cooldown:
             keys["cooldown"] = self.cooldown
@@ -232,6 +240,13 @@ def member_rows(
             names |= dict(run=_digest([run, n]), parent=run, kind=kind)
         out.append({**own, **names, "examples": n, **by_split(trial, splits)})
     return out
+
+
+def run_dir(root: epath.PathLike, row: Mapping[str, Any]) -> epath.Path:
+    """The run directory of one row's trial, to evaluate, export or distil from."""
+    shared = epath.Path(root) / "runs" / (row["parent"] or row["run"])
+    own = shared / "members" / str(row["member"])
+    return own if own.exists() else shared
 
 
 def metrics_of(row: Mapping[str, Any]) -> dict:

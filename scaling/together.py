@@ -58,7 +58,8 @@ def shape(config: ConfigDict) -> tuple:
 
 def suits(config: ConfigDict) -> bool:
     """Whether a config is a plain pass or several: no earlier stages, no choice of the best, no periodic evaluation."""
-    special = config.needs, config.init_from, config.eval.use_best, config.eval.every
+    special = [config.needs, config.init_from, config.continue_from, config.train.online]
+    special += [config.eval.use_best, config.eval.every, config.data.length_buckets]
     return not any(special) and jax.device_count() == 1
 
 
@@ -133,9 +134,11 @@ class Together:
 
     def batches(self, start: int):
         c = self.config
+        part = dict(recent=c.train.recent, recent_days=c.train.recent_days)
         return self.data.batches(
             c.data.train,
             c.train.batch,
+            **{k: v for k, v in part.items() if v},  # few sources know them
             start=start,
             examples=c.train.examples,
             epochs=c.train.epochs,

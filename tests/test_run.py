@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from recjax.run import Stop, plain, read_jsonl, write_text
+from recjax.run import RunError, Stop, plain, read_jsonl, write_text
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -39,6 +39,9 @@ def test_plain_turns_numbers_into_json():
 def test_a_torn_last_line_is_left_out(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"ste')
     assert read_jsonl(tmp_path / "m.jsonl") == [{"step": 1}]
+    (tmp_path / "m.jsonl").write_text('{"step"\n{"step": 2}\n')
+    with pytest.raises(RunError, match="line 1 is not JSON"):
+        read_jsonl(tmp_path / "m.jsonl")
 
 
 def test_second_ctrl_c_ends_at_once():

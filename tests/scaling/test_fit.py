@@ -183,25 +183,20 @@ def test_study_is_plain_json():
 # ----------------------------------------------------------------------------------------------------- points
 
 
-def test_points_read_trials(tmp_path):
+def test_points_of_trials():
     rows = [
         {"run": "a", "kind": "train", "examples": 10, "auc": 0.6},
         {"run": "b", "kind": "train", "examples": 5, "metrics": {"auc": 0.5}},
         {"run": "c", "kind": "distil", "examples": 5, "auc": 0.9},
         {"run": "d", "kind": "train", "examples": 7, "auc": None},
     ]
-    path = tmp_path / "trials.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"run": "torn')
-    x, y = fit.points(fit.read_trials(path), "examples", "auc", kind="train")
+    x, y = fit.points(rows, "examples", "auc", kind="train")
     assert x.tolist() == [5, 10]
     assert y.tolist() == [0.5, 0.6]
     with pytest.raises(fit.FitError, match="no row has a finite 'ece'"):
         fit.points(rows, "examples", "ece")
     with pytest.raises(fit.FitError, match="'a' has no number in column 'grade'"):
         fit.points(rows, "grade", "auc")
-    path.write_text('{"run"\n{}\n')
-    with pytest.raises(fit.FitError, match="line 1 is not JSON"):
-        fit.read_trials(path)
 
 
 # --------------------------------------------------------------------------------------------------- coverage

@@ -15,7 +15,15 @@ def workdir(quickstart):
 
 
 def test_every_stage_left_its_file(workdir):
-    for name in ("trials.jsonl", "fit.json", "distil.json", "latency.json", "report.html"):
+    for name in (
+        "trials.jsonl",
+        "fit.json",
+        "laws.json",
+        "decisions.json",
+        "distil.json",
+        "latency.json",
+        "report.html",
+    ):
         assert (workdir / name).stat().st_size > 0
     roles = json.loads((workdir / "distil.json").read_text())["roles"]
     assert set(roles) == {"teacher", "undistilled", "distilled"}

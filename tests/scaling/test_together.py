@@ -3,11 +3,14 @@
 import json
 import signal
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from recjax import checkpoint
+from recjax import checkpoint, optim
+from recjax.evaluator import open_run
 from recjax.run import Interrupted
 from recjax.train import train
 from scaling import sweep, together
@@ -52,50 +55,28 @@ def test_members_end_where_separate_runs_end(three, tmp_path):
 
 
 def assert_close(a, b):
-    import jax
-
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), a, b)
 
 
 def test_a_members_run_directory_is_a_plain_finished_looking_run(three):
     folder, _, _ = three
-    from recjax.evaluator import open_run
 
     c, _, _, trees = open_run(folder / "members" / "2")
     assert c.opt.lr == 0.2 and "dense" in trees
 
 
-def test_a_fork_is_the_run_planned_for_its_length(three, tmp_path):
-    """Constant to 75 % of 160 examples, then linear to zero: as one run with that schedule."""
+def test_a_fork_is_the_run_planned_for_its_length(three, tmp_path, monkeypatch):
+    """Constant for three of five steps, then down: one run with that schedule, and only forks differ from passes."""
     found = rows_by(three[1], "member", "kind", "examples", "split")
     c = member(0)
-    c.train.examples = 160
-    c.eval.at_examples = ()
-    total, tail = 5, 2  # steps; 25 % of 5, rounded up
-
-    from recjax import optim
-
-    real = optim.schedule
-
-    def fork(opt, steps):
-        import jax.numpy as jnp
-
-        return lambda s: jnp.minimum(1.0, (total - s) / tail).astype(jnp.float32)
-
-    optim.schedule = fork
-    try:
-        alone = train(c, tmp_path)["test"]
-    finally:
-        optim.schedule = real
-    split = c.eval.splits[0]
-    got = found[0, "cooldown", 160, split]
-    assert got["logloss"] != found[0, "pass", 160, split]["logloss"]  # the control
-    end = together.train_together([c], tmp_path / "same", 0.25)[0]
-    same = rows_by(end, "kind", "examples", "split")["cooldown", 160, "test"]
-    assert same["logloss"] == pytest.approx(alone["logloss"], rel=1e-5)
-    assert got["logloss"] == pytest.approx(
-        rows_by(end, "kind", "examples", "split")["cooldown", 160, split]["logloss"], rel=1e-5
-    )
+    c.train.examples, c.eval.at_examples, c.eval.final = 160, (), c.eval.splits
+    steps, tail = 5, 2  # 160 examples in batches of 32; 25 % of 5, rounded up
+    fall = lambda opt, total: lambda s: jnp.minimum(1.0, (steps - s) / tail).astype(jnp.float32)  # noqa: E731
+    monkeypatch.setattr(optim, "schedule", fall)
+    alone = train(c, tmp_path)[c.eval.splits[0]]
+    fork, point = (found[0, kind, 160, c.eval.splits[0]] for kind in ("cooldown", "pass"))
+    assert fork["logloss"] == pytest.approx(alone["logloss"], rel=1e-5)
+    assert abs(point["logloss"] - alone["logloss"]) > 1e-4
 
 
 def test_events_are_ordered_and_forks_come_before_their_points():
@@ -139,23 +120,19 @@ def plan(seeds=(0, 1)):
     return [sweep.Trial(member(s), dict(seed=s), 0.25) for s in seeds]
 
 
-def two_shapes():
-    return [*plan(), sweep.Trial(member(0, train__microbatches=2), dict(seed=0))]
-
-
 def without_times(path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in ("wall_s", "examples_per_s")} for r in rows]
 
 
 def killed_and_restarted(tmp_path, monkeypatch, kills, rng):
-    sweep.run_sweep(two_shapes(), tmp_path / "whole", members=2)
+    sweep.run_sweep(plan(), tmp_path / "whole", members=2)
     with monkeypatch.context() as m:
         Killer(m, rng.integers(1, 9, size=kills))
         restarts = 0
         while True:
             try:
-                sweep.run_sweep(two_shapes(), tmp_path / "cut", members=2)
+                sweep.run_sweep(plan(), tmp_path / "cut", members=2)
                 break
             except Interrupted:
                 restarts += 1
