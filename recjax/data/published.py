@@ -27,6 +27,7 @@ from typing import Any
 
 from absl import app, flags, logging
 import numpy as np
+import polars as pl
 import tensorflow_datasets as tfds
 
 from recjax.data import logs
@@ -313,6 +314,14 @@ def prepare_log(
         log.bad.write_parquet(made / "quarantine.parquet")
         logs.publish(made, job.target)
     return job.target
+
+
+def share_of_users(column: str, share: float) -> pl.Expr:
+    """Rows of a share of the users, the same ones in every file and on every machine."""
+    if not 0 < share <= 1:
+        raise DataError(f"users={share!r}; give the share to keep, above 0 and at most 1")
+    # A multiplicative hash (Knuth): polars' own may change from one version to the next.
+    return (pl.col(column) * 2_654_435_761 % 2**32) < int(share * 2**32)
 
 
 def changed(mapping: LogMapping, changes: Mapping[str, Any]) -> LogMapping:

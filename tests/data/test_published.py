@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
-from recjax.data import movielens
+from recjax.data import movielens, taobao
+from recjax.data.mapping import seconds_of
 from recjax.data.prepared import DataError, Prepared
 from tests.reading import columns_of, decoded, info_of, train_on
 
@@ -158,3 +159,44 @@ def test_wrong_sources_and_options_are_named(ml, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="broken.zip is no readable archive"):
         movielens.prepare(tmp_path, source=str(tmp_path / "broken.zip"))
     assert not list((tmp_path / "movielens").rglob(".*"))  # nothing half-made is left
+
+
+# ------------------------------------------------------------------------------------------- Taobao
+
+
+def test_taobao_views_are_positives_and_all_behaviour_is_history(tmp_path):
+    """UserBehavior.csv: no header; user, item, category, behaviour, seconds."""
+    rng = np.random.default_rng(0)
+    first, last = seconds_of(taobao.FROM), seconds_of(taobao.UNTIL) - 1
+    item = rng.integers(1, 40, 3_000)
+    log = pl.DataFrame(
+        {
+            "user": rng.integers(1, 30, 3_000),
+            "item": item,
+            "category": item // 5,
+            "behavior": rng.choice(["pv", "pv", "pv", "fav", "cart", "buy"], 3_000),
+            "time": rng.integers(first, last, 3_000),
+        }
+    )
+    log = log.unique(["user", "item", "behavior", "time"], maintain_order=True)
+    outside = log.head(3).with_columns(time=pl.Series([first - 1, last + 1, 2_037_187_200]))
+    pl.concat([log, outside]).write_csv(tmp_path / "UserBehavior.csv", include_header=False)
+    data = Prepared(taobao.prepare(tmp_path, source=str(tmp_path), min_count=1))
+    assert data.report["outside_the_published_days"] == 3 and data.report["events"] == log.height
+    day = seconds_of("2017-12-03T00:00+08:00")
+    views = log.filter((pl.col("time") >= day) & (pl.col("behavior") == "pv")).height
+    rows, timeline = columns_of(data, "test"), data.timeline("history")
+    assert rows["view"].sum() + data.report["splits"]["test"]["outside_catalogue"] == views
+    assert rows["time"].min() >= day and (rows["view"] == 0).sum() == 4 * rows["view"].sum()
+    users = decoded(data, "user", rows["user_id"])
+    for i in range(0, len(users), 97):
+        past = log.filter((pl.col("user") == users[i]) & (pl.col("time") < rows["time"][i]))
+        end, n = rows["history/end"][i], rows["history/count"][i]
+        acts = decoded(data, "action", timeline["history_action"][end - n : end])
+        assert acts == past.sort("time", maintain_order=True)["behavior"].to_list()
+    items, groups = decoded(data, "item", rows["item"]), decoded(data, "category", rows["category"])
+    assert groups == [i // 5 for i in items]
+    tenth = Prepared(taobao.prepare(tmp_path, source=str(tmp_path), users=0.5))
+    assert 0.2 < tenth.report["users"] / data.report["users"] < 0.8
+    with pytest.raises(DataError, match="users=0; give the share"):
+        taobao.prepare(tmp_path, source=str(tmp_path), users=0)
