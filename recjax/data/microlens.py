@@ -55,7 +55,7 @@ class MicroLens(Published):
   journal={arXiv preprint arXiv:2309.15379},
   year={2023}
 }"""
-    LICENSE = "Research use; see the publisher's page."
+    LICENSE = "By the terms of the publisher's page."
 
 
 def prepare(

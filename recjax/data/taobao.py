@@ -56,7 +56,7 @@ class Taobao(Published):
   booktitle={Proceedings of the 24th ACM SIGKDD International Conference on Knowledge Discovery and Data Mining},
   year={2018}
 }"""
-    LICENSE = "Research use, by the terms of the publisher's page."
+    LICENSE = "By the terms of the publisher's page."
 
 
 def prepare(

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
-from recjax.data import movielens, taobao
+from recjax.data import alimama, movielens, taobao
 from recjax.data.mapping import seconds_of
 from recjax.data.prepared import DataError, Prepared
+from recjax.schema import MISSING
 from tests.reading import columns_of, decoded, info_of, train_on
 
 # ---------------------------------------------------------------------------------------- MovieLens
@@ -200,3 +201,66 @@ def test_taobao_views_are_positives_and_all_behaviour_is_history(tmp_path):
     assert 0.2 < tenth.report["users"] / data.report["users"] < 0.8
     with pytest.raises(DataError, match="users=0; give the share"):
         taobao.prepare(tmp_path, source=str(tmp_path), users=0)
+
+
+# ------------------------------------------------------------------------------------------ Alimama
+
+
+def _alimama(folder):
+    """The four files in small, with the publisher's headers (the profile's ends in a space) and NULLs."""
+    rng, n = np.random.default_rng(0), 2_000
+    first, last = seconds_of("2017-05-06T00:00+08:00"), seconds_of(alimama.TEST) + 86_399
+    click = rng.integers(0, 2, n)
+    shown = pl.DataFrame({
+        "user": rng.integers(1, 40, n), "time_stamp": rng.integers(first, last, n), "adgroup_id": rng.integers(1, 30, n),
+        "pid": rng.choice(["430548_1007", "430539_1007"], n), "nonclk": 1 - click, "clk": click,
+    }).unique(maintain_order=True)  # fmt: skip
+    pl.concat([shown, shown.head(1)]).write_csv(folder / "raw_sample.csv")
+    ads = [(i, i % 7, i % 11, i % 5, None if i == 3 else i % 6, 10.0 * i) for i in range(1, 30)]
+    ad = pl.DataFrame(ads, schema=[*alimama.AD, "price"], orient="row")
+    ad.write_csv(folder / "ad_feature.csv", null_value="NULL")
+    header = ",".join(("userid", *alimama.PROFILE)) + " \n"
+    (folder / "user_profile.csv").write_text(header + "".join(f"{u},0,5,{1 + u % 2},5,,3,0,3\n" for u in range(1, 36)))  # fmt: skip
+    behaviour = pl.DataFrame({
+        "user": rng.integers(1, 60, 3 * n), "time_stamp": rng.integers(first - 14 * 86_400, last, 3 * n),
+        "btag": rng.choice(["pv", "cart", "fav", "buy"], 3 * n), "cate": rng.integers(0, 7, 3 * n), "brand": rng.integers(0, 6, 3 * n),
+    })  # fmt: skip
+    behaviour.write_csv(folder / "behavior_log.csv")
+    return shown, ad, behaviour
+
+
+def test_alimama_sees_the_shopping_before_the_ad(tmp_path):
+    shown, ad, behaviour = _alimama(tmp_path)
+    data = Prepared(alimama.prepare(tmp_path, source=str(tmp_path), min_count=1, partitions=2))
+    log = shown.sort("time_stamp", maintain_order=True)
+    assert data.report["quarantined"] == {"null_id": 0, "future": 0, "duplicate": 1}
+    days = seconds_of(alimama.VALIDATION), seconds_of(alimama.TEST)
+    t = log["time_stamp"].to_numpy()
+    assert data.splits == {"train": (t < days[0]).sum(), "validation": ((t >= days[0]) & (t < days[1])).sum(), "test": (t >= days[1]).sum()}  # fmt: skip
+    brands, seen = dict(ad.select("adgroup_id", "brand").iter_rows()), 0
+    for b in (data.block("test", i) for i in range(data.blocks("test"))):
+        timeline = data.timeline("history", int(b["partition"]))
+        for j in range(0, len(b["request"]), 5):
+            me = log.row(int(b["request"][j]), named=True)
+            mine, before = pl.col("user") == me["user"], pl.col("time_stamp") < me["time_stamp"]
+            past = behaviour.filter(mine, before).sort("time_stamp", maintain_order=True)
+            end, n = b["history/end"][j], b["history/count"][j]
+            for column, space in alimama.EVENT.items():
+                got = decoded(data, space, timeline[f"history_{column}"][end - n : end])
+                assert got == past[column].to_list()
+            clicked = log.filter(mine, before, pl.col("clk") == 1)
+            assert b["user_clicked_count"][j] == clicked.height
+            ads = clicked.filter(pl.col("adgroup_id") == me["adgroup_id"])
+            assert b["user_ad_clicked_count"][j] == ads.height
+            assert b["clk"][j] == me["clk"] and b["price"][j] == 10 * me["adgroup_id"]
+            assert decoded(data, "brand", b["brand"][j : j + 1]) == [brands[me["adgroup_id"]]]
+            assert (b["pvalue_level"][j] == MISSING) and (b["age_level"][j] == MISSING) == (me["user"] > 35)  # fmt: skip
+            seen += n
+    assert seen > 1_000
+
+
+def test_a_wrong_alimama_is_named(tmp_path):
+    _alimama(tmp_path)
+    pl.read_csv(tmp_path / "ad_feature.csv").drop("brand").write_csv(tmp_path / "ad_feature.csv")
+    with pytest.raises(DataError, match="ad_feature.csv has no column 'brand'"):
+        alimama.prepare(tmp_path / "out", source=str(tmp_path))
