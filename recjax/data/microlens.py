@@ -45,8 +45,8 @@ class MicroLens(Published):
     name = "microlens"
     HOMEPAGE = "https://recsys.westlake.edu.cn/MicroLens_1M_MMCTR"
     DESCRIPTION = (
-        "Comments on micro-videos by one million users as positives, three negatives each, with tags and 128-dimensional "
-        "frozen multimodal vectors of 91,717 videos: the data of the WWW 2025 EReL@MIR multimodal CTR challenge."
+        "Interactions of one million users with 91,717 micro-videos, a quarter of them positive, with the videos' tags and "
+        "frozen 128-dimensional multimodal vectors: the data of the WWW 2025 EReL@MIR multimodal CTR challenge."
     )
     CITATION = """@article{ni2023microlens,
   title={A Content-Driven Micro-Video Recommendation Dataset at Scale},

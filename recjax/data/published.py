@@ -40,7 +40,7 @@ from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_prepared
 from recjax.schema import Schema, SchemaError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-LOG = "log.parquet"  # what `stage` writes
+LOG, TEXT = "log.parquet", "text.parquet"  # what `stage` writes
 
 Files = Mapping[str, list[pathlib.Path]]  # pattern -> the files it names
 
@@ -232,15 +232,16 @@ class Job:
         vocabularies: Mapping[str, Vocabulary],
         report: Mapping[str, Any],
         facts: Mapping[str, Any],
+        described: Mapping[str, pl.DataFrame] | None = None,
     ) -> pathlib.Path:
-        """`write_prepared` with all that the job knows."""
+        """`write_prepared` with all that the job knows; `described` has columns (texts) of an id space's values."""
         return write_prepared(
             self.out_dir,
             self.reader.name,
             schema,
             {name: [t.columns for t in parts] for name, parts in timelines.items()},
             splits,
-            vocab=frames(vocabularies),
+            vocab=frames(vocabularies, described),
             report={**report, "files": self.reader.published_state(self.read)},
             facts={"counters": [], **facts},
             options=self.options,
@@ -276,8 +277,8 @@ def prepare_log(
       source: See the module docstring.
       mapping: What the staged columns mean; its tables are names that `stage` writes.
       patterns: Files to read, for `find`.
-      stage: Takes the files by pattern and an empty folder, and writes "log.parquet" and the mapping's tables into it;
-        what it returns goes into the report.
+      stage: Takes the files by pattern and an empty folder, and writes "log.parquet" and the mapping's tables into it, and
+        perhaps "text.parquet" (value and texts of items); what it returns goes into the report.
       options: What else `stage` depends on.
       strict: Refuse bad rows; else they go to quarantine.parquet and are counted.
       unit: What the training order permutes, "impression" or "request".
@@ -297,7 +298,7 @@ def prepare_log(
     with logs.staging(job.target) as folder:
         with job.files() as files:
             found = stage(files, folder) or {}
-        m = _placed(m, folder)
+        m, text = _placed(m, folder), folder / TEXT
         log = read_log([os.fspath(folder / LOG)], m, strict)
         made = logs.write_log(
             folder,
@@ -310,6 +311,7 @@ def prepare_log(
             version=reader.VERSION_OF_READER,
             builder=reader,
             found={**found, "files": reader.published_state(job.read)},
+            described={"item": pl.read_parquet(text)} if text.exists() else None,
         )
         log.bad.write_parquet(made / "quarantine.parquet")
         logs.publish(made, job.target)

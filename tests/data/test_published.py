@@ -1,5 +1,7 @@
 """The readers of published logs: real files where RECJAX_DATA has them, else fixtures in the publisher's exact format."""
 
+import gzip
+import json
 import zipfile
 
 import numpy as np
@@ -7,7 +9,7 @@ import polars as pl
 import pytest
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
-from recjax.data import alimama, movielens, taobao
+from recjax.data import alimama, amazon, movielens, taobao
 from recjax.data.mapping import seconds_of
 from recjax.data.prepared import DataError, Prepared
 from recjax.schema import MISSING
@@ -264,3 +266,58 @@ def test_a_wrong_alimama_is_named(tmp_path):
     pl.read_csv(tmp_path / "ad_feature.csv").drop("brand").write_csv(tmp_path / "ad_feature.csv")
     with pytest.raises(DataError, match="ad_feature.csv has no column 'brand'"):
         alimama.prepare(tmp_path / "out", source=str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------- Amazon
+
+
+def test_amazon_reviews_are_taken_products_and_texts_ride_with_their_ids(tmp_path):
+    """JSON lines in gzip as nijianmo.github.io/amazon shows them; days as times, prices as text."""
+    rng, day = np.random.default_rng(0), 86_400
+    reviews = [
+        {
+            "overall": 5.0, "vote": "2", "verified": True, "reviewTime": "01 1, 2018", "reviewerID": f"A{rng.integers(20)}",
+            "asin": f"B{rng.integers(15):04d}", "style": {"Size:": " Large"}, "reviewerName": "Abbey", "reviewText": "nice",
+            "summary": "comfy", "unixReviewTime": int(1_483_228_800 + day * rng.integers(300)),
+        }
+        for _ in range(600)
+    ]  # fmt: skip
+    prices = {0: "$1,002.50", 1: "$8.00 - $12.00", 2: ".a-box-inner{background-color:#fff}", 3: ""}
+    products = [
+        {
+            "asin": f"B{i:04d}", "title": f"Pen {i}", "feature": ["blue"], "description": ["Writes.", "Well."], "brand": "BIC" if i else "",
+            "price": prices.get(i, "$2.00"), "category": ["Office Products", f"Pens {i % 3}"], "also_buy": ["B0001"],
+            "rank": "1 in Office",
+        }
+        for i in range(15)
+    ]  # fmt: skip
+    for name, lines in (("Office_Products_5", reviews), ("meta_Office_Products", products)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.json.gz").write_bytes(gzip.compress(text.encode()))
+    data = Prepared(amazon.prepare(tmp_path, source=str(tmp_path), category="Office_Products"))
+    assert (data.report["reviews"], data.report["products"]) == (600, 15)
+    items = data.vocabulary("item").sort("value")
+    assert items["title"].to_list() == [f"Pen {i}" for i in range(15)]
+    assert set(items["description"]) == {"Writes. Well."}
+    rows = columns_of(data, "test")
+    names = decoded(data, "item", rows["item"])
+    numbers = {name: 2.0 for name in names} | {"B0000": 1002.5, "B0001": 8.0, "B0002": 0.0, "B0003": 0.0}  # fmt: skip
+    np.testing.assert_array_equal(rows["price"], [np.float32(numbers[n]) for n in names])
+    assert set(decoded(data, "category", rows["category"])) == {"Pens 0", "Pens 1", "Pens 2"}
+    inputs = {f.name for f in data.schema.features}
+    assert not inputs & {"overall", "rank", "reviewText", "also_buy"}
+    users, timeline = decoded(data, "user", rows["user_id"]), data.timeline("history")
+    for i in range(0, len(users), 31):
+        past = [r for r in reviews if r["reviewerID"] == users[i] and r["unixReviewTime"] < rows["time"][i]]  # fmt: skip
+        end, n = rows["history/end"][i], rows["history/count"][i]
+        got = decoded(data, "item", timeline["history_item"][end - n : end])
+        assert sorted(got) == sorted({(r["asin"], r["unixReviewTime"]): r["asin"] for r in past}.values())  # fmt: skip
+
+
+def test_a_wrong_amazon_is_named(tmp_path):
+    with pytest.raises(DataError, match="give data.prepare.category"):
+        amazon.prepare(tmp_path, source=str(tmp_path))
+    (tmp_path / "X_5.json").write_text('{"asin": "B1"}\nno json\n')
+    (tmp_path / "meta_X.json").write_text("")
+    with pytest.raises(DataError, match="X_5.json, lines 1-2"):
+        amazon.prepare(tmp_path, source=str(tmp_path), category="X")
