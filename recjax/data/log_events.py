@@ -10,7 +10,7 @@ import polars as pl
 from recjax.data import histories, negatives
 from recjax.data.histories import Timeline
 from recjax.data.log_files import MOMENT, RawLog
-from recjax.data.mapping import LogMapping, seconds_of, span_of
+from recjax.data.mapping import SESSION, LogMapping, seconds_of, span_of
 from recjax.data.prepared import DataError
 
 
@@ -26,6 +26,7 @@ class Events:
       time: Seconds, int64 [N].
       request: Number of the request, in time order, int64 [N].
       asked: Time of the request, seconds, int64 [N].
+      groups: Of "page" and "session", those the mapping has, numbers int64 [N].
       labels: label -> float32 [N].
       split: -1 none, else the place in `splits`, int8 [N].
       splits: Names.
@@ -40,6 +41,7 @@ class Events:
     time: np.ndarray
     request: np.ndarray
     asked: np.ndarray
+    groups: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     split: np.ndarray
     splits: tuple[str, ...]
@@ -49,11 +51,26 @@ class Events:
         users, user = codes(log.rows[m.user])
         items, item = codes(log.rows[m.item])
         time = log.rows[MOMENT].to_numpy() // 1_000_000
-        request, asked = _requests(log.rows, m, user, time)
+        request, asked = _requests(log.rows, m.request, user, time)
+        groups = {"page": _requests(log.rows, m.page, user, time)[0]} if m.page else {}
+        if m.session_gap:
+            groups[SESSION] = histories.sessions(user, asked, span_of(m.session_gap))
         split, splits = _split(m, asked)
         labels = _labels(log.rows, m)
         return cls(
-            m, log.rows, user, item, users, items, time, request, asked, labels, split, splits
+            m,
+            log.rows,
+            user,
+            item,
+            users,
+            items,
+            time,
+            request,
+            asked,
+            groups,
+            labels,
+            split,
+            splits,
         )
 
     @property
@@ -77,10 +94,10 @@ def codes(x: pl.Series) -> tuple[pl.Series, np.ndarray]:
 
 
 def _requests(
-    rows: pl.DataFrame, m: LogMapping, user: np.ndarray, time: np.ndarray
+    rows: pl.DataFrame, column: str, user: np.ndarray, time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number and time of each row's request; its first row (rows are in time order) says both."""
-    values, key = codes(rows[m.request]) if m.request else codes(pl.Series(time))
+    """Number and time of each row's request (or page); its first row (rows are in time order) says both."""
+    values, key = codes(rows[column]) if column else codes(pl.Series(time))
     _, first, inverse = np.unique(
         user * np.int64(len(values) + 1) + key, return_index=True, return_inverse=True
     )

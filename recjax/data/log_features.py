@@ -10,10 +10,12 @@ import numpy as np
 import polars as pl
 
 from recjax.data import histories
+from recjax.data.growth import Growth
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.log_events import Events, Places, codes, events_at
 from recjax.data.log_files import read_table
 from recjax.data.log_values import as_id, as_number, as_vector
+from recjax.data.mapping import SESSION, span_of
 from recjax.data.prepared import DataError
 from recjax.data.vocabulary import Vocabulary
 from recjax.schema import MISSING, Feature, Schema
@@ -51,10 +53,10 @@ class Field:
         return "user" if self.name == "user_id" else self.name
 
 
-def feature_name(side: str, column: str, labels: tuple[str, ...]) -> str:
-    """The column's name, if a file can carry it and nothing else is called so."""
+def feature_name(side: str, column: str, taken: tuple[str, ...]) -> str:
+    """The column's name, if a file can carry it and nothing else is called so (`taken`: labels, group keys)."""
     name = re.sub(r"[^\w.-]", "_", column)
-    return f"{side}_{name}" if name in RESERVED or name in labels else name
+    return f"{side}_{name}" if name in RESERVED or name in taken else name
 
 
 def fields(e: Events) -> list[Field]:
@@ -81,7 +83,7 @@ def fields(e: Events) -> list[Field]:
         for c in columns:
             x, at = (joined[c], side) if c in outside else (e.rows[c], where)
             kind = "vector" if c in m.vectors else "dense" if c in m.dense else "id"
-            name = feature_name(side, c, m.label_names)
+            name = feature_name(side, c, m.label_names + m.groups)
             out.append(Field(name, role, kind, x, at, m.dense.get(c, "identity")))
     return out
 
@@ -142,11 +144,11 @@ class Encoded:
     keys: Mapping[str, tuple[np.ndarray, str]]
 
 
-def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
+def encode(e: Events, features: list[Field], partitions: int, growth: Growth) -> Encoded:
     """Vocabularies from the training rows; timelines and counters from all of them."""
     everything = events_at(e, np.arange(len(e.item)))
     recorded = remembered(e, features)
-    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values())
+    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values(), growth)
     remember = {f.name: values[f.name][everything.of(f.where, e)] for f in recorded}
     timelines = {
         name: histories.build_timelines(
@@ -163,16 +165,17 @@ def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
     return Encoded(features, names, v, values, timelines, _counters(e, keys, everything), keys)
 
 
-def _encode_values(e: Events, wanted: Iterable[Field]) -> tuple[dict, dict]:
+def _encode_values(e: Events, wanted: Iterable[Field], growth: Growth) -> tuple[dict, dict]:
     """Vocabularies by space, and by feature the encoded values with those of "nowhere" last."""
-    trained = events_at(e, np.flatnonzero(e.trained))
+    trained, times = events_at(e, np.flatnonzero(e.trained)), e.time[e.trained]
     v, values = {}, {}
     for f in wanted:
         if f.kind != "id":
             values[f.name] = numbers(f)
             continue
         seen = f.values.gather(trained.of(f.where, e))
-        v[f.space] = Vocabulary.build(f.space, seen, 1 if f.name in ALL else e.mapping.min_count)
+        admit = 1 if f.name in ALL else e.mapping.min_count
+        v[f.space] = growth.vocabulary(f.space, seen, admit, times)
         values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
     return v, values
 
@@ -189,16 +192,23 @@ def history_rows(e: Events) -> dict[str, np.ndarray]:
     """Rows of each history list."""
     m = e.mapping
     if m.history:
-        action = e.rows[m.action].cast(pl.String)
-        chosen = {
-            name: action.is_in([str(x) for x in values]).fill_null(False).to_numpy()
-            for name, values in m.history.items()
-        }
+        chosen = {name: _of_actions(e, values) for name, values in m.history.items()}
     elif m.action:
         chosen = {"history": np.ones(len(e.item), bool)}
     else:
         chosen = {"history": np.any([x > 0 for x in e.labels.values()], axis=0)}
+    first = next(iter(chosen.values()))
+    chosen |= {name: _of_actions(e, values) for name, values in m.movelines.items()}
+    chosen |= {SESSION: first} if m.session_gap else {}
     return {name: np.flatnonzero(rows) for name, rows in chosen.items()}
+
+
+def _of_actions(e: Events, values: tuple) -> np.ndarray:
+    """Rows with one of these actions, bool [N]; all rows for none."""
+    if not values:
+        return np.ones(len(e.item), bool)
+    action = e.rows[e.mapping.action].cast(pl.String)
+    return action.is_in([str(x) for x in values]).fill_null(False).to_numpy()
 
 
 def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarray, str]]:
@@ -243,8 +253,12 @@ def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict
     """What `write_prepared` takes for impressions [N]."""
     user, asked = e.user[at.row], e.asked[at.row]
     out = {"time": asked, "request": e.request[at.row], "user": user}
+    out |= {name: number[at.row] for name, number in e.groups.items()}
     for name, timelines in x.timelines.items():
         cut = histories.cutoffs(timelines, user, asked)
+        if name == SESSION and e.mapping.session_gap:
+            gap = span_of(e.mapping.session_gap)
+            cut["count"] = histories.in_session(timelines, cut, asked, gap)
         out |= {
             f"{name}/end": cut["end"],
             f"{name}/count": cut["count"],
@@ -267,9 +281,10 @@ def make_schema(e: Events, x: Encoded) -> Schema:
     dense = [c for index in x.indexes for c in index.counter.columns]
     features += [Feature(c, "candidate", transform="log1p") for c in dense]
     for name in x.timelines:
+        role = "moveline" if name in e.mapping.movelines else "history"
         for c in x.recorded:
-            features.append(Feature(f"{name}_{c}", "history", c, list=name))
+            features.append(Feature(f"{name}_{c}", role, c, list=name))
     labels = [*e.labels, *([LOG_Q] if e.mapping.sampled else [])]
     features += [Feature(label, "label") for label in labels]
-    groups = ("request", "user") if e.mapping.group == "request" else ("user", "request")
-    return Schema(tuple(v.space for v in x.vocabularies.values()), tuple(features), groups)
+    spaces = tuple(v.space for v in x.vocabularies.values())
+    return Schema(spaces, tuple(features), e.mapping.groups)

@@ -31,6 +31,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data import negatives, report
+from recjax.data.growth import NEW, Growth
 from recjax.data.log_events import Events, Places, impressions
 from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
 from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
@@ -52,6 +53,9 @@ def prepare(
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
     exact_dir: bool = False,
+    head_room: float = 0.0,
+    extends: str = "",
+    reclaim_days: float | None = None,
 ) -> pathlib.Path:
     """Prepares logs and returns the directory; does nothing when the same logs were prepared with the same mapping.
 
@@ -64,9 +68,11 @@ def prepare(
       block_size: Impressions per record.
       partitions: Of the users.
       exact_dir: `out_dir` itself becomes the prepared directory.
+      head_room, extends, reclaim_days: How vocabularies go on from day to day (`recjax.data.growth`).
 
     Raises:
       DataError: Files, columns or (with `strict`) rows are not as the mapping says.
+      SchemaError: `extends` has no row left for the new values of an id space.
     """
     if not source or not mapping:
         raise DataError(
@@ -74,6 +80,7 @@ def prepare(
             "python -m recjax.data.prepare and give data.dir"
         )
     m, files = load_mapping(mapping), list_files(source)
+    growth = Growth(head_room, extends, reclaim_days)
     tables = [t for t in (m.user_table, m.item_table) if t]
     options = {
         "mapping": m.as_json()
@@ -84,6 +91,7 @@ def prepare(
         "source": fingerprint(files),
         "tables": fingerprint(tables),
         "partitions": partitions,
+        **growth.options(),
     }
     layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
@@ -95,7 +103,7 @@ def prepare(
     if log.bad.height:
         logging.warning("%d bad rows are set aside in quarantine.parquet", log.bad.height)
     with staging(path) as folder:
-        made = write_log(folder, log, m, options, layout, partitions)
+        made = write_log(folder, log, m, options, layout, partitions, growth=growth)
         log.bad.write_parquet(made / "quarantine.parquet")
         publish(made, path)
     return path
@@ -147,6 +155,7 @@ def write_log(
     builder: type[BlockBuilder] | None = None,
     found: Mapping[str, Any] | None = None,
     described: Mapping[str, pl.DataFrame] | None = None,
+    growth: Growth = NEW,
 ) -> pathlib.Path:
     """Writes a log that is read, with all that its mapping asks for, below `folder`; returns the prepared directory.
 
@@ -162,11 +171,12 @@ def write_log(
       builder: Documents the data.
       found: Goes into the report as it is.
       described: Texts of an id space's values, kept in its vocabulary.
+      growth: How the vocabularies begin, or go on from earlier ones.
     """
     e = Events.of(log, m)
     drawn: dict[str, Any] = {}
     places = impressions(e, drawn)
-    x = encode(e, fields(e), partitions)
+    x = encode(e, fields(e), partitions, growth)
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
     what = report.make_report(log, e, x, places, drawn) | dict(found or {})
     logging.info("%s", report.report_text(what))
@@ -181,6 +191,7 @@ def write_log(
         facts={
             "counters": [c for index in x.indexes for c in index.counter.columns],
             "negatives": m.negatives,
+            **growth.facts(x.vocabularies),
         },
         options=options,
         version=version,

@@ -42,7 +42,16 @@ def run(f) -> None:
         raise DataError("give --out=DIR, the directory to prepare into (or --suggest)")
     if not f.out:
         return
-    names = ("mapping", "strict", "unit", "block_size", "partitions")
+    names = (
+        "mapping",
+        "strict",
+        "unit",
+        "block_size",
+        "partitions",
+        "head_room",
+        "extends",
+        "reclaim_days",
+    )
     path = logs.prepare(
         f.out, source=f.logs, exact_dir=True, **{name: f[name].value for name in names}
     )
@@ -77,5 +86,8 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("block_size", BLOCK_SIZE, "Impressions per record.")
     flags.DEFINE_integer("partitions", 1, "Of the users.")
+    flags.DEFINE_float("head_room", 0.0, "Spare rows for the values of later days, as a share.")
+    flags.DEFINE_string("extends", "", "Prepared directory whose ids go on (recjax.data.growth).")
+    flags.DEFINE_float("reclaim_days", None, "Give ids unseen for so long to new values.")
     flags.mark_flags_as_required(["logs", "mapping"])
     app.run(main)

@@ -43,16 +43,15 @@ class Logistic(nn.Module):
             inputs, train=train
         )
         ids = self._id_weights(inputs)
-        x = ids if numbers is None else jnp.concatenate([numbers, ids], axis=-1)
         init = nn.initializers.constant
         out = {}
         for name in self.outputs:
-            factors = self.param(f"{name}_ids", init(1.0), (ids.shape[-1],))
-            slopes = self.param(f"{name}_numbers", init(0.0), (x.shape[-1] - ids.shape[-1],))
+            logit = ids @ self.param(f"{name}_ids", init(1.0), (ids.shape[-1],)).astype(ids.dtype)
+            if numbers is not None:
+                slopes = self.param(f"{name}_numbers", init(0.0), (numbers.shape[-1],))
+                logit += numbers @ slopes.astype(ids.dtype)
             bias = self.param(f"{name}_bias", init(0.0), ())
-            out[name] = (x @ jnp.concatenate([slopes, factors]).astype(x.dtype)).astype(
-                jnp.float32
-            ) + bias
+            out[name] = logit.astype(jnp.float32) + bias
         return out
 
     def _id_weights(self, inputs: Inputs) -> jax.Array:
