@@ -28,6 +28,7 @@ from typing import Any
 
 from absl import logging
 import numpy as np
+import polars as pl
 
 from recjax.data import report, sharded
 from recjax.data.growth import NEW, Growth
@@ -178,6 +179,7 @@ def write_log(
     version: str = VERSION,
     builder: type[BlockBuilder] | None = None,
     found: Mapping[str, Any] | None = None,
+    described: Mapping[str, pl.DataFrame] | None = None,
     growth: Growth = NEW,
 ) -> pathlib.Path:
     """Writes a log that is read, with all that its mapping asks for, below `folder`; returns the prepared directory.
@@ -193,6 +195,7 @@ def write_log(
       version: Of the code that read it.
       builder: Documents the data.
       found: Goes into the report as it is.
+      described: Texts of an id space's values, kept in its vocabulary.
       growth: How the vocabularies begin, or go on from earlier ones.
     """
     e = Events.of(log, m)
@@ -208,7 +211,7 @@ def write_log(
         make_schema(e, x),
         {name: [t.columns for t in parts] for name, parts in x.timelines.items()},
         make,
-        vocab=frames(x.vocabularies),
+        vocab=frames(x.vocabularies, described),
         report=what,
         facts={
             "counters": [c for index in x.indexes for c in index.counter.columns],

@@ -13,7 +13,7 @@ The whole of `recjax.data.logs` (quarantine, histories, counters, drawn negative
 """
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import difflib
@@ -26,17 +26,21 @@ import tempfile
 from typing import Any
 
 from absl import app, flags, logging
+import numpy as np
+import polars as pl
 import tensorflow_datasets as tfds
 
 from recjax.data import logs
+from recjax.data.histories import Timeline
 from recjax.data.log_files import fingerprint, read_log
 from recjax.data.mapping import LogMapping
 from recjax.data.prepared import DataError, is_prepared, prepared_path
-from recjax.data.writing import BLOCK_SIZE, BlockBuilder
-from recjax.schema import SchemaError
+from recjax.data.vocabulary import Vocabulary, frames
+from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_prepared
+from recjax.schema import Schema, SchemaError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-LOG = "log.parquet"  # what `stage` writes
+LOG, TEXT = "log.parquet", "text.parquet"  # what `stage` writes
 
 Files = Mapping[str, list[pathlib.Path]]  # pattern -> the files it names
 
@@ -155,9 +159,96 @@ def unpacked(path: pathlib.Path, near: pathlib.Path):
         yield pathlib.Path(folder)
 
 
-def source_files(path: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
-    """What makes the data what it is: the archive, or each file of a folder."""
-    return [path] if path.is_file() else [f for p in patterns for f in find(path, p)]
+# ---------------------------------------------------------------------------------------------- job
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One preparation: which files, into which directory.
+
+    Attributes:
+      reader: Whose data it is.
+      out_dir: Folder that holds prepared data sets.
+      path: The publisher's folder or archive.
+      patterns: Files to read, for `find`.
+      read: What makes the data what it is: the archive, or each file of the folder.
+      options: What else the content depends on, and the checksums of `read`.
+      layout: block_size, unit and seed, for `write_prepared`.
+    """
+
+    reader: type[Published]
+    out_dir: str | os.PathLike
+    path: pathlib.Path
+    patterns: Sequence[str]
+    read: Sequence[pathlib.Path]
+    options: Mapping[str, Any]
+    layout: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        reader: type[Published],
+        out_dir: str | os.PathLike,
+        source: str,
+        patterns: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        seed: int,
+        block_size: int,
+        unit: str = "impression",
+    ) -> "Job":
+        path = reader.locate(source)
+        read = [path] if path.is_file() else [f for p in patterns for f in find(path, p)]
+        options = {**options, "source": fingerprint([os.fspath(f) for f in read])}
+        layout = {"block_size": block_size, "unit": unit, "seed": seed}
+        return cls(reader, out_dir, path, patterns, read, options, layout)
+
+    @property
+    def target(self) -> pathlib.Path:
+        """The prepared directory."""
+        version = self.reader.VERSION_OF_READER
+        return prepared_path(
+            self.out_dir, self.reader.name, {**self.options, **self.layout}, version
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the same files were prepared in the same way before."""
+        if is_prepared(self.target):
+            logging.info("%s is already prepared in %s", self.reader.name, self.target)
+        return is_prepared(self.target)
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[Files]:
+        """The files by pattern; those of an archive live in a temporary folder meanwhile."""
+        with logs.staging(self.target) as folder, unpacked(self.path, folder) as raw:
+            yield {p: find(raw, p) for p in self.patterns}
+
+    def write(
+        self,
+        schema: Schema,
+        timelines: Mapping[str, Sequence[Timeline]],
+        splits: Mapping[str, Callable[[], Mapping[str, np.ndarray]]],
+        vocabularies: Mapping[str, Vocabulary],
+        report: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        described: Mapping[str, pl.DataFrame] | None = None,
+    ) -> pathlib.Path:
+        """`write_prepared` with all that the job knows; `described` has columns (texts) of an id space's values."""
+        return write_prepared(
+            self.out_dir,
+            self.reader.name,
+            schema,
+            {name: [t.columns for t in parts] for name, parts in timelines.items()},
+            splits,
+            vocab=frames(vocabularies, described),
+            report={**report, "files": self.reader.published_state(self.read)},
+            facts={"counters": [], **facts},
+            options=self.options,
+            version=self.reader.VERSION_OF_READER,
+            builder=self.reader,
+            **self.layout,
+        )
 
 
 # --------------------------------------------------------------------------------------------- logs
@@ -186,8 +277,8 @@ def prepare_log(
       source: See the module docstring.
       mapping: What the staged columns mean; its tables are names that `stage` writes.
       patterns: Files to read, for `find`.
-      stage: Takes the files by pattern and an empty folder, and writes "log.parquet" and the mapping's tables into it;
-        what it returns goes into the report.
+      stage: Takes the files by pattern and an empty folder, and writes "log.parquet" and the mapping's tables into it, and
+        perhaps "text.parquet" (value and texts of items); what it returns goes into the report.
       options: What else `stage` depends on.
       strict: Refuse bad rows; else they go to quarantine.parquet and are counted.
       unit: What the training order permutes, "impression" or "request".
@@ -199,41 +290,40 @@ def prepare_log(
       DataError: Files are missing or not as their publisher describes them.
     """
     m = changed(mapping, changes)
-    path = reader.locate(source)
-    files = source_files(path, patterns)
-    identity = {
-        "mapping": m.as_json(),
-        "source": fingerprint([os.fspath(f) for f in files]),
-        "partitions": partitions,
-        **(options or {}),
-    }
-    layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
-    version = reader.VERSION_OF_READER
-    target = prepared_path(out_dir, reader.name, identity | layout, version)
-    if is_prepared(target):
-        logging.info("%s is already prepared in %s", reader.name, target)
-        return target
-    with logs.staging(target) as folder, unpacked(path, folder) as raw:
-        tables = folder / "tables"
-        tables.mkdir()
-        found = stage({p: find(raw, p) for p in patterns}, tables)
-        state = {"files": reader.published_state(files)}
-        log = read_log([os.fspath(tables / LOG)], _placed(m, tables), strict)
+    identity = {"mapping": m.as_json(), "partitions": partitions, **(options or {})}
+    layout = {"seed": m.seed, "block_size": block_size, "unit": unit}
+    job = Job.of(reader, out_dir, source, patterns, identity, **layout)
+    if job.done:
+        return job.target
+    with logs.staging(job.target) as folder:
+        with job.files() as files:
+            found = stage(files, folder) or {}
+        m, text = _placed(m, folder), folder / TEXT
+        log = read_log([os.fspath(folder / LOG)], m, strict)
         made = logs.write_log(
             folder,
             log,
-            _placed(m, tables),
-            identity,
-            layout,
+            m,
+            job.options,
+            job.layout,
             partitions,
             name=reader.name,
-            version=version,
+            version=reader.VERSION_OF_READER,
             builder=reader,
-            found=state | dict(found or {}),
+            found={**found, "files": reader.published_state(job.read)},
+            described={"item": pl.read_parquet(text)} if text.exists() else None,
         )
         log.bad.write_parquet(made / "quarantine.parquet")
-        logs.publish(made, target)
-    return target
+        logs.publish(made, job.target)
+    return job.target
+
+
+def share_of_users(column: str, share: float) -> pl.Expr:
+    """Rows of a share of the users, the same ones in every file and on every machine."""
+    if not 0 < share <= 1:
+        raise DataError(f"users={share!r}; give the share to keep, above 0 and at most 1")
+    # A multiplicative hash (Knuth): polars' own may change from one version to the next.
+    return (pl.col(column) * 2_654_435_761 % 2**32) < int(share * 2**32)
 
 
 def changed(mapping: LogMapping, changes: Mapping[str, Any]) -> LogMapping:

@@ -13,16 +13,13 @@ import os
 import pathlib
 from typing import Any
 
-from absl import logging
 import numpy as np
 import polars as pl
 
-from recjax.data import logs
-from recjax.data.log_files import fingerprint
-from recjax.data.prepared import DataError, is_prepared, prepared_path
-from recjax.data.published import Published, find, source_files, unpacked
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
+from recjax.data.prepared import DataError
+from recjax.data.published import Job, Published
+from recjax.data.vocabulary import Vocabulary
+from recjax.data.writing import BLOCK_SIZE
 from recjax.schema import Feature, Schema
 
 FRACTIONS = {"validation": 0.1, "test": 0.1}
@@ -77,29 +74,19 @@ def prepare_trial(
     Raises:
       DataError: A file or column is missing, a label is not 0 or 1, or nobody is in the control group.
     """
-    path = reader.locate(source)
-    read = source_files(path, tuple(files.values()))
-    options = {
-        "source": fingerprint([os.fspath(f) for f in read]),
-        "fractions": {k: v for k, v in fractions.items() if k not in files},
-    }
-    layout = {"block_size": block_size, "seed": seed}
-    version = reader.VERSION_OF_READER
-    target = prepared_path(
-        out_dir, reader.name, options | {**layout, "unit": "impression"}, version
-    )
-    if is_prepared(target):
-        logging.info("%s is already prepared in %s", reader.name, target)
-        return target
-    with logs.staging(target) as folder, unpacked(path, folder) as raw:
-        tables = {split: read_trial(find(raw, f)[0], trial) for split, f in files.items()}
-    splits = draw_splits(tables, options["fractions"], seed)
+    drawn = {k: x for k, x in fractions.items() if k not in files}
+    layout = {"seed": seed, "block_size": block_size}
+    job = Job.of(reader, out_dir, source, tuple(files.values()), {"fractions": drawn}, **layout)
+    if job.done:
+        return job.target
+    with job.files() as found:
+        tables = {split: read_trial(found[f][0], trial) for split, f in files.items()}
+    splits = draw_splits(tables, drawn, seed)
     v = vocabularies(splits["train"], trial)
     arms = _arms(pl.concat(splits.values()), trial)
     if trial.control not in arms:
         raise DataError(f"no row has {trial.treatment} {trial.control!r}; there are {sorted(arms)}")
     report = {
-        "files": reader.published_state(read),
         "rows": sum(x.height for x in splits.values()),
         "arms": arms,
         "splits": {
@@ -108,24 +95,17 @@ def prepare_trial(
         "vocabularies": {name: len(x.values) for name, x in v.items()},
     }
     treatments = dict(zip(v["treatment"].values, v["treatment"].ids.tolist(), strict=True))
-    return write_prepared(
-        out_dir,
-        reader.name,
+    return job.write(
         make_schema(v, trial),
         {},
         {split: functools.partial(columns, x, v, trial) for split, x in splits.items()},
-        vocab=frames(v),
-        report=report,
-        facts={
-            "counters": [],
+        v,
+        report,
+        {
             "control": str(trial.control),
             "treatments": {str(arm): i for arm, i in treatments.items()},
             "propensity": {str(arm): a["share"] for arm, a in arms.items()},
         },
-        options=options,
-        version=version,
-        builder=reader,
-        **layout,
     )
 
 

@@ -257,6 +257,12 @@ def _idle(
     return places[np.lexsort((counts[places], last[places]))]
 
 
-def frames(vocabularies: Mapping[str, Vocabulary]) -> dict[str, pl.DataFrame]:
-    """What `write_prepared(vocab=...)` takes."""
-    return {name: v.frame() for name, v in vocabularies.items()}
+def frames(
+    vocabularies: Mapping[str, Vocabulary], described: Mapping[str, pl.DataFrame] | None = None
+) -> dict[str, pl.DataFrame]:
+    """What `write_prepared(vocab=...)` takes; `described`: id space -> "value" and further columns of it, such as texts."""
+    out = {name: v.frame() for name, v in vocabularies.items()}
+    for name, table in (described or {}).items():
+        table = table.unique("value", keep="first")
+        out[name] = out[name].join(table, on="value", how="left", maintain_order="left")
+    return out

@@ -1,10 +1,12 @@
 """Randomised trials: Hillstrom's real file, and fixtures in the publishers' formats."""
 
+import gzip
+
 import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import hillstrom, open_data
+from recjax.data import criteo_uplift, hillstrom, mt_lift, open_data
 from recjax.data.prepared import DataError, Prepared
 from tests.reading import columns_of, decoded, info_of, train_on
 
@@ -111,3 +113,49 @@ def test_a_damaged_trial_is_refused(tmp_path, change, message):
     customers(50).drop("zip_code").write_csv(tmp_path / "hillstrom.csv")
     with pytest.raises(DataError, match="has no column 'zip_code'"):
         hillstrom.prepare(tmp_path / "out", source=str(tmp_path))
+
+
+# ---------------------------------------------------------------------------- MT-LIFT, Criteo uplift
+
+
+def rows_of(
+    features: int, arms: int, labels: tuple[str, str], rows: int, seed: int
+) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 2, rows)
+    columns = {f"f{i}": np.round(rng.normal(size=rows), 6) for i in range(features)}
+    then = dict(zip(labels, (first, first * rng.integers(0, 2, rows)), strict=True))
+    return pl.DataFrame(columns | {"treatment": rng.integers(0, arms, rows), **then})
+
+
+def test_mt_lift_keeps_the_publishers_test(tmp_path):
+    """train.csv and test.csv: click, conversion, treatment, f0 to f98."""
+    order = ["click", "conversion", "treatment", *(f"f{i}" for i in range(99))]
+    tables = {name: rows_of(99, 5, ("click", "conversion"), n, n) for name, n in (("train", 400), ("test", 90))}  # fmt: skip
+    for name, table in tables.items():
+        table.select(order).write_csv(tmp_path / f"{name}.csv")
+    data = Prepared(mt_lift.prepare(tmp_path, source=str(tmp_path)))
+    assert data.splits == {"train": 360, "validation": 40, "test": 90}
+    rows = columns_of(data, "test")
+    np.testing.assert_array_equal(rows["f98"], tables["test"]["f98"].cast(pl.Float32))
+    np.testing.assert_array_equal(rows["conversion"], tables["test"]["conversion"])
+    assert decoded(data, "treatment", rows["treatment"]) == tables["test"]["treatment"].to_list()
+    assert set(data.identity["treatments"]) == set("01234") and data.identity["control"] == "0"
+    assert data.schema.labels == ("click", "conversion")
+
+
+def test_criteo_uplift_trains_without_exposure_or_ids(tmp_path):
+    """criteo-research-uplift-v2.1.csv.gz: f0 to f11, treatment, conversion, visit, exposure."""
+    order = [*(f"f{i}" for i in range(12)), "treatment", "conversion", "visit", "exposure"]
+    table = rows_of(12, 2, ("visit", "conversion"), 500, 0)
+    text = table.with_columns(exposure=pl.col("treatment")).select(order).write_csv()
+    name = "criteo-research-uplift-v2.1.csv.gz"
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / name).write_bytes(gzip.compress(text.encode()))
+    data = Prepared(criteo_uplift.prepare(tmp_path, source=str(tmp_path / "raw")))
+    assert "exposure" not in {f.name for f in data.schema.features}
+    assert data.report["files"] == {name: "differs from what was published"}
+    assert data.report["arms"]["1"]["rows"] == table["treatment"].sum()
+    assert "Diemert" in info_of(data)["citation"]
+    summary = train_on("criteo_uplift", tmp_path / "raw", tmp_path / "run", {"name": "logistic"})
+    assert summary["examples"] == 128 and np.isfinite(summary["test"]["logloss"])
