@@ -71,6 +71,7 @@ class Scorer:
         self._parameters = jax.device_put({n: artifact.parameters[n] for n in about["parameters"]})
         self._program = jax.jit(artifact.functions[self.function].call)
         self._assemblers: dict[tuple[int, int], Assembler] = {}
+        self._worst: dict[tuple[int, int], Mapping[str, int]] = {}
         self.schema = _read_schema(artifact.schema, self._inputs)
         self.history = _history(self.schema, self._inputs)
         self.compiled: set[tuple[tuple[str, int], ...]] = set()
@@ -158,7 +159,7 @@ class Scorer:
         Returns:
           {output: array}: logits [B, C] and whatever else the function returns.
         """
-        flat = program.flatten(batch)
+        flat = _flatten(batch)
         for name in (*self._inputs, *(f"ids/{s}" for s in self._spaces)):
             if name not in flat:
                 raise RequestError(
@@ -259,7 +260,10 @@ class Scorer:
         """Every symbol's size: given requests and candidates, and the most unique ids such a batch can have."""
         if not self._spaces:
             return dict(sizes)
-        worst = self._assembler(sizes.get("b", 1), sizes.get("c", 1)).layout.worst()
+        key = sizes.get("b", 1), sizes.get("c", 1)
+        if key not in self._worst:
+            self._worst[key] = self._assembler(*key).layout.worst()
+        worst = self._worst[key]
         return dict(sizes) | {self._symbols[f"ids/{s}"]: worst[s] for s in self._spaces}
 
     def _assembler(self, requests: int, candidates: int) -> Assembler:
@@ -336,6 +340,20 @@ class Scorer:
                 f"more than {tolerance:g}; do not serve it, export it again with the jax that is installed here"
             )
         return worst
+
+
+def _flatten(batch: Mapping[str, Any]) -> Flat:
+    """`program.flatten`, several times faster on a batch of arrays and dicts of arrays."""
+    out: Flat = {}
+    for key, value in batch.items():
+        if not isinstance(value, Mapping):
+            out[key] = value
+            continue
+        for name, x in value.items():
+            if not hasattr(x, "shape"):
+                return program.flatten(batch)
+            out[f"{key}/{name}"] = x
+    return out
 
 
 def probability_names(logits: Sequence[str]) -> dict[str, str]:
