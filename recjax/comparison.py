@@ -87,10 +87,10 @@ def paired_seeds(
         drawn = [(times, pair) for times, pair in zip(taken, pairs, strict=True) if times]
         draws.append(sum(t * (q(counts) - p(counts)) for t, (p, q) in drawn) / len(pairs))
     once = np.ones(size)
-    values = tuple(float(np.mean([f(once) for f in side])) for side in (of_a, of_b))
+    mean_a, mean_b = (float(np.mean([f(once) for f in side])) for side in (of_a, of_b))
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     spread = float(np.nanstd(draws, ddof=1))
-    return Paired(values[1] - values[0], float(low), float(high), spread, *values, size, n, level)
+    return Paired(mean_b - mean_a, float(low), float(high), spread, mean_a, mean_b, size, n, level)
 
 
 def _of_counts(metric: str, scores, labels, code: Array, weights) -> Callable[[Array], float]:
