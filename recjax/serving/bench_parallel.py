@@ -112,6 +112,12 @@ def replicate(one: Part, candidates: int) -> Part:
     return Part(one.columns, one.timelines, np.ones(candidates, np.int64))
 
 
+def _first_rows(one: Part) -> Part:
+    """A request without its candidates."""
+    first = np.cumsum(one.counts) - one.counts
+    return Part({n: x[first] for n, x in one.columns.items()}, one.timelines)
+
+
 def slices(one: Part, size: int) -> list[Part]:
     whole = one.rows
     return [
@@ -131,12 +137,14 @@ def forms(
     score = Scorer(loaded, requests=[1], candidates=[candidates])
     warm = Scorer(loaded, "candidates", requests=[1], candidates=[candidates])
     prefix = Scorer(loaded, "prefix", requests=[1], candidates=[1])
-    together = batch_of(made, one, candidates, history)
-    cached = {**together, "cache": prefix.score(together)}
+    # Each function in a batch of its own: what it does not read is not encoded.
+    together = batch_of(score.schema, one, candidates, history)
+    past = batch_of(prefix.schema, _first_rows(one), 1, history)
+    cached = {**batch_of(warm.schema, one, candidates, history), "cache": prefix.score(past)}
     out: dict[str, Callable[[], np.ndarray]] = {
         "parallel": lambda: score.score(together)["logits"][0],
         "warm": lambda: warm.score(cached)["logits"][0],
-        "prefix": lambda: prefix.score(together),
+        "prefix": lambda: prefix.score(past),
     }
     for size in (1, *(s for s in REPLICATED if s <= candidates)):
         single = Scorer(loaded, requests=[size], candidates=[1])
