@@ -9,18 +9,14 @@ mean average precision of a product, over all candidates and over those no train
 interval, and a bootstrap over products. Finished runs are kept: the same command goes on, and prints the table again.
 """
 
-from collections.abc import Callable
-import dataclasses
 import json
 
 from absl import app, flags
 from etils import epath
-from ml_collections import ConfigDict
 import numpy as np
-from scipy import stats
 
-from recjax import configs
-from recjax.evaluator import evaluator_for, open_run
+from experiments.boards import config_of, deviation, half_width, scored
+from recjax.data.product_graph import Catalog
 from recjax.models import hyperpave
 from recjax.run import plain, set_up, write_text
 from recjax.train import train
@@ -36,42 +32,8 @@ SHOWN = ("map", "map_seen", "map_unseen", "map_pure", "recall@10", "micro_f1", "
 Rows = dict[str, np.ndarray]
 
 
-def config_of(file: str, seed: int, source: str, changes: dict) -> ConfigDict:
-    path, _, arg = file.partition(":")
-    c = configs.load(path, arg)
-    c.seed = seed
-    c.data.source = source
-    c.data.prepare.seed = seed
-    with c.unlocked():
-        c.update_from_flattened_dict(changes)
-    return c
-
-
-def scored(run: epath.Path) -> dict[str, Rows]:
-    """Every scored pair of validation and test, best checkpoint."""
-    config, data, system, trees = open_run(run, best=True)
-    out = {}
-    for split in ("validation", "test"):
-        rows: Rows = {}
-        watching = dataclasses.replace(system, measure=_keep_in(rows))
-        evaluator = evaluator_for(watching, config)
-        evaluator(trees, data.batches(split, config.eval.batch))
-        out[split] = rows
-    return out
-
-
-def _keep_in(rows: Rows) -> Callable[[Rows], dict]:
-    def measure(columns: Rows) -> dict:
-        rows.update(columns)
-        return {}
-
-    return measure
-
-
-def untrained(run: epath.Path, rows: dict[str, Rows]) -> dict[str, dict[str, Rows]]:
+def untrained(c: Catalog, rows: dict[str, Rows]) -> dict[str, dict[str, Rows]]:
     """Text cosine and popularity on the very pairs of `rows`."""
-    _, data, _, _ = open_run(run, best=True)
-    c = data.catalog
     counts = np.bincount(c.links[c.trained, 1], minlength=len(c.attribute))
     out: dict[str, dict[str, Rows]] = {"text cosine": {}, "popularity": {}}
     for split, r in rows.items():
@@ -114,9 +76,7 @@ def difference(ours: list[dict], theirs: list[dict], seed: int = 0) -> dict[str,
     rng = np.random.default_rng(seed)
     draws = [np.mean([rng.choice(p, len(p)).mean() for p in parts]) for _ in range(1000)]
     low, high = np.quantile(draws, [0.025, 0.975])
-    half = np.nan
-    if len(means) > 1:
-        half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+    half = half_width(means)
     return dict(mean=means.mean(), half=half, low=low, high=high, better=int((means > 0).sum()))
 
 
@@ -131,8 +91,8 @@ def main(_) -> None:
         for name, changes in VARIANTS.items():
             run = root / name.replace(" ", "_") / f"seed-{seed}"
             train(config_of(_CONFIG.value, seed, _SOURCE.value, changes), run)
-            every[name] = scored(run)
-        every |= untrained(root / "hyperpave" / f"seed-{seed}", every["hyperpave"])
+            data, every[name] = scored(run)
+        every |= untrained(data.catalog, every["hyperpave"])
         for name, rows in every.items():
             results.setdefault(name, []).append(judge(rows))
             for which, of in by_product.items():
@@ -141,7 +101,7 @@ def main(_) -> None:
     print(f"{'':20s}" + "".join(f"{m:>18s}" for m in SHOWN))
     for name, runs in results.items():
         cells = [np.array([r[m] for r in runs]) for m in SHOWN]
-        print(f"{name:20s}" + "".join(f"{x.mean():11.3f} +-{_sd(x):.3f}" for x in cells))
+        print(f"{name:20s}" + "".join(f"{x.mean():11.3f} +-{deviation(x):.3f}" for x in cells))
     for which, of in by_product.items():
         for name in [n for n in of if n != "hyperpave"]:
             d = difference(of["hyperpave"], of[name])
@@ -151,10 +111,6 @@ def main(_) -> None:
                 f"products {d['low']:+.3f} to {d['high']:+.3f}, better in {d['better']} of {_SEEDS.value})"
             )
     write_text(root / "results.json", json.dumps(plain(report), indent=1))
-
-
-def _sd(x: np.ndarray) -> float:
-    return float(x.std(ddof=1)) if len(x) > 1 else 0.0
 
 
 if __name__ == "__main__":

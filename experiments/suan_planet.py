@@ -16,7 +16,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c = suan_logs.get_config(arg)
     c.model.table = dict(dim=64, optimizer="rowwise_adagrad", lr=0.05)
     c.model.update(blocks=4, heads=2, width=128, gate_pool="causal", remat=True, max_history=0)
-    c.model.update(head=(512, 256), head_norm="rms", head_activation="silu", compute_dtype="bfloat16")
+    c.model.update(
+        head=(512, 256), head_norm="rms", head_activation="silu", compute_dtype="bfloat16"
+    )
     if arg == "runlocal":
         c.model.update(blocks=1, width=32, head=(64, 32))
         c.model.table.dim = 16

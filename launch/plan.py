@@ -138,7 +138,9 @@ def _batch(data, config: ConfigDict, shards: int) -> tuple[dict, dict[str, Skew]
     """A host batch (or its shapes), and how ids fall on owners."""
     c = config
     if not isinstance(data, AbstractData):
-        batches = data.batches(c.data.train, c.train.batch, examples=c.train.examples, shards=shards)
+        batches = data.batches(
+            c.data.train, c.train.batch, examples=c.train.examples, shards=shards
+        )
         first = list(itertools.islice(batches, 4))
         return first[0], embedding.measure(first, data.schema, shards)
     layout = data.layout(c.train.batch, shards)
@@ -225,7 +227,9 @@ def _uncounted_loops(config: ConfigDict, mesh: Mesh, cost: dict) -> dict[str, fl
         whole.train.microbatches = 1
         step = abstract_step(whole, mesh)
         with _quiet():
-            cost = jax.jit(step.fn, donate_argnums=(0, 1)).lower(*step.args).compile().cost_analysis()
+            cost = (
+                jax.jit(step.fn, donate_argnums=(0, 1)).lower(*step.args).compile().cost_analysis()
+            )
     return {k: float(cost.get(k, 0.0)) for k in ("flops", "bytes accessed")}
 
 
@@ -303,7 +307,9 @@ def text_of(d: dict) -> str:
             f"  exchanged     {total / 1e6:.3f} MB, ideal {d['ideal_bytes'] / 1e6:.3f} MB ({total / d['ideal_bytes']:.2f} x)"
         )
     for k, s in d["seconds"].items():
-        lines.append(f"  {k:8} bound {1e3 * s:10.3f} ms" + ("   <- the step" if k == d["bound"] else ""))
+        lines.append(
+            f"  {k:8} bound {1e3 * s:10.3f} ms" + ("   <- the step" if k == d["bound"] else "")
+        )
     return "\n".join(lines)
 
 

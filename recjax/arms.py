@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from recjax import models, uplift
 from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers.tabular import each_candidate, numbers_of
-from recjax.schema import NUM_RESERVED, Schema, SchemaError
+from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
 
 LARGEST_ONE_HOT = 64  # id spaces larger than this are no covariates of the balance check
@@ -30,7 +30,8 @@ class Propensity(nn.Module):
     @nn.compact
     def __call__(self, fields: jax.Array) -> jax.Array:
         """[N, F, d] -> logits [2, N, arms]."""
-        x = jax.lax.stop_gradient(fields).reshape(len(fields), -1)
+        x = jax.lax.stop_gradient(fields)
+        x = x.reshape(x.shape[0], -1)
         parts = []
         for fold in range(2):
             h = nn.relu(nn.Dense(self.hidden, name=f"hidden_{fold}")(x))
@@ -132,13 +133,13 @@ class Arms:
         """share(arm) / e(arm | x), clipped to [0.1, 10], [N]; shares are the batch's."""
         e = jnp.take_along_axis(nn.softmax(logits), self._fold(batch)[None, :, None], 0)[0]
         given = jnp.take_along_axis(e, arm[:, None], 1)[:, 0]
-        share = jnp.bincount(arm, length=len(self.ids)) / len(arm)
+        share = jnp.bincount(arm, length=len(self.ids)) / arm.shape[0]
         return jnp.clip(share[arm] / jnp.maximum(given, 1e-6), 0.1, 10.0)
 
     def every_arm(self, dense, rows, state, batch):
         """(what no arm changes, logits {task: [R + 1, N]} of every arm, by one vmap)."""
         ready = self.apply(dense, state, self.inputs(rows, batch), method="prepare")
-        n = len(ready["fields"])
+        n = ready["fields"].shape[0]
 
         def one(t):
             return self.apply(dense, state, ready, jnp.full(n, t), method="arm")
@@ -189,7 +190,7 @@ class Arms:
             if size <= LARGEST_ONE_HOT and not f.multi:
                 levels = jax.nn.one_hot(raw_ids(self.schema, batch, f.name), size)
                 parts.append(each_candidate(levels, c, "B"))
-        return jnp.concatenate(parts, -1) if parts else jnp.zeros((len(batch["valid"]) * c, 1))
+        return jnp.concatenate(parts, -1) if parts else jnp.zeros((batch["valid"].size, 1))
 
     def score(self, dense, rows, state, frozen, batch):
         """The given arm's logits: what evaluation compares with labels."""
@@ -240,6 +241,8 @@ class Arms:
 def arms_of(name: str, schema: Schema, control: int) -> tuple[int, ...]:
     """Ids of the treatment's values, the control's first.
 
+    `control` is its place in the vocabulary; a trial (recjax.data.trials) puts it first.
+
     Raises:
       SchemaError: The schema has no treatment, no second label, or no such control.
     """
@@ -252,11 +255,14 @@ def arms_of(name: str, schema: Schema, control: int) -> tuple[int, ...]:
         raise SchemaError(
             f"{name} needs two labels, click and conversion; there is {schema.labels}"
         )
-    size = schema.space(given[0].id_space).size
-    control = control or NUM_RESERVED
-    if not NUM_RESERVED <= control < size:
-        raise SchemaError(f"model.control={control} is no treatment id; they are 3 to {size - 1}")
-    return (control, *(i for i in range(NUM_RESERVED, size) if i != control))
+    space = schema.space(given[0].id_space)
+    ranks = range(space.size - NUM_RESERVED)
+    if control not in ranks:
+        raise SchemaError(
+            f"model.control={control} is no treatment: there are {len(ranks)}, counted from 0"
+        )
+    ids = [spread(rank, space.rows) for rank in ranks]
+    return (ids.pop(control), *ids)
 
 
 def tables_of(schema: Schema, table: Mapping[str, Any], width: int) -> tuple:

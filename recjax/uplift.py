@@ -91,23 +91,30 @@ def calibration(tau, treated, outcome, bins: int = 10) -> list[tuple[float, floa
     return out
 
 
-def imbalance(covariates: Array, arm: Array, weights: Array | None = None) -> float:
-    """Largest standardised mean difference of any covariate [N, K] between any arm and the control."""
+def imbalance(covariates: Array, arm: Array, weights: Array | None = None) -> tuple[float, float]:
+    """Largest standardised mean difference of a covariate [N, K] between an arm and the control.
+
+    Returns:
+      (the largest, the largest after three standard errors are taken off: what chance does not explain).
+    """
     w = np.ones(len(arm)) if weights is None else np.asarray(weights, np.float64)
-    worst = 0.0
+    worst, beyond = 0.0, 0.0
     control = _moments(covariates[arm == 0], w[arm == 0])
     for t in np.unique(arm[arm > 0]):
-        mean, variance = _moments(covariates[arm == t], w[arm == t])
+        mean, variance, people = _moments(covariates[arm == t], w[arm == t])
         scale = np.sqrt((variance + control[1]) / 2)
-        difference = np.abs(mean - control[0]) / np.where(scale > 0, scale, np.inf)
-        worst = max(worst, float(difference.max(initial=0)))
-    return worst
+        each = np.abs(mean - control[0]) / np.where(scale > 0, scale, np.inf)
+        chance = 3 * np.sqrt(1 / people + 1 / control[2])
+        worst = max(worst, float(each.max(initial=0)))
+        beyond = max(beyond, float((each - chance).max(initial=0)))
+    return worst, beyond
 
 
-def _moments(x: Array, w: Array) -> tuple[Array, Array]:
+def _moments(x: Array, w: Array) -> tuple[Array, Array, float]:
+    """Mean, variance, and the number of people that the weights are worth."""
     share = (w / w.sum())[:, None]
     mean = (share * x).sum(0)
-    return mean, (share * (x - mean) ** 2).sum(0)
+    return mean, (share * (x - mean) ** 2).sum(0), float(w.sum() ** 2 / (w**2).sum())
 
 
 def audit(
@@ -169,15 +176,16 @@ def report(
         outcome under the name that `tasks` gives.
       tasks: Task -> column of its outcome.
       weighted: Whether weight_of_arm comes from a propensity model. Without one, arms that differ by more than
-        `MOST_IMBALANCE` get no uplift figures: NaN and a reason.
+        `MOST_IMBALANCE` (and chance) get no uplift figures: NaN and a reason.
 
     Returns:
       imbalance; for each task qini, auuc, uplift@10/20/30 (averages and /t for arm t), ate/t, ate_se/t, tau/t.
     """
     arm = columns["arm"].astype(int)
     w = columns["weight_of_arm"] if weighted else None
-    out = {"imbalance": imbalance(columns["covariates"], arm, w)}
-    comparable = weighted or out["imbalance"] <= MOST_IMBALANCE
+    largest, beyond_chance = imbalance(columns["covariates"], arm, w)
+    out = {"imbalance": largest}
+    comparable = weighted or beyond_chance <= MOST_IMBALANCE
     for task, label in tasks.items():
         tau, y = np.asarray(columns[f"uplift_{task}"], np.float64), columns[label]
         measured = {"qini": qini, "auuc": ranking.auuc}

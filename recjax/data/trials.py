@@ -20,7 +20,7 @@ from recjax.data.prepared import DataError
 from recjax.data.published import Job, Published
 from recjax.data.vocabulary import Vocabulary
 from recjax.data.writing import BLOCK_SIZE
-from recjax.schema import Feature, Schema
+from recjax.schema import NUM_RESERVED, Feature, Schema, padded_rows
 
 FRACTIONS = {"validation": 0.1, "test": 0.1}
 
@@ -143,9 +143,14 @@ def draw_splits(
 
 
 def vocabularies(train: pl.DataFrame, trial: Trial) -> dict[str, Vocabulary]:
-    """Of the arm and the categories, from the training rows."""
-    v = {"treatment": Vocabulary.build("treatment", train[trial.treatment])}
-    return v | {c: Vocabulary.build(c, train[c]) for c in trial.ids}
+    """Of the arm and the categories, from the training rows; the control is the first arm, the others by name."""
+    counts = train[trial.treatment].value_counts(name="count").drop_nulls()
+    counts = counts.sort(pl.col(trial.treatment) != trial.control, trial.treatment)
+    rows = padded_rows(NUM_RESERVED + len(counts))
+    arms = Vocabulary(
+        "treatment", counts[trial.treatment], counts["count"].to_numpy().astype(np.int64), rows
+    )
+    return {"treatment": arms} | {c: Vocabulary.build(c, train[c]) for c in trial.ids}
 
 
 def make_schema(v: Mapping[str, Vocabulary], trial: Trial) -> Schema:

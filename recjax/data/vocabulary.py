@@ -19,24 +19,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.schema import MISSING, NUM_RESERVED, OOV, IdSpace, SchemaError, padded_rows
+from recjax.schema import (
+    MISSING,
+    NUM_RESERVED,
+    OOV,
+    IdSpace,
+    SchemaError,
+    multiplier,
+    padded_rows,
+    spread,
+)
 
 DAY = 86_400
-GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-def multiplier(modulus: int) -> int:
-    """The coprime of `modulus` nearest above its golden section."""
-    a = max(1, round(modulus * GOLDEN))
-    while math.gcd(a, modulus) != 1:
-        a += 1
-    return a
-
-
-def spread(rank: np.ndarray, rows: int) -> np.ndarray:
-    """Ids int32 of frequency ranks 0, 1, ...; a bijection of [0, rows - 3) onto [3, rows)."""
-    modulus = rows - NUM_RESERVED
-    return (NUM_RESERVED + multiplier(modulus) * rank.astype(np.int64) % modulus).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,7 +161,7 @@ class Vocabulary:
     @functools.cached_property
     def ids(self) -> np.ndarray:
         """Id of each admitted value, int32 [len(values)]."""
-        return spread(np.arange(len(self.values)), self.rows)
+        return spread(np.arange(len(self.values)), self.rows).astype(np.int32)
 
     def encode(self, column: pl.Series) -> np.ndarray:
         """Ids int32 of a column: unseen or rare values are OOV, nulls MISSING."""

@@ -101,7 +101,7 @@ class TaskGates(nn.Module):
         """E_te [N, F + 1, d] -> {task: gates [N, n_l] of each layer}."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         tasks = self.param("tasks", nn.initializers.normal(0.1), (2, self.width), self.param_dtype)
-        query = jnp.broadcast_to(tasks.astype(self.dtype), (len(fields), 2, self.width))
+        query = jnp.broadcast_to(tasks.astype(self.dtype), (fields.shape[0], 2, self.width))
         ask = nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.width, **types)
         prior = ask(query, jax.lax.stop_gradient(fields))  # [N, 2, d]  # eq. 5
         gates = []
@@ -179,7 +179,7 @@ class ECUP(nn.Module):
         return {**z, "ctcvr": product_logit(z["ctr"], z["cvr"])}
 
     def _tower(self, fields, task, gates, train):
-        x = fields.reshape(len(fields), -1)
+        x = fields.reshape(fields.shape[0], -1)
         for i, layer in enumerate(self.shared):  # eq. 7
             x = layer(x)
             if gates is None:
@@ -220,7 +220,7 @@ def build(
       table: To `Schema.tables`; its dim is `width`.
       compute_dtype: Of activations.
       param_dtype: Of dense parameters.
-      control: Id of the control in the treatment's vocabulary; 0: the first.
+      control: Place of the control in the treatment's vocabulary, 0 the first.
       weight: w of the conversion loss.
       propensity: For logs that no lot decided: weigh rows by share(arm) / e(arm | x).
       **options: Fields of `ECUP`.

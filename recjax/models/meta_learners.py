@@ -84,7 +84,7 @@ class MetaLearner(nn.Module):
 
     def arm(self, ready: Mapping[str, Any], arm: jax.Array, *, train: bool = False):
         """Logits {"ctr", "ctcvr"}, float32 [N], under the arms int [N]."""
-        x = ready["fields"].reshape(len(arm), -1)
+        x = flat(ready["fields"])
         if self.kind == "s":
             x = jnp.concatenate([x, self.treatment(arm)], axis=-1)
             z = self.heads[0](self.own[0](x, train=train))
@@ -105,7 +105,7 @@ class MetaLearner(nn.Module):
 
     def _effects(self, ready) -> jax.Array:
         """tau1_t, tau0_t of every arm, [2, R, N, 2]."""
-        x = ready["fields"].reshape(len(ready["fields"]), -1)
+        x = flat(ready["fields"])
         pairs = zip(self.effect_mlp, self.effect_head, strict=True)
         each = jnp.stack([h(m(x, train=False)).astype(jnp.float32) for m, h in pairs])
         return each.reshape(2, self.arms - 1, *each.shape[1:])
@@ -113,7 +113,7 @@ class MetaLearner(nn.Module):
     def extra(self, ready, arm, click, conversion) -> jax.Array:
         """Squared errors of the imputed effects, [N]; nothing of it reaches the first stage or the fields."""
         if self.kind != "x":
-            return jnp.zeros(len(arm))
+            return jnp.zeros(arm.shape[0])
         ready = jax.lax.stop_gradient(ready)
         y = jnp.stack([click, conversion], -1)  # [N, 2]
         mu = jnp.stack([self._levels(ready, t) for t in range(self.arms)])  # [R + 1, N, 2]
@@ -125,7 +125,7 @@ class MetaLearner(nn.Module):
         return (own * wrong1).sum(0) + (arm == 0) * wrong0.sum(0)
 
     def _levels(self, ready, t: int) -> jax.Array:
-        z = self.arm(ready, jnp.full(len(ready["fields"]), t))
+        z = self.arm(ready, jnp.full(ready["fields"].shape[0], t))
         return nn.sigmoid(jnp.stack([z[task] for task in TASKS], -1))
 
     def effects(self, ready) -> dict[str, jax.Array]:
@@ -137,6 +137,11 @@ class MetaLearner(nn.Module):
             treated, control = self._effects(ready)
             tau = self.g * control + (1 - self.g) * treated
         return {task: tau[..., i].T for i, task in enumerate(TASKS)}
+
+
+def flat(fields: jax.Array) -> jax.Array:
+    """[N, F, d] -> [N, F d]."""
+    return fields.reshape(fields.shape[0], -1)
 
 
 INTERNAL = ("schema", "arms", "dtype", "param_dtype")

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data.writing import write_prepared
-from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
+from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema, padded_rows, spread
 
 VERSION = "1.0.0"
 A, B = -1.3169, -2.0778
@@ -124,9 +124,10 @@ def prepare(out_dir: str | os.PathLike, *, source: str = "", **world: Any) -> pa
     planted = World(**world)
     drawn = whole(planted)
     arms = drawn.ctr.shape[1]
+    ids = spread(np.arange(arms), padded_rows(arms + NUM_RESERVED))
     columns = {f"x{i + 1}": drawn.x[:, i] for i in range(drawn.x.shape[1])}
     columns |= {
-        "treatment": (drawn.arm + NUM_RESERVED).astype(np.int32),
+        "treatment": ids[drawn.arm].astype(np.int32),
         "click": drawn.click.astype(np.float32),
         "conversion": drawn.conversion.astype(np.float32),
         "time": np.zeros(len(drawn.arm), np.int64),
@@ -140,7 +141,6 @@ def prepare(out_dir: str | os.PathLike, *, source: str = "", **world: Any) -> pa
             Feature("conversion", "label"),
         ),
     )
-    ids = np.arange(NUM_RESERVED, arms + NUM_RESERVED)
     counts = np.bincount(drawn.arm, minlength=arms)
     values = [f"arm {t}" for t in range(arms)]
     vocab = {"treatment": pl.DataFrame({"value": values, "id": ids, "count": counts})}
