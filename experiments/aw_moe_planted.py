@@ -10,7 +10,13 @@ two events left of each user:
     python -m experiments.compare --config=$P:din --config=$P --config="$P model.contrast=0" --config="$P model.gate=prior" \\
         --split=test,test_cut --seeds=5 --workdir=runs/compare/aw_moe_planted
 
-The null, in which nobody's history helps: `--set=data.prepare.label=independent` with the first and last of these.
+    python -m experiments.aw_moe_gates --workdir=runs/compare/aw_moe_planted
+
+The null, in which nobody's history helps, and the control, in which it is another user's:
+
+    python -m experiments.compare --config="$P model.gate=prior" --config=$P --set=data.prepare.label=independent \
+        --split=test --seeds=5 --workdir=runs/compare/aw_moe_null
+    python -m recjax.train --config=$P --config.data.prepare.label=shuffled --workdir=runs/aw_moe_shuffled
 """
 
 from ml_collections import ConfigDict

@@ -53,6 +53,9 @@ def test_aw_moe_is_what_its_docstring_says():
     assert auc(3 * vote * x1 * x2 + 0.3 * x3, click) == pytest.approx(0.853, abs=0.005)
     assert auc(x3, click) == pytest.approx(0.552, abs=0.01)
     assert abs(auc(x1 * x2, click) - 0.5) < 0.01
+    other = aw_moe.sample(aw_moe.World(label="shuffled"), 60_000, rng)
+    x1, x2, x3 = (other.columns[k] for k in aw_moe.NUMBERS)
+    assert auc(3 * majority(other) * x1 * x2 + 0.3 * x3, other.columns["click"]) < 0.56
     null = aw_moe.sample(aw_moe.World(label="independent"), 20_000, rng)
     assert auc(null.columns["x1"] * null.columns["x2"], null.columns["click"]) > 0.8
 

@@ -11,8 +11,8 @@ The form of the logit is AW-MoE's specification's; purity, lengths and sizes are
 0.990 of users (0.850 of those cut to one or two events), clicks are 0.50, the AUC of the planted logit is 0.860 (the
 bound), with the majority in place of s 0.853 (cut: 0.755), of x3 alone 0.552 (tests/data/test_planted_worlds.py).
 
-`label="independent"` is the null: sigmoid(interaction x1 x2 + linear x3), so that nobody's history helps. The split
-"test_cut" is "test" with the last one or two events of every user.
+`label="independent"` is the null: sigmoid(interaction x1 x2 + linear x3), so that nobody's history helps;
+`label="shuffled"` the control: s is another user's, so histories say nothing and 0.552 is all there is. The split "test_cut" is "test" with the last one or two events of every user.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import numpy as np
 from recjax.data.synthetic.requests import LIST, Requests, space, write_requests
 from recjax.schema import NUM_RESERVED, Feature, Schema
 
-LABELS = ("taste", "independent")
+LABELS = ("taste", "independent", "shuffled")
 NUMBERS = ("x1", "x2", "x3")
 FEW = 3  # events of a long-tail user, at most
 
@@ -87,7 +87,7 @@ def sample(world: World, n: int, rng: np.random.Generator, first_user: int = 0) 
     upper = (taste[:, None] > 0) == own
     past = upper * half + rng.integers(half, size=own.shape)
     x = rng.normal(size=(3, n))
-    sign = taste if world.label == "taste" else 1
+    sign = {"taste": taste, "independent": 1, "shuffled": rng.permutation(taste)}[world.label]
     logit = world.interaction * sign * x[0] * x[1] + world.linear * x[2]
     return Requests(
         columns={
