@@ -5,7 +5,7 @@
 
 The first config is the baseline. `--config` is FILE[:ARG] and, after spaces, overrides of its own, so that an ablation
 is one more config: `--config="experiments/tin_complete_journey.py:decisive model.tte=none"`; `--set=data.dir=DIR` holds for
-all. Each run is an ordinary run directory, `<workdir>/<name>/seed-<s>`: finished ones are skipped, an interrupted one
+all. A folder in place of a file is a scorer without seeds that was judged elsewhere (`experiments.baselines`, `--keep`). Each run is an ordinary run directory, `<workdir>/<name>/seed-<s>`: finished ones are skipped, an interrupted one
 goes on, and results.json is rewritten after every seed, so the same command resumes and more `--seeds` add to it.
 
 For every split of `--split` (default: `eval.final` of the first config), metric and config:
@@ -14,6 +14,8 @@ For every split of `--split` (default: `eval.final` of the first config), metric
     difference       mean over seeds of (config - baseline), the two trained with the same seed
     over seeds       Student's t interval of that mean: would other seeds agree? (needs two seeds)
     over groups      bootstrap interval, whole groups (visits) resampled, one draw for all runs: would other rows?
+
+`--long_tail=3,20%` says the same once more of the rows with at most three past events, and of the fifth with the fewest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +32,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from recjax import comparison, configs, metrics
-from recjax import mesh as meshes
-from recjax.evaluate import Evaluator, open_run, placement
+from recjax.evaluator import evaluator_for, open_run
 from recjax.models import plain as hashable
 from recjax.run import Interrupted, Stop, plain, set_up, write_text
 from recjax.train import train
@@ -46,10 +47,11 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One competitor: its name in folders and tables, and its config."""
+    """One competitor: its name in folders and tables, and its config, or the folder of its finished scores."""
 
     name: str
-    config: ConfigDict
+    config: ConfigDict | None
+    scores: epath.Path | None = None
 
     def of_seed(self, seed: int) -> ConfigDict:
         config = ConfigDict(self.config)
@@ -64,6 +66,8 @@ def entry(text: str, common: Sequence[str] = ()) -> Entry:
       ValueError: An override names no key of the config, or is no assignment.
     """
     place, *own = text.split()
+    if epath.Path(place).is_dir():
+        return Entry(epath.Path(place).name, None, epath.Path(place))
     file, _, arg = place.partition(":")
     config = configs.load(file, arg)
     for assignment in (*common, *own):
@@ -109,23 +113,44 @@ def predict(run: epath.Path, splits: Sequence[str]) -> None:
     if not missing:
         return
     config, data, system, trees = open_run(run, best=_restores_best(run))
-    mesh = meshes.make()
-    evaluator = Evaluator(system, mesh, placement(system, config, mesh))
+    evaluator = evaluator_for(system, config)
     with Stop() as stop:
         for split in missing:
             batches = data.batches(
-                split, config.eval.batch, examples=config.eval.examples, shards=mesh.size
+                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
             )
             rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
-            order = np.argsort(rows["row"], kind="stable")
-            temporary = _file(run, split).with_suffix(".tmp")
-            with temporary.open("wb") as f:
-                np.savez(f, **{k: v[order] for k, v in rows.items()})
-            temporary.replace(_file(run, split))
+            if (past := past_events(data, split)) is not None:
+                rows["past"] = past[rows["row"]]
+            keep(run, split, rows)
 
 
-def _file(run: epath.Path, split: str) -> epath.Path:
-    return run / f"predictions-{split}.npz"
+def past_events(data: Any, split: str) -> np.ndarray | None:
+    """Events before each impression of a split, by row, all of them however long a history is read.
+
+    None where the data is not `recjax.data.loader.Data` or keeps no list.
+    """
+    prepared = getattr(data, "prepared", None)
+    if prepared is None or not prepared.schema.lists:
+        return None
+    blocks = [prepared.block(split, i) for i in range(prepared.blocks(split))]
+    counts = np.concatenate([b[f"{prepared.schema.lists[0]}/count"] for b in blocks])
+    out = np.empty_like(counts)
+    out[np.concatenate([b["row"] for b in blocks])] = counts
+    return out
+
+
+def keep(folder: epath.PathLike, split: str, rows: Rows) -> None:
+    """Keeps predictions by row: logit, label, weight, row and group/<key>, each [N]."""
+    order = np.argsort(rows["row"], kind="stable")
+    temporary = _file(folder, split).with_suffix(".tmp")
+    with temporary.open("wb") as f:
+        np.savez(f, **{k: v[order] for k, v in rows.items()})
+    temporary.replace(_file(folder, split))
+
+
+def _file(run: epath.PathLike, split: str) -> epath.Path:
+    return epath.Path(run) / f"predictions-{split}.npz"
 
 
 def predictions(run: epath.Path, split: str) -> Rows:
@@ -194,6 +219,7 @@ def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int =
     each = [y - x for x, y in zip(*values, strict=True)]
     paired = comparison.paired_bootstrap(*z, label, groups, metric, n, weights=weight)
     return dict(
+        values=[paired.a, paired.b],
         difference=paired.difference,
         by_seed=each,
         interval_over_seeds=over_seeds(each),
@@ -201,33 +227,70 @@ def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int =
     )
 
 
+def long_tail(rows: Rows, limit: str) -> tuple[str, np.ndarray]:
+    """What `limit` ("3": at most so many past events; "20%": the share with the fewest) selects: a name, bool [N]."""
+    if "past" not in rows:
+        raise ValueError("--long_tail wants data that counts past events (recjax.data.prepared)")
+    share = limit.endswith("%")
+    most = np.quantile(rows["past"], float(limit[:-1]) / 100) if share else float(limit)
+    return f"at most {most:g} past events ({limit})", rows["past"] <= most
+
+
 def results(
-    runs: Mapping[str, list[epath.Path]], splits: Sequence[str], group: str, n: int
+    runs: Mapping[str, list[epath.Path]],
+    splits: Sequence[str],
+    group: str = "",
+    n: int = 200,
+    tails: Sequence[str] = (),
 ) -> dict:
     """Everything results.json says of finished runs: {name: [run of each seed]}, baseline first."""
     summaries = {k: [_summary(r) for r in v] for k, v in runs.items()}
     baseline = next(iter(runs))
-    out: dict[str, Any] = dict(baseline=baseline, seeds=[s["seed"] for s in summaries[baseline]])
+    seeds = max(([s.get("seed") for s in each] for each in summaries.values()), key=_known)
+    out: dict[str, Any] = dict(baseline=baseline, seeds=seeds)
     out["models"] = {
         name: {
-            "facts": {f: float(np.mean([s[f] for s in each])) for f in FACTS},
+            "facts": {f: float(np.mean([s[f] for s in each])) for f in FACTS if f in each[0]},
             **{split: _values([s[split] for s in each if split in s]) for split in splits},
         }
         for name, each in summaries.items()
     }
-    out["differences"] = {}
+    out["differences"] = {name: {} for name in list(runs)[1:]}
     for split in splits:
         rows = {name: [predictions(r, split) for r in each] for name, each in runs.items()}
         check_same_rows({f"{k} {i}": r for k, v in rows.items() for i, r in enumerate(v)}, split)
-        key = group_key(rows[baseline][0], group)
-        for name in list(runs)[1:]:
-            found = {
-                m: compare(rows[baseline], rows[name], m, key, n)
-                for m in METRICS
-                if key or m != "gauc"
-            }
-            out["differences"].setdefault(name, {})[split] = {"group": key, **found}
+        first = rows[baseline][0]
+        parts = {split: np.ones(len(first["row"]), bool)}
+        counted = next((r for v in rows.values() for r in v if "past" in r), first)
+        for limit in tails:
+            name, chosen = long_tail(counted, limit)
+            parts[f"{split}, {name}"] = chosen
+        for part, chosen in parts.items():
+            _add_differences(out["differences"], part, rows, chosen, group_key(first, group), n)
     return plain(out)
+
+
+def _add_differences(out: dict, part: str, rows: dict[str, list[Rows]], chosen, key: str, n: int):
+    """Differences on some rows of a split, to the first model; a part with one class only says how many rows it has."""
+    kept = {k: [{c: x[chosen] for c, x in r.items()} for r in v] for k, v in rows.items()}
+    baseline = next(iter(kept.values()))
+    facts = {
+        "group": key,
+        "rows": int(chosen.sum()),
+        "positives": float(baseline[0]["label"].sum()),
+    }
+    defined = 0 < facts["positives"] < facts["rows"]
+    for name in out:
+        found = {
+            m: compare(baseline, kept[name], m, key, n)
+            for m in METRICS
+            if defined and (key or m != "gauc")
+        }
+        out[name][part] = facts | found
+
+
+def _known(seeds: Sequence[int | None]) -> int:
+    return sum(s is not None for s in seeds)
 
 
 def _summary(run: epath.Path) -> dict:
@@ -265,6 +328,14 @@ def table(found: Mapping[str, Any]) -> str:
             cells.append("" if auc["std"] is None else f"{auc['std']:.4f}")
             cells += ["", "", ""] if d is None else _difference(d)
             lines.append("| " + " | ".join([*cells, f"{loss['mean']:.4f}"]) + " |")
+        for part, d in found["differences"].get(name, {}).items():
+            if part in model:
+                continue
+            label = f"{part}: {d['rows']} rows, {d['positives']:.0f} positive"
+            values = d.get("auc", {}).get("values", [float("nan")] * 2)
+            cells = [name, label, f"{values[1]:.4f}", ""]
+            cells += _difference(d["auc"]) if "auc" in d else ["undefined", "", ""]
+            lines.append("| " + " | ".join([*cells, ""]) + " |")
     return "\n".join(lines)
 
 
@@ -285,20 +356,26 @@ def run(
     splits: Sequence[str] = (),
     group: str = "",
     resamples: int = 200,
+    tails: Sequence[str] = (),
 ) -> dict:
     """Trains what is not trained yet, seed by seed; writes and returns results.json's content."""
     root = epath.Path(workdir)
-    splits = tuple(splits) or tuple(competitors[0].config.eval.final)
+    root.mkdir(parents=True, exist_ok=True)
+    trained = [e for e in competitors if e.config is not None]
+    if not trained and not splits:
+        raise ValueError("only folders of scores are compared: name the splits with --split")
+    splits = tuple(splits) or tuple(trained[0].config.eval.final)
     runs: dict[str, list[epath.Path]] = {e.name: [] for e in competitors}
     found: dict = {}
     for seed in range(seeds):
         for e in competitors:
-            place = root / e.name / f"seed-{seed}"
-            logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
-            train(e.of_seed(seed), place)
-            predict(place, splits)
+            place = e.scores or root / e.name / f"seed-{seed}"
+            if e.config is not None:
+                logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
+                train(e.of_seed(seed), place)
+                predict(place, splits)
             runs[e.name].append(place)
-        found = results(runs, splits, group, resamples)
+        found = results(runs, splits, group, resamples, tails)
         write_text(root / "results.json", json.dumps(found, indent=1))
     return found
 
@@ -317,6 +394,7 @@ def main(_) -> None:
             splits=_SPLIT.value,
             group=_GROUP.value,
             resamples=_RESAMPLES.value,
+            tails=_LONG_TAIL.value,
         )
     except Interrupted:
         logging.warning("stopped; the same command goes on")
@@ -331,6 +409,9 @@ if __name__ == "__main__":
     _SEEDS = flags.DEFINE_integer("seeds", 3, "seeds 0 .. n - 1", lower_bound=1)
     _SPLIT = flags.DEFINE_list("split", [], "splits to compare on; default: eval.final")
     _GROUP = flags.DEFINE_string("group", "", "group key to resample; default: the data's first")
+    _LONG_TAIL = flags.DEFINE_list(
+        "long_tail", [], "limits, as 3 (past events) or 20% (of the rows)"
+    )
     _RESAMPLES = flags.DEFINE_integer("resamples", 200, "of the bootstrap", lower_bound=2)
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

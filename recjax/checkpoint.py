@@ -1,17 +1,22 @@
 """Checkpoints with Orbax: all trees, the optimizer, and a JSON part for the loader position and control.
 
 Saving is asynchronous and atomic (Orbax renames a finished step). Restoring goes into an abstract tree made from
-the *current* mesh, never through saved shardings, which fail on another topology (orbax #648).
+the *current* mesh, never through saved shardings, which fail on another topology (orbax #648). Tables are saved as
+they lie, packed or not (recjax.embedding.packing), and converted on restore: a reshape.
 """
 
 from collections.abc import Callable
 import json
+import math
 from typing import Any
 
 from absl import logging
 from etils import epath
+from flax import traverse_util
 import jax
 import orbax.checkpoint as ocp
+
+from recjax.embedding import packing
 
 Tree = Any
 
@@ -40,7 +45,10 @@ class Checkpoints:
 
     def _manager(self, path: epath.Path, keep: int) -> ocp.CheckpointManager:
         path.mkdir(parents=True, exist_ok=True)
-        return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        # Of several processes: both managers may be writing the same step, and barriers are named by it.
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=path.name)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, multiprocessing_options=apart)
+        return ocp.CheckpointManager(path, options=options)
 
     @property
     def latest_step(self) -> int | None:
@@ -77,15 +85,32 @@ class Checkpoints:
             if meta is None:
                 continue
             check(meta)
-            trees = self._read(manager, step, trees=ocp.args.StandardRestore(abstract(target)))
+            stored = self._layouts(manager, step, abstract(target))
+            trees = self._read(manager, step, trees=ocp.args.StandardRestore(stored))
             if trees is not None:
-                return step, trees, meta
+                return step, jax.tree.map(_laid_out, trees, target), meta
         if steps:
             raise ValueError(
                 f"no checkpoint under {self._dir} can be read (steps {steps}); "
                 "restore one from a copy, or use a new --workdir"
             )
         return None
+
+    def _layouts(self, manager: ocp.CheckpointManager, step: int, target: Tree) -> Tree:
+        """`target` with tables in the shapes they were saved in: packed where it is not, or the other way round."""
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                found = reader.metadata(epath.Path(manager.directory) / str(step) / "trees")
+            saved = traverse_util.flatten_dict(_plain(found.item_metadata))
+        except Exception:  # damaged: reading it says so
+            return target
+        leaves = traverse_util.flatten_dict(target, keep_empty_nodes=True)
+        return traverse_util.unflatten_dict(
+            {
+                k: _stored_as(x, saved[k].shape) if k in saved and "tables" in k else x
+                for k, x in leaves.items()
+            }
+        )
 
     def _read(self, manager: ocp.CheckpointManager, step: int, **item) -> Any:
         try:
@@ -108,8 +133,26 @@ class Checkpoints:
         self._best.close()
 
 
+def _stored_as(target: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What to read for `target` where a table was saved as `shape`; any other difference is Orbax's to report."""
+    if shape == target.shape or len(shape) != 2 or math.prod(shape) != math.prod(target.shape):
+        return target
+    sharding = target.sharding
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:  # the devices do not divide the stored rows
+        sharding = jax.NamedSharding(sharding.mesh, jax.P())
+    return jax.ShapeDtypeStruct(shape, target.dtype, sharding=sharding)
+
+
+def _laid_out(x: Any, target: Any) -> Any:
+    if x.shape == target.shape:
+        return x
+    return jax.jit(lambda x: x.reshape(target.shape), out_shardings=target.sharding)(x)
+
+
 def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
-    """Trees (host arrays) and meta of a finished or running run, without knowing its shapes: for `init_from`."""
+    """Trees (host arrays, tables unpacked) and meta of a run, without knowing its shapes: for `init_from`."""
     root = epath.Path(directory).absolute() / ("best" if best else "recent")
     if not root.exists():
         raise FileNotFoundError(
@@ -126,7 +169,13 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
             lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _plain(meta)
         )
         trees = reader.restore(folder / "trees", target)
-    return trees, json.loads((folder / "meta" / "metadata").read_text())
+    meta = json.loads((folder / "meta" / "metadata").read_text())
+    rows = {s["name"]: s["rows"] for s in meta.get("schema", {}).get("id_spaces", ())}
+    for path, value in trees.get("trees", {}).get("tables", {}).items():
+        held = rows.get(path.split("/")[-1], len(value["rows"]))
+        width = value["rows"].size // held
+        trees["trees"]["tables"][path] = {n: packing.logical(x, width) for n, x in value.items()}
+    return trees, meta
 
 
 def _plain(meta: Tree) -> Tree:

@@ -28,6 +28,7 @@ def base() -> ConfigDict:
     c.data.train = (
         "train"  # the split to train on; "train_matched" has popularity-matched negatives
     )
+    c.data.teachers = ()  # runs whose logits (python -m recjax.teach) the training batches carry
     c.data.shuffle_seed = (
         0  # order of the second and later epochs; the first is the stored permutation
     )
@@ -73,6 +74,9 @@ def base() -> ConfigDict:
 
     c.needs = ()  # configs (files) run first, into workdir/needs/<i>
     c.init_from = ()  # (run, source regex, target): parameters and rows of earlier runs
+    # A run that goes on here with later data, whose preparation `extends` that run's: everything but the step count and
+    # the metrics comes from its last checkpoint; rows that mean a new value begin anew (recjax.data.growth).
+    c.continue_from = ""
     c.lock()
     for free in (c.model, c.data.prepare, c.opt.args, c.opt.group_lr):
         free.unlock()

@@ -4,221 +4,46 @@
     python -m recjax.evaluate --artifact=DIR --data=PREPARED --split=test
     python -m recjax.evaluate --scores='scores-*.parquet' --data=PREPARED      (recjax.score --shard)
 
-Sums are kept on the device and merged; predictions are kept on the host up to 10 M rows, for exact AUC and grouped
-AUC. Prints one JSON object per split and writes it beside the run; under "slices" it holds the same figures of new users,
+Prints one JSON object per split and writes it beside the run; under "slices" it holds the same figures of new users,
 cold items, scenes and history lengths (`recjax.data.slices`; docs/evaluate.md).
 """
 
-from collections.abc import Callable, Iterable, Sequence
-import functools
+from collections.abc import Sequence
 import glob
 import json
 import sys
 import tempfile
-from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 from etils import epath
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
-from recjax import checkpoint, embedding, metrics, models, transfer
-from recjax import mesh as meshes
-from recjax.collector import Collector, SliceCollector
-from recjax.data import open_data
+from recjax import hosts, score, scored
 from recjax.data.layout import BatchError
+from recjax.data.prepared import Prepared
+from recjax.data.slices import Slice, default_slices, make_slices
+from recjax.data.translate import Translated
+from recjax.evaluator import evaluator_for, open_run
 from recjax.run import plain, set_up, write_text
-from recjax.step import init_trees, zero_sums
-from recjax.system import System, weights_of
-
-if TYPE_CHECKING:  # a data set of one's own need not bring TFDS
-    from recjax.data.slices import Slice
-
-Tree = dict
-
-
-class Evaluator:
-    """Compiled evaluation of one system; call it with trees and batches.
-
-    Args:
-      system: What to evaluate.
-      mesh: Where.
-      plan: Placement of the trees' tables; default: the planner's.
-
-    Attributes:
-      outputs: (trees, batch from `put`) -> {output: array}.
-    """
-
-    def __init__(self, system: System, mesh: Mesh, plan: embedding.Plan | None = None):
-        self.system, self.mesh = system, mesh
-        self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
-        self._step = jax.jit(self._measure, donate_argnums=1)
-        self.outputs = jax.jit(self._forward)
-
-    def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
-        rows = embedding.gather(self.system.tables, trees["tables"], batch, self.plan)
-        return self.system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
-
-    def put(self, batch: dict) -> dict:
-        return meshes.put(self.mesh, self.plan.route(batch))
-
-    def _measure(self, trees: Tree, sums: dict, batch: dict):
-        outputs, out = self._forward(trees, batch), {}
-        for o in self.system.objectives:
-            args = outputs[o.output], batch["label"][o.label], weights_of(batch)
-            out[o.name] = metrics.update(sums[o.name], *args)
-        return out, outputs
-
-    def __call__(
-        self,
-        trees: Tree,
-        batches: Iterable[dict],
-        poll: Callable[[], None] = lambda: None,
-        slices: Sequence["Slice"] = (),
-    ) -> dict:
-        """Metrics of every objective (see recjax.metrics.compute), those of named ones prefixed "<name>/".
-
-        Args:
-          trees: dense, tables, state, frozen.
-          batches: Host batches.
-          poll: Called once a batch; may raise to end early.
-          slices: Of the split; with any, the result has "slices": slice -> part -> metrics, exact like the others.
-        """
-        objectives = self.system.objectives
-        sums = {o.name: metrics.init() for o in objectives}
-        rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
-        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
-        ahead = None
-        for batch in batches:
-            poll()
-            sums, outputs = self._step(params, sums, self.put(batch))
-            if ahead is not None:
-                self._collect(rows, *ahead)
-            ahead = batch, outputs
-        if ahead is not None:
-            self._collect(rows, *ahead)
-        out = {}
-        for o in objectives:
-            prefix = f"{o.name}/" if o.name else ""
-            whole, parts = rows[o.name]
-            measured = metrics.compute(jax.device_get(sums[o.name])) | whole.compute()
-            measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
-            measured |= {"slices": parts.compute()} if slices else {}
-            out.update({prefix + k: v for k, v in measured.items()})
-        return out
-
-    def predictions(
-        self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
-    ) -> dict[str, np.ndarray]:
-        """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
-        rows = {o.name: [Collector()] for o in self.system.objectives}
-        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
-        for batch in batches:
-            poll()
-            self._collect(rows, batch, self.outputs(params, self.put(batch)))
-        return rows[self.system.objectives[0].name][0].rows()
-
-    def _collect(self, rows: dict, batch: dict, outputs: dict) -> None:
-        for o in self.system.objectives:
-            weights = batch["weight"] * batch["valid"]
-            for collector in rows[o.name]:
-                collector.add(
-                    outputs[o.output],
-                    batch["label"][o.label],
-                    weights,
-                    batch["row"],
-                    batch["group"],
-                )
-
-
-def placement(system: System, config: ConfigDict, mesh: Mesh) -> embedding.Plan:
-    """The plan for reading a run's tables on this mesh: not measured, so rows travel by the exact all_gather."""
-    rules = config.get("embedding", {}).get("placement", ())
-    return embedding.plan(system.tables, system.schema, mesh, rules=rules)
-
-
-def open_both(config: ConfigDict, data_dir: str):
-    """(data to evaluate on, with the ids of, data that was trained on); the same without `data_dir`."""
-    if not data_dir:
-        return (data := open_data(config.data)), data
-    other = ConfigDict({**config.data.to_dict(), "dir": data_dir})
-    data = open_data(other)
-    try:
-        trained = open_data(config.data)
-    except (ValueError, OSError):  # moved or deleted: then `data_dir` must hold the same
-        config.data.dir = data_dir
-        return data, data
-    spaces = [s.name for s in trained.schema.id_spaces]
-    if data.identity == trained.identity or all(
-        data.vocabulary_hash(s) == trained.vocabulary_hash(s) for s in spaces
-    ):
-        return data, trained
-    return open_data(other, ids_of=trained), trained
-
-
-def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
-    """(config, data, system, trees) of a run that has a checkpoint.
-
-    Args:
-      run: Its workdir.
-      data_dir: A prepared directory to use in place of the run's own. Where its vocabularies are others, its ids are
-        translated (`recjax.data.translate`), for which the run's own data must still be there.
-      best: The best checkpoint rather than the newest.
-    """
-    path = epath.Path(run) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give the --workdir of a recjax.train run")
-    config = ConfigDict(json.loads(path.read_text()))
-    data, trained = open_both(config, data_dir)
-    system = models.build(trained.schema, config.model)
-    split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
-    example = next(iter(data.batches(split, config.train.batch, shards=1)))
-    mesh = meshes.make()
-    plan, everywhere = placement(system, config, mesh), meshes.replicated(mesh)
-    trees = init_trees(system, config, jax.device_put(example, everywhere), plan)
-    trees = transfer.apply(trees, system, config, trained, epath.Path(run))
-    sums = zero_sums(system, trees, example)
-    tables = plan.place(trees.pop("tables"))
-    trees, sums = jax.device_put((trees, sums), everywhere)
-    trees["tables"] = tables
-    checkpoints = checkpoint.Checkpoints(epath.Path(run) / "checkpoints")
-    check = functools.partial(transfer.check_data, data=trained, where=run)
-    restored = checkpoints.restore(dict(trees=trees, sums=sums), best=best, check=check)
-    checkpoints.close()
-    if restored is None:
-        raise FileNotFoundError(
-            f"{run} has no {'best ' if best else ''}checkpoint yet; train it first"
-        )
-    step, saved, _ = restored
-    logging.info("evaluating step %d of %s", step, run)
-    return config, data, system, saved["trees"]
-
-
-# ---- the command
 
 
 def evaluate_run(run: str, data_dir: str, splits, *, best: bool, wanted: Sequence[str]) -> dict:
     """split -> metrics of a run, with the wanted slices."""
     config, data, system, trees = open_run(run, data_dir, best=best)
-    mesh = meshes.make()
-    evaluator = Evaluator(system, mesh, placement(system, config, mesh))
+    evaluator = evaluator_for(system, config)
     out = {}
     for split in splits:
-        batches = data.batches(split, config.eval.batch, shards=mesh.size)
+        batches = data.batches(split, config.eval.batch, shards=evaluator.mesh.size)
         slices = slices_of(data, config, split, wanted)
-        out[split] = plain(evaluator(trees, batches, slices=slices))
+        out[split] = plain(evaluator(trees, hosts.in_step(batches, evaluator.plan), slices=slices))
     return out
 
 
-def slices_of(data, config: ConfigDict, split: str, wanted: Sequence[str]) -> list["Slice"]:
+def slices_of(data, config: ConfigDict, split: str, wanted: Sequence[str]) -> list[Slice]:
     """Slices of a split; new is what the run has not trained on, where its own data is the one evaluated."""
     if not wanted or not hasattr(data, "prepared"):
         return []
-    from recjax.data.slices import make_slices
-    from recjax.data.translate import Translated
-
     trained = None
     if not isinstance(data.prepared, Translated) and config.data.train in data.splits:
         trained = dict(
@@ -229,10 +54,6 @@ def slices_of(data, config: ConfigDict, split: str, wanted: Sequence[str]) -> li
 
 def evaluate_scores(pattern: str, data_dir: str, wanted: Sequence[str]) -> dict:
     """split -> metrics of files that `recjax.score` wrote."""
-    from recjax import scored  # which itself evaluates
-    from recjax.data.prepared import Prepared
-    from recjax.data.slices import default_slices, make_slices
-
     files = sorted(glob.glob(pattern))
     about = scored.read_about(files)
     slices: list[Slice] = []
@@ -253,8 +74,6 @@ def evaluate_scores(pattern: str, data_dir: str, wanted: Sequence[str]) -> dict:
 
 def evaluate_artifact(artifact: str, data_dir: str, splits, wanted: Sequence[str]) -> dict:
     """split -> metrics of an artifact on prepared data."""
-    from recjax import score
-
     out = {}
     with tempfile.TemporaryDirectory() as folder:
         for split in splits:
@@ -265,7 +84,13 @@ def evaluate_artifact(artifact: str, data_dir: str, splits, wanted: Sequence[str
 
 
 def main(_) -> None:
-    set_up()
+    with hosts.joined():
+        set_up()
+        run_flags()
+
+
+def run_flags() -> None:
+    """What the flags ask for."""
     if sum(map(bool, (_RUN.value, _ARTIFACT.value, _SCORES.value))) != 1:
         sys.exit("error: give one of --run, --artifact and --scores")
     if _ARTIFACT.value and not _DATA.value:
@@ -278,7 +103,7 @@ def main(_) -> None:
     else:
         found = evaluate_scores(_SCORES.value, _DATA.value, wanted)
     folder = _OUT.value or _RUN.value
-    for split, result in found.items():
+    for split, result in found.items() if jax.process_index() == 0 else ():
         print(json.dumps({"split": split, **result}))
         if folder:
             write_text(

@@ -57,11 +57,12 @@ class Interrupted(SystemExit):
 class Stop:
     """Notes SIGTERM and Ctrl-C so that loops can end at a safe point; a second Ctrl-C ends at once.
 
-    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated.
+    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated. Of several
+    processes all stop at the same step: what counts there is `agreed` (recjax.hosts.in_step).
     """
 
     def __init__(self):
-        self.signum = 0
+        self.signum, self.agreed = 0, 0
         self._old: dict[int, Any] = {}
 
     def __enter__(self):
@@ -72,7 +73,7 @@ class Stop:
 
     def __exit__(self, *exc):
         for s, handler in self._old.items():
-            signal.signal(s, handler)
+            signal.signal(s, signal.SIG_DFL if handler is None else handler)  # None: not Python's
 
     def _note(self, signum, frame):
         if self.signum and signum == signal.SIGINT:
@@ -81,9 +82,10 @@ class Stop:
         logging.warning("%s: stopping at the next safe point", signal.Signals(signum).name)
 
     def raise_if_requested(self, save=lambda: None) -> None:
-        if self.signum:
+        signum = self.signum if jax.process_count() == 1 else self.agreed
+        if signum:
             save()
-            raise Interrupted(128 + self.signum)
+            raise Interrupted(128 + signum)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

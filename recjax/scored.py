@@ -21,7 +21,7 @@ from recjax.data.layout import Layout
 from recjax.data.prepared import DataError, Prepared
 from recjax.data.slices import Slice
 from recjax.data.translate import Translated
-from recjax.evaluate import Evaluator, open_run, placement
+from recjax.evaluator import Evaluator, open_run, placement
 from recjax.serving.scorer import probability, probability_names
 
 KEY = b"recjax"
@@ -174,7 +174,7 @@ def _about(file: str) -> dict[str, Any]:
 
 
 def measure(files: Sequence[str], slices: Sequence[Slice] = ()) -> dict[str, Any]:
-    """Exact metrics of scored files, as `recjax.evaluate.Evaluator` gives them.
+    """Exact metrics of scored files, as `recjax.evaluator.Evaluator` gives them.
 
     Raises:
       ScoredError: The files are not all parts of one scored split.

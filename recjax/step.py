@@ -22,7 +22,7 @@ def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
         x = x.reshape(shards, count, b, *x.shape[1:])
         return jax.lax.dynamic_index_in_dim(x, index, 1, False).reshape(shards * b, *x.shape[3:])
 
-    whole = ("ids", "send", "asked", "everyone")
+    whole = ("ids", "send", "starts", "asked", "everyone")
     return {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
 
 

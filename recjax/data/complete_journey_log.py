@@ -134,6 +134,18 @@ def _read_purchases(folder, weeks, limit_households) -> tuple[pl.DataFrame, dict
     return log, {"purchase_rows": len(log), "quarantined": taken}
 
 
+def raw_events(
+    folder: pathlib.Path, weeks: tuple[int, int] | None = None, limit_households: int = 0
+) -> pl.DataFrame:
+    """Purchases in log order with raw values: household, store, product, SIDES, time (seconds)."""
+    log, _ = _read_purchases(folder, weeks, limit_households)
+    products = pl.read_parquet(
+        folder / "products.parquet", columns=["product_id", *SIDES.values()]
+    ).rename({"product_id": "product", **{column: name for name, column in SIDES.items()}})
+    events = log.join(products, on="product", how="left", maintain_order="left")
+    return events.select("household", "store", "product", *SIDES, "time")
+
+
 def _read_promotions(
     folder: pathlib.Path, log: pl.DataFrame, stores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, dict[str, pl.Series]]:

@@ -19,7 +19,6 @@ import collections
 from collections.abc import Generator, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
 import re
 from typing import Any
 
@@ -30,6 +29,7 @@ import polars as pl
 
 from recjax.data.batches import Assembler
 from recjax.data.choice import Choice, Index, Period, buckets_of
+from recjax.data.growth import vocabulary_hash
 from recjax.data.layout import BatchError, Capacity, Layout, capacity_levels
 from recjax.data.mixed import MixedSource, side_by_side
 from recjax.data.order import Order, request_starts
@@ -319,8 +319,7 @@ class Data:
 
     def vocabulary_hash(self, space: str) -> str:
         """Same hash, same rows: a checkpoint's tables fit. "" for a space without a vocabulary."""
-        file = self.prepared.path / "vocab" / f"{space}.parquet"
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+        return vocabulary_hash(self.prepared.path, space)
 
     def _share(self, whole: Layout, partitions: int) -> tuple[Layout, slice]:
         """This host's part of a global batch: its layout and its partitions."""

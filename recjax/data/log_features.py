@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data import histories
+from recjax.data.growth import NEW, Growth
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.log_events import Events, Places, codes, events_at
 from recjax.data.log_files import read_table
@@ -146,11 +147,11 @@ class Encoded:
     keys: Mapping[str, tuple[np.ndarray, str]]
 
 
-def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
+def encode(e: Events, features: list[Field], partitions: int, growth: Growth = NEW) -> Encoded:
     """Vocabularies from the training rows; timelines and counters from all of them."""
     everything = events_at(e, np.arange(len(e.item)))
     recorded = remembered(e, features)
-    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values())
+    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values(), growth)
     remember = {f.name: values[f.name][everything.of(f.where, e)] for f in recorded}
     timelines = {
         name: histories.build_timelines(
@@ -167,9 +168,9 @@ def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
     return Encoded(features, names, v, values, timelines, _counters(e, keys, everything), keys)
 
 
-def _encode_values(e: Events, wanted: Iterable[Field]) -> tuple[dict, dict]:
+def _encode_values(e: Events, wanted: Iterable[Field], growth: Growth) -> tuple[dict, dict]:
     """Vocabularies by space, and by feature the encoded values with those of "nowhere" last."""
-    trained = events_at(e, np.flatnonzero(e.trained))
+    trained, times = events_at(e, np.flatnonzero(e.trained)), e.time[e.trained]
     v, values = {}, {}
     for f in wanted:
         if f.kind != "id":
@@ -179,7 +180,7 @@ def _encode_values(e: Events, wanted: Iterable[Field]) -> tuple[dict, dict]:
             v[f.space] = e.whole.vocabularies[f.space]
         else:
             seen = f.values.gather(trained.of(f.where, e))
-            v[f.space] = Vocabulary.build(f.space, seen, min_count(f, e))
+            v[f.space] = growth.vocabulary(f.space, seen, min_count(f, e), times)
         values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
     return v, values
 

@@ -43,7 +43,18 @@ def run(f) -> None:
         raise DataError("give --out=DIR, the directory to prepare into (or --suggest)")
     if not f.out:
         return
-    names = ("mapping", "strict", "unit", "block_size", "partitions", "shards", "work")
+    names = (
+        "mapping",
+        "strict",
+        "unit",
+        "block_size",
+        "partitions",
+        "shards",
+        "work",
+        "head_room",
+        "extends",
+        "reclaim_days",
+    )
     options = {name: f[name].value for name in names}
     if f.runner:
         if not f.shards:
@@ -87,5 +98,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("runner", "", "Apache Beam runner of the shards; empty: this process.")
     flags.DEFINE_list("beam_args", [], "Options of the runner, as on Beam's command line.")
     flags.DEFINE_string("work", "", "Folder of the stages' files that all workers see.")
+    flags.DEFINE_float("head_room", 0.0, "Spare rows for the values of later days, as a share.")
+    flags.DEFINE_string("extends", "", "Prepared directory whose ids go on (recjax.data.growth).")
+    flags.DEFINE_float("reclaim_days", None, "Give ids unseen for so long to new values.")
     flags.mark_flags_as_required(["logs", "mapping"])
     app.run(main)

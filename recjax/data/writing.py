@@ -52,6 +52,7 @@ def write_prepared(
     block_size: int = BLOCK_SIZE,
     unit: str = "impression",
     seed: int = 0,
+    builder: "type[BlockBuilder] | None" = None,
 ) -> pathlib.Path:
     """Writes a prepared data set and returns its directory; does nothing when it is already there.
 
@@ -75,6 +76,7 @@ def write_prepared(
       block_size: Impressions per record.
       unit: What the training permutation moves: "impression", or "request" (its rows stay together).
       seed: Of that permutation.
+      builder: A subclass of `BlockBuilder` that documents the data.
 
     Raises:
       DataError: A column is missing, of another length or type, or a history reaches past its timeline.
@@ -98,6 +100,7 @@ def write_prepared(
         facts=facts,
         options=options,
         version=version,
+        builder=builder,
     )
 
 
@@ -113,6 +116,7 @@ def write_blocks(
     facts: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     version: str,
+    builder: "type[BlockBuilder] | None" = None,
 ) -> pathlib.Path:
     """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
     path = prepared_path(out_dir, name, options, version)
@@ -131,7 +135,17 @@ def write_blocks(
     extras = functools.partial(
         _write_extras, schema=schema, timelines=timelines, vocab=vocab or {}, report=report or {}
     )
-    _build(path, name, version, out_dir, schema, identity, blocks, extras)
+    make_builder = functools.partial(
+        builder or BlockBuilder,
+        name,
+        tfds.core.BuilderConfig(name=path.parent.name, version=version),
+        os.fspath(out_dir),
+        schema,
+        identity,
+        blocks,
+        extras,
+    )
+    _build(path, make_builder)
     return path
 
 
@@ -155,8 +169,11 @@ def _content_options(schema: Schema, timelines: Mapping, splits: Mapping) -> dic
 # ------------------------------------------------------------------------------------------ builder
 
 
-class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes blocks; everything else goes into TFDS's incomplete directory, so one rename publishes all."""
+class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes blocks; everything else goes into TFDS's incomplete directory, so one rename publishes all.
+
+    `recjax.data.published` has subclasses that say what data it is.
+    """
 
     VERSION = None  # the config carries it
 
@@ -165,6 +182,10 @@ class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         self._schema, self._identity = schema, identity
         self._splits, self._extras = splits, write_extras
         super().__init__(data_dir=out_dir, config=config)
+
+    def about(self) -> dict[str, str]:
+        """description, citation, homepage, license of the data, as far as they are known."""
+        return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -177,6 +198,7 @@ class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(self._identity),
             disable_shuffling=True,  # the order is ours: it is the single pass
+            **self.about(),
         )
 
     def _split_generators(self, dl_manager):  # abstract there; `_generate_splits` needs none
@@ -263,9 +285,8 @@ class _Files:
         return self._lengths
 
 
-def _build(path, name, version, out_dir, schema, identity, blocks, extras) -> None:
-    config = tfds.core.BuilderConfig(name=path.parent.name, version=version)
-    builder = _BlockBuilder(name, config, os.fspath(out_dir), schema, identity, blocks, extras)
+def _build(path: pathlib.Path, make_builder: Callable[[], BlockBuilder]) -> None:
+    builder = make_builder()
     with tempfile.TemporaryDirectory() as unused_downloads:
         try:
             builder.download_and_prepare(
@@ -276,7 +297,7 @@ def _build(path, name, version, out_dir, schema, identity, blocks, extras) -> No
         except OSError:
             if not is_prepared(path):  # another process published the same data first
                 raise
-    logging.info("Prepared %s in %s", name, path)
+    logging.info("Prepared %s in %s", builder.name, path)
 
 
 def _write_extras(folder: pathlib.Path, *, schema: Schema, timelines, vocab, report) -> None:

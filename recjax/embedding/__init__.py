@@ -9,13 +9,13 @@
 This package is the only place that knows how a table is laid out or placed. Row PAD is zero and stays zero.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.embedding import sharded
+from recjax.embedding import packing, sharded
 from recjax.embedding.optimizers import OPTIMIZERS, row_mean, stochastic_round
 from recjax.embedding.placement import RULES, CapacityError, Plan, Skew, measure, plan
 from recjax.embedding.sharded import Merged
@@ -23,7 +23,7 @@ from recjax.schema import PAD, Schema, SchemaError, Table
 
 __all__ = [
     "CapacityError", "Merged", "Plan", "RULES", "Skew", "Tables", "apply", "check", "exchange_ids", "gather", "init",
-    "measure", "merge", "num_parameters", "plan", "update",
+    "measure", "merge", "num_parameters", "plan", "reset", "update",
 ]  # fmt: skip
 
 Tables = dict[str, dict[str, jax.Array]]
@@ -49,12 +49,23 @@ def init(
     check(tables)
     out = {}
     for key, t in zip(jax.random.split(rng, max(len(tables), 1)), tables, strict=False):
-        shape = (schema.space(t.id_space).rows, t.dim)
-        rows = (jax.random.normal(key, shape) * t.init_scale).at[PAD].set(0).astype(t.dtype)
-        out[t.path] = {"rows": rows, **({} if t.frozen else OPTIMIZERS[t.optimizer].init(rows))}
+        k = 1 if plan is None else plan.parts(t)
+        out[t.path] = _init_table(key, t, schema.space(t.id_space).rows, k)
     if plan is not None and plan.devices > 1:
         out = jax.lax.with_sharding_constraint(out, plan.shardings(out))
     return out
+
+
+def _init_table(key: jax.Array, t: Table, rows: int, k: int) -> dict:
+    """One table, k logical rows in a physical one. Random bits depend on an element's number alone, not on the shape."""
+    value = jax.random.normal(key, (rows // k, k * t.dim)) * t.init_scale
+    value = value.at[PAD, : t.dim].set(0).astype(t.dtype)
+    if t.frozen:
+        return {"rows": value}
+    wide = OPTIMIZERS[t.optimizer].init(value)
+    # numbers a row holds one of are counted by logical rows (the reshape is never computed: they are constants)
+    narrow = OPTIMIZERS[t.optimizer].init(packing.logical(value, t.dim))
+    return {"rows": value, **{n: x if x.ndim == 2 else narrow[n] for n, x in wide.items()}}
 
 
 def exchange_ids(batch: dict, plan: Plan | None = None) -> dict:
@@ -69,7 +80,8 @@ def gather(
     if plan is not None and plan.devices > 1 and tables:
         return sharded.gather(plan, tables, values, batch)
     return {
-        t.path: values[t.path]["rows"].at[batch["ids"][t.id_space]].get(mode="clip") for t in tables
+        t.path: packing.read(values[t.path]["rows"], batch["ids"][t.id_space], t.dim)
+        for t in tables
     }
 
 
@@ -153,6 +165,7 @@ def _step(
     rng: jax.Array,
     *,
     first_row: jax.Array | int = 0,
+    has_padding: jax.Array | bool = True,
     first_column: jax.Array | int = 0,
     mean: Callable = row_mean,
     ascending: bool = True,
@@ -163,21 +176,57 @@ def _step(
     hints = dict(
         unique_indices=True, indices_are_sorted=ascending and jax.default_backend() != "gpu"
     )
-    old = jax.tree.map(lambda x: x.at[ids].get(mode="clip", **hints), value)
+    dim = grads.shape[1]
+    old = jax.tree.map(lambda x: packing.read(x, ids, dim, **hints), value)
     before = old.pop("rows").astype(jnp.float32)
     if t.l2:
         grads = grads + t.l2 * before
     optimizer = OPTIMIZERS[t.optimizer]
     after, state = optimizer.update(before, old, grads, t.lr * scale, mean=mean, l1=t.l1)
-    rows = ids + first_row
-    after = jnp.where((rows == PAD)[:, None], before, after)
+    after = jnp.where(((ids == PAD) & has_padding)[:, None], before, after)
     if value["rows"].dtype == jnp.bfloat16:
-        after = stochastic_round(after, rng, rows, first_column + jnp.arange(after.shape[-1]))
+        after = stochastic_round(
+            after, rng, ids + first_row, first_column + jnp.arange(after.shape[-1])
+        )
     return jax.tree.map(
-        lambda x, new: x.at[ids].set(new.astype(x.dtype), mode="drop", **hints),
+        lambda x, new: packing.write(x, ids, new.astype(x.dtype), **hints),
         value,
         {"rows": after, **state},
     )
+
+
+def reset(
+    tables: Sequence[Table],
+    values: Tables,
+    fresh: Tables,
+    ids: Mapping[str, np.ndarray],
+    plan: Plan | None = None,
+) -> Tables:
+    """`values` with the rows of some ids, and their optimizer state, as in `fresh`: as `init` made them.
+
+    Args:
+      tables: Declarations.
+      values, fresh: Alike; on the mesh, if there is a plan.
+      ids: id space -> int32 [n].
+      plan: As for `init`.
+    """
+
+    def one(x: jax.Array, new: jax.Array, gone: jax.Array) -> jax.Array:
+        rows = lambda a: a.reshape(gone.size, -1)  # noqa: E731
+        return jnp.where(gone[:, None], rows(new), rows(x)).reshape(x.shape)
+
+    def body(values: Tables, fresh: Tables, gone: dict) -> Tables:
+        out = {
+            p: jax.tree.map(lambda x, f, p=p: one(x, f, gone[p]), values[p], fresh[p]) for p in gone
+        }
+        return jax.lax.with_sharding_constraint(out, plan.shardings(out)) if plan else out
+
+    gone = {}
+    for t in tables:
+        if len(ids.get(t.id_space, ())):
+            gone[t.path] = np.zeros(values[t.path]["rows"].size // t.dim, bool)  # packed or not
+            gone[t.path][ids[t.id_space]] = True
+    return values | (jax.jit(body)(values, fresh, gone) if gone else {})
 
 
 def num_parameters(values: Tables) -> int:

@@ -23,12 +23,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from recjax.embedding import packing
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import Schema, SchemaError, Table
 
 RULES = ("replicated", "row", "row:all_gather", "row:all_to_all", "column")
+LAYOUTS = (
+    "packed",
+    "unpacked",
+)  # rules too: how a device stores its rows (recjax.embedding.packing)
+INT32 = np.iinfo(np.int32).max
+MARGIN = 1 << 24  # of 32-bit numbers, for the fillers that follow a table's last id
 SMALL = 20_480  # rows up to which a table is replicated
-MAX_OVERFLOW = 1e-4, 1e-9  # chance per step that a bucket overflows, in one process and in several
+MAX_OVERFLOW = 1e-4  # chance per step that a bucket overflows
 NEXT = 1.5  # the next bucket of a step whose ids do not fit
 
 
@@ -74,11 +81,12 @@ def measure(batches: Iterable[dict], schema: Schema, owners: int) -> dict[str, S
     out = {}
     batches = [b for b in batches if "ids" in b]
     for space in schema.id_spaces if batches else ():
-        ids = np.concatenate([np.asarray(b["ids"][space.name]) for b in batches])  # [k * S, U]
-        counts = np.stack([np.diff(s) for s in _starts(ids, space.rows, owners)])  # [k * S, n]
+        ids = [np.asarray(b["ids"][space.name]) for b in batches]  # each [S, U], U by its level
+        counts = np.concatenate([np.diff(_starts(x, space.rows, owners)) for x in ids])  # [k S, n]
         deviation = max(counts.std(0).max(), math.sqrt(counts.mean() * (1 - 1 / owners)))
-        found = [ids.shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
-        out[space.name] = Skew(ids.shape[1], *_worst(found)[1:])
+        found = [ids[0].shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
+        slots, *rest = _worst(found)
+        out[space.name] = Skew(int(slots), *rest)
     return out
 
 
@@ -96,13 +104,18 @@ def _starts(ids: np.ndarray, rows: int, owners: int) -> np.ndarray:
     return np.stack([np.searchsorted(s, edges) for s in ids])
 
 
+def _fullest(starts: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {s: int(np.diff(x).max()) for s, x in starts.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where one table lies (`rule`), how its rows travel (`exchange`), and why."""
+    """Where one table lies (`rule`), how its rows travel (`exchange`), why, and how many rows a physical row holds."""
 
     rule: str
     exchange: str = ""
     reason: str = ""
+    parts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +150,10 @@ class Plan:
         """Rows of an id space that one owner holds."""
         return self.rows[space] // self.devices
 
+    def parts(self, table: Table) -> int:
+        """K: logical rows in a stored row (1: not packed)."""
+        return self.placed[table.path].parts
+
     def spaces(self, *exchanges: str) -> list[str]:
         """Id spaces that have a table with one of these exchanges."""
         found = (t.id_space for t in self.tables if self.placed[t.path].exchange in exchanges)
@@ -163,17 +180,31 @@ class Plan:
         return jax.device_put(values, self.shardings(values))
 
     def capacities(self, space: str, slots: int) -> list[int]:
-        """Bucket sizes to try, smallest first. Processes cannot agree on one per batch, so several share one size."""
-        alone = jax.process_count() == 1
+        """Bucket sizes to try, smallest first."""
         skew = self.skew.get(space) or Skew.uniform(slots, self.devices)
-        first = skew.capacity(slots, self.devices, MAX_OVERFLOW[not alone])
-        return [first, min(math.ceil(first * NEXT), slots)] if alone else [first]
+        first = skew.capacity(slots, self.devices, MAX_OVERFLOW)
+        return [first, min(math.ceil(first * NEXT), slots)]
+
+    def need(self, batch: dict) -> dict[str, int]:
+        """The fullest bucket of this process's share of a batch, by id space: what `route` takes a capacity for.
+
+        Of several processes each has its own; they agree on the largest and give it to `route` as batch["need"].
+        """
+        spaces = self.spaces("all_to_all") if "ids" in batch else []
+        return _fullest({s: self._starts(batch, s) for s in spaces})
+
+    def _starts(self, batch: dict, space: str) -> np.ndarray:
+        return _starts(batch["ids"][space], self.rows[space], self.devices)
 
     def route(self, batch: dict) -> dict:
-        """The host batch with `send`: id space -> int32 [S, n, c], rows each shard asks of each owner, in its numbering.
+        """The host batch with what each shard asks of each owner, by id space.
 
-        Unused slots hold the block size, one past the owner's last row. A batch that does not fit takes the next
-        capacity (another shape, hence a program of its own) and is counted.
+        `send` int32 [S, n, c] holds the rows, in the owner's numbering; unused slots hold the block size, one past
+        the owner's last row. `starts` int32 [S, n + 1] says where the owners' parts begin among the shard's ids. So
+        devices know a row as (owner, row of the owner), and a vocabulary may pass 32-bit ids: `ids` then come as
+        int64 and go on saturated, good for nothing but telling padding.
+
+        A batch that does not fit takes the next capacity (another shape, hence a program of its own) and is counted.
 
         Raises:
           CapacityError: It does not fit the last one either.
@@ -181,17 +212,27 @@ class Plan:
         spaces = self.spaces("all_to_all")
         if not spaces or "ids" not in batch:
             return batch
-        return {**batch, "send": {s: self._buckets(s, np.asarray(batch["ids"][s])) for s in spaces}}
+        starts = {s: self._starts(batch, s) for s in spaces}
+        need = batch.get("need") or _fullest(starts)
+        send = {
+            s: self._buckets(s, np.asarray(batch["ids"][s]), starts[s], need[s]) for s in spaces
+        }
+        starts = {s: x.astype(np.int32) for s, x in starts.items()}
+        ids = {
+            s: x if x.dtype == np.int32 else np.minimum(x, INT32).astype(np.int32)
+            for s, x in batch["ids"].items()
+        }
+        batch = {k: v for k, v in batch.items() if k != "need"}
+        return {**batch, "ids": ids, "send": send, "starts": starts}
 
-    def _buckets(self, space: str, ids: np.ndarray) -> np.ndarray:
+    def _buckets(self, space: str, ids: np.ndarray, starts: np.ndarray, need: int) -> np.ndarray:
         n, block = self.devices, self.block(space)
-        starts = _starts(ids, self.rows[space], n)  # [S, n + 1]
         counts = np.diff(starts)
         sizes = self.capacities(space, ids.shape[1])
-        fits = [c for c in sizes if c >= counts.max()]
+        fits = [c for c in sizes if c >= need]
         if not fits:
             raise CapacityError(
-                f"id space {space!r}: one device asks {counts.max()} rows of one owner and the largest bucket holds "
+                f"id space {space!r}: one device asks {need} rows of one owner and the largest bucket holds "
                 f"{sizes[-1]}; spread the ids over rows (recjax.data.vocabulary.spread), or look these tables up with "
                 "--config.embedding.placement=(('.*', 'row:all_gather'),)"
             )
@@ -249,6 +290,7 @@ class Plan:
             p, moved = self.placed[t.path], self.traffic(t)
             moved = "?" if moved is None else f"{moved / 1e6:.3g}"
             where = f"{p.rule}:{p.exchange}" if p.rule == "row" else p.rule
+            where += f" x{p.parts}" if p.parts > 1 else ""
             lines.append(
                 f"{t.path:24} {self.rows[t.id_space]:13,} {t.dim:4} {t.optimizer:16} {where:16} "
                 f"{self.bytes_per_device(t) / 1e6:10.4g} {moved:>8}  {p.reason}"
@@ -273,30 +315,54 @@ def plan(
       schema: Its id spaces give the rows.
       mesh: One axis.
       skew: From `measure`. Without it rows travel by all_gather, which needs no capacity.
-      rules: (regex over table paths, one of RULES); the first match wins, before the planner's own choice.
+      rules: (regex over table paths, one of RULES or LAYOUTS); the first match of each kind wins, before the
+        planner's own choice, which packs narrow tables where the mesh is of TPUs.
 
     Raises:
       SchemaError: An unknown rule, a rule that matches no table, or one that the table's shape does not allow.
     """
     skew = dict(skew or {})
     for pattern, rule in rules:
-        if rule not in RULES:
+        if rule not in RULES + LAYOUTS:
             raise SchemaError(
-                f"embedding.placement: unknown rule {rule!r}; use one of {', '.join(RULES)}"
+                f"embedding.placement: unknown rule {rule!r}; use one of {', '.join(RULES + LAYOUTS)}"
             )
         if tables and not any(re.search(pattern, t.path) for t in tables):
             raise SchemaError(
                 f"embedding.placement: {pattern!r} matches no table; there are {[t.path for t in tables]}"
             )
     rows = {s.name: s.rows for s in schema.id_spaces}
+    tpu = _platform(mesh) == "tpu"
     placed = {}
     for t in tables:
-        given = next((rule for pattern, rule in rules if re.search(pattern, t.path)), "")
-        placed[t.path] = _place(t, rows[t.id_space], mesh.size, skew.get(t.id_space), given)
+        given = [rule for pattern, rule in rules if re.search(pattern, t.path)]
+        where = next((rule for rule in given if rule in RULES), "")
+        layout = next((rule for rule in given if rule in LAYOUTS), "packed" if tpu else "unpacked")
+        found = _place(t, rows[t.id_space], mesh.size, skew.get(t.id_space), where, tpu)
+        if rows[t.id_space] > INT32 - MARGIN and found.exchange != "all_to_all":
+            raise SchemaError(
+                f"table {t.path!r}: {rows[t.id_space]:,} rows pass 32-bit ids; only 'row:all_to_all', over measured "
+                "batches, looks such tables up (as owner and row of the owner)"
+            )
+        k = _parts(t, rows[t.id_space], mesh.size, found) if layout == "packed" else 1
+        placed[t.path] = dataclasses.replace(found, parts=k)
     return Plan(mesh, tuple(tables), rows, placed, skew)
 
 
-def _place(t: Table, rows: int, n: int, skew: Skew | None, given: str) -> Placement:
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
+def _parts(t: Table, rows: int, n: int, placed: Placement) -> int:
+    """K of a table to be packed. Columns stay apart, and a dense sum over a small table wants its rows apart."""
+    if placed.rule == "column" or placed.exchange == "sum" or rows <= SMALL:
+        return 1
+    return packing.parts(t.dim, rows // n if placed.rule == "row" else rows)
+
+
+def _place(
+    t: Table, rows: int, n: int, skew: Skew | None, given: str, tpu: bool = False
+) -> Placement:
     if n == 1:
         return Placement("replicated", "", "one device")
     if given == "column" and t.dim % n or given.startswith("row") and rows % n:
@@ -304,7 +370,7 @@ def _place(t: Table, rows: int, n: int, skew: Skew | None, given: str) -> Placem
         raise SchemaError(
             f"table {t.path!r}: {size} does not divide over {n} devices; choose another rule than {given!r}"
         )
-    rule, reason = (given.partition(":")[0], "asked for") if given else _choose(t, rows, n, skew)
+    rule, reason = (given.partition(":")[0], "asked for") if given else _choose(t, rows, n, tpu)
     if rule == "column":
         return Placement(rule, "columns", reason)
     if rule == "row":
@@ -315,10 +381,11 @@ def _place(t: Table, rows: int, n: int, skew: Skew | None, given: str) -> Placem
     return Placement(rule, "sum" if small and rows <= SMALL else "gather", reason)
 
 
-def _choose(t: Table, rows: int, n: int, skew: Skew | None) -> tuple[str, str]:
+def _choose(t: Table, rows: int, n: int, tpu: bool) -> tuple[str, str]:
     if rows <= SMALL:
         return "replicated", f"at most {SMALL:,} rows"
-    if t.dim % n == 0 and t.dim >= 8 * n:
+    # a TPU stores fewer than 128 columns in 128 lanes
+    if t.dim % n == 0 and t.dim >= (packing.LANES if tpu else 8) * n:
         return "column", f"width is at least 8 x {n} devices"
     if rows % n:
         return "replicated", f"rows do not divide over {n} devices"

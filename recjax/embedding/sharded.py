@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from recjax.embedding import packing
 from recjax.embedding.placement import Plan
 from recjax.schema import Table
 
@@ -109,6 +110,7 @@ class _Local:
     def __init__(self, plan: Plan, batch: dict):
         self.plan, self.ids = plan, batch["ids"]
         self.asked, self.everyone = batch["asked"], batch["everyone"]
+        self.starts = batch["starts"]
         self.index = jax.lax.axis_index(plan.axis)
 
     def path_of(self, t: Table) -> str:
@@ -116,17 +118,17 @@ class _Local:
         e = self.plan.placed[t.path].exchange
         return "all_gather" if e == "all_to_all" and t.id_space not in self.asked else e
 
-    def bucket_starts(self, space: str) -> jax.Array:
-        """[n + 1], where each owner's ids start among mine."""
-        edges = jnp.arange(self.plan.devices + 1, dtype=jnp.int32) * self.plan.block(space)
-        return jnp.searchsorted(self.ids[space][0], edges).astype(jnp.int32)
+    def width(self, t: Table) -> int:
+        """Columns of a table that I hold."""
+        column = self.plan.placed[t.path].rule == "column"
+        return t.dim // self.plan.devices if column else t.dim
 
     def slots(self, space: str) -> jax.Array:
         """[U], where the answer to each of my ids lies among the n * c answers."""
-        ids, n = self.ids[space][0], self.plan.devices
-        capacity, starts = self.asked[space].shape[1], self.bucket_starts(space)
-        owner = jnp.minimum(ids // self.plan.block(space), n - 1)
-        return owner * capacity + jnp.arange(ids.size, dtype=jnp.int32) - starts[owner]
+        capacity, starts = self.asked[space].shape[1], self.starts[space][0]  # [n + 1]
+        mine = jnp.arange(self.ids[space].size, dtype=jnp.int32)
+        owner = (starts[1:-1] <= mine[:, None]).sum(1, dtype=jnp.int32)
+        return owner * capacity + mine - starts[owner]
 
     def mine(self, space: str) -> jax.Array:
         """Everyone's ids [n, U] in my numbering; those of other owners, and fillers, are one past my last row."""
@@ -140,8 +142,8 @@ class _Local:
 
 def _parts(plan: Plan, batch: dict) -> tuple[dict, dict]:
     """What `_Local` needs, and its specs."""
-    parts = {k: batch[k] for k in ("ids", "asked", "everyone")}
-    return parts, {"ids": P(plan.axis), "asked": P(plan.axis), "everyone": P()}
+    parts = {k: batch.get(k, {}) for k in ("ids", "starts", "asked", "everyone")}
+    return parts, {**dict.fromkeys(parts, P(plan.axis)), "everyone": P()}
 
 
 def gather(plan: Plan, tables: Sequence[Table], values: dict, batch: dict) -> dict[str, jax.Array]:
@@ -153,7 +155,7 @@ def gather(plan: Plan, tables: Sequence[Table], values: dict, batch: dict) -> di
     def body(rows, parts):
         at = _Local(plan, parts)
         out, paths = {}, {t.path: at.path_of(t) for t in tables}
-        pick = lambda t, ids: rows[t.path].at[ids].get(mode="clip")  # noqa: E731
+        pick = lambda t, ids: packing.read(rows[t.path], ids, at.width(t))  # noqa: E731
         of = lambda path: [t for t in tables if paths[t.path] == path]  # noqa: E731
 
         swapped = {t.path: pick(t, at.asked[t.id_space]) for t in of("all_to_all")}  # [n, c, d]
@@ -217,7 +219,7 @@ def merge(
 def _to_buckets(at: _Local, t: Table, send: dict, grads: jax.Array) -> jax.Array:
     """My gradients [U, d] by owner, [n, c, d]; zero in unused slots."""
     ids = send[t.id_space][0]  # [n, c]
-    take = at.bucket_starts(t.id_space)[:-1, None] + jnp.arange(ids.shape[1], dtype=jnp.int32)
+    take = at.starts[t.id_space][0, :-1, None] + jnp.arange(ids.shape[1], dtype=jnp.int32)
     used = (ids < at.plan.block(t.id_space))[..., None]
     return jnp.where(used, grads.at[take].get(mode="clip"), 0)
 
@@ -265,7 +267,11 @@ def apply(
         for t in tables:
             where = plan.placed[t.path]
             first = index * plan.block(t.id_space) if where.rule == "row" else 0
-            keys = dict(first_row=first, ascending=where.exchange != "sum")
+            keys = dict(
+                first_row=first,
+                has_padding=(where.rule != "row") | (index == 0),
+                ascending=where.exchange != "sum",
+            )
             if where.rule == "column":
                 keys["first_column"] = index * (t.dim // plan.devices)
                 keys["mean"] = lambda x, d=t.dim: jax.lax.psum(x.sum(-1), plan.axis) / d

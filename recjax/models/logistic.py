@@ -65,6 +65,9 @@ class Logistic(nn.Module):
             if w.ndim == 1:
                 w = jnp.broadcast_to(w[:, None], (w.shape[0], inputs.candidates))
             parts.append(w)
+        if not parts:  # numbers only
+            rows = next(iter(inputs.dense.values())).shape[0]
+            return jnp.zeros((rows, inputs.candidates, 0), self.dtype)
         return jnp.stack(parts, axis=-1)
 
 

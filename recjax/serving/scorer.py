@@ -123,8 +123,13 @@ class Scorer:
         """True for outputs with a value a candidate (and for probabilities)."""
         return output not in self.outputs or self.outputs[output]["shape"][:2] == ["b", "c"]
 
-    def score_part(self, part: Part) -> Flat:
-        """Outputs of encoded impressions: [rows, ...] where an output has candidates, else [requests, ...]."""
+    def score_part(self, part: Part, **more: Mapping[str, np.ndarray]) -> Flat:
+        """Outputs of encoded impressions: [rows, ...] where an output has candidates, else [requests, ...].
+
+        Args:
+          part: The impressions.
+          **more: Further parts of the batch, {name: [requests, ...]}, such as another function's outputs.
+        """
         counts = np.ones(part.rows, np.int64) if part.counts is None else part.counts
         requests, candidates = (
             self._round("b", len(counts)),
@@ -132,6 +137,8 @@ class Scorer:
         )
         whole = Part(part.columns, part.timelines, part.counts, slots=requests)
         batch = self._assembler(requests, candidates).build([whole])
+        for key, arrays in more.items():
+            batch[key] = {n: _pad(x, (requests, *x.shape[1:]), x.dtype) for n, x in arrays.items()}
         out = self.score(batch)
         return {
             n: x[batch["valid"]] if self.by_candidate(n) else x[: len(counts)]

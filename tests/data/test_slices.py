@@ -13,6 +13,7 @@ from recjax.data.prepared import DataError, Prepared
 from recjax.data.slices import make_slices
 from recjax.data.translate import Translated, translated
 from recjax.data.writing import write_prepared
+from recjax.evaluator import open_run
 from recjax.metrics import auc
 from recjax.schema import OOV, Feature, IdSpace, Schema
 from recjax.train import train
@@ -206,7 +207,7 @@ def test_an_artifact_measures_as_its_run(data, run, tmp_path):
     from recjax.data import open_data
     from recjax.serving import artifact
 
-    config, opened, system, trees = evaluate.open_run(str(run))
+    config, opened, system, trees = open_run(str(run))
     batch = next(iter(open_data(config.data).batches("train", 8)))
     vocab = {s: opened.vocabulary(s) for s in ("user", "item", "scene")}
     artifact.export_artifact(

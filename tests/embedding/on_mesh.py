@@ -11,7 +11,7 @@ import numpy as np
 
 from recjax import checkpoint, configs, embedding
 from recjax import mesh as meshes
-from recjax.embedding import hlo
+from recjax.embedding import hlo, packing
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import IdSpace, Schema, Table
 from recjax.step import init_trees, zero_sums
@@ -34,7 +34,7 @@ BATCHES = [worlds.batch(SCHEMA, N, 64, k) for k in range(4)]
 def plan_for(rule, tables=TABLES, schema=SCHEMA, devices=None, batches=BATCHES):
     mesh = meshes.make(devices)
     skew = embedding.measure(batches, schema, mesh.size)
-    return embedding.plan(tables, schema, mesh, skew, ((".*", rule),))
+    return embedding.plan(tables, schema, mesh, skew, tuple((".*", r) for r in rule.split()))
 
 
 def split(plan, tree):
@@ -58,7 +58,9 @@ def run(plan, batches=BATCHES):
     step = make_step(plan)
     # the start is one device's: initialisation is compared on its own
     values = embedding.init(jax.random.key(0), TABLES, SCHEMA)
-    values = plan.place(values) if plan else values
+    if plan:
+        k = {t.path: plan.parts(t) for t in TABLES}
+        values = plan.place({p: packing.pack(v, k[p]) for p, v in values.items()})
     seen, moved = [], []
     for k, host in enumerate(batches):
         grads = worlds.row_gradients(SCHEMA, TABLES, host, k)
@@ -95,6 +97,25 @@ def parity():
             planned=sum(plan.traffic(t) for t in TABLES),
         )
     return out
+
+
+def packed():
+    """The all_to_all path on packed blocks against unpacked ones."""
+    plan = plan_for("row:all_to_all packed")
+    flat, rows, _ = run(plan_for("row:all_to_all"), BATCHES[:2])
+    values, read, _ = run(plan, BATCHES[:2])
+    unpacked = {
+        t.path: {n: packing.logical(x, t.dim) for n, x in values[t.path].items()} for t in TABLES
+    }
+    same = jax.tree.map(np.array_equal, (unpacked, read), (flat, rows))
+    start = embedding.init(jax.random.key(0), TABLES, SCHEMA)
+    return dict(
+        parts=plan.parts(TABLES[0]),
+        differ=sorted({p[0].key for p, x in jax.tree_util.tree_leaves_with_path(same[0]) if not x}),
+        first_read=all(same[1][0].values()),
+        far=distance((unpacked, read), (flat, rows)),
+        moved=distance(flat["sgd/item"]["rows"], np.asarray(start["sgd/item"]["rows"])),
+    )
 
 
 def overflow():
@@ -253,6 +274,7 @@ if __name__ == "__main__":
     assert jax.device_count() == N
     wanted = {
         "parity": parity,
+        "packed": packed,
         "overflow": overflow,
         "checkpoints": checkpoints,
         "traffic": traffic,

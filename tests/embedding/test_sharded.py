@@ -37,6 +37,14 @@ def test_eight_devices_equal_one_for_every_optimizer(found, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_packed_blocks_hold_the_same_bits(found):
+    assert found["packed"]["parts"] == 8  # 128 lanes, width 16
+    assert found["packed"]["first_read"] and found["packed"]["moved"] > 0.01
+    # XLA:CPU fuses the two programs otherwise, and contracts lazy Adam's sums of products otherwise: one last bit
+    assert set(found["packed"]["differ"]) <= {"lazy_adam/item"}
+    assert found["packed"]["far"] < 3e-7
+
+
 def test_no_collective_grows_with_the_vocabulary(found, path):
     moved = found["parity"][path]["collectives"]
     assert moved
@@ -88,20 +96,11 @@ def test_checkpoints_restore_on_any_mesh_bit_for_bit(found):
 # ---- the plan, without devices ------------------------------------------------------------------------------
 
 
-class Mesh:
-    """Only its size matters to planning."""
-
-    axis_names = ("data",)
-
-    def __init__(self, size):
-        self.size = size
-
-
 SCHEMA = worlds.schema(("item", 1_000_000), ("shop", 5_000))
 
 
 def placed(table, devices=8, rules=()):
-    p = embedding.plan((table,), SCHEMA, Mesh(devices), rules=rules).placed[table.path]
+    p = embedding.plan((table,), SCHEMA, worlds.Mesh(devices), rules=rules).placed[table.path]
     return p.rule, p.exchange
 
 
@@ -130,7 +129,7 @@ def test_rules_come_first_and_bad_ones_are_named():
 def test_the_plan_is_printed_with_bytes_and_traffic():
     skew = {"item": Skew.uniform(1024, 8), "shop": Skew.uniform(256, 8)}
     tables = Table("item", 16), Table("shop", 16, optimizer="lazy_adam")
-    plan = embedding.plan(tables, SCHEMA, Mesh(8), skew)
+    plan = embedding.plan(tables, SCHEMA, worlds.Mesh(8), skew)
     rows = SCHEMA.space("item").rows
     assert plan.bytes_per_device(tables[0]) == rows // 8 * (16 + 1) * 4
     assert plan.bytes_per_device(tables[1]) == 5_000 * (16 * 3 + 1) * 4
@@ -150,7 +149,7 @@ def test_capacity_covers_a_binomial_bucket():
 
 
 def test_shards_that_are_not_devices_are_refused():
-    plan = embedding.plan((Table("item", 16),), SCHEMA, Mesh(8), rules=((".*", "row"),))
+    plan = embedding.plan((Table("item", 16),), SCHEMA, worlds.Mesh(8), rules=((".*", "row"),))
     with pytest.raises(ValueError, match="come in 2 shards, the mesh has 8 devices"):
         embedding.gather(plan.tables, {}, {"ids": {"item": np.zeros((2, 4), np.int32)}}, plan)
 

@@ -1,9 +1,21 @@
 """Tables and batches of random ids for the embedding tests: any width, any number of shards."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 
 from recjax.schema import Feature, IdSpace, Schema, Table
+
+
+class Mesh:
+    """Only its size and platform matter to planning."""
+
+    axis_names = ("data",)
+
+    def __init__(self, size: int, platform: str = "cpu"):
+        self.size = size
+        self.devices = np.array([types.SimpleNamespace(platform=platform)])
 
 
 def schema(*spaces: tuple[str, int]) -> Schema:

@@ -35,12 +35,17 @@ def rows(logits, seed=0):
 
 def test_runs_are_trained_once_and_compared_on_the_same_rows(tmp_path, monkeypatch):
     both = entries(LOGISTIC, DIN)
-    first = compare.run(both, tmp_path, 1, resamples=5)
+    first = compare.run(both, tmp_path, 1, resamples=5, tails=["36", "20%", "0"])
     trained = []
     train = compare.train
     monkeypatch.setattr(compare, "train", lambda c, w: trained.append(c.seed) or train(c, w))
     stamp = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("seed-0/predictions-test.npz")}
     found = compare.run(both, tmp_path, 2, resamples=5)
+    tail = first["differences"]["din_complete_journey+runlocal"]
+    few, share = (tail[k] for k in tail if "(36)" in k or "(20%)" in k)
+    assert all(0 < x["rows"] < tail["test"]["rows"] and "auc" in x for x in (few, share))
+    none = next(tail[k] for k in tail if "(0)" in k)
+    assert none["rows"] == 0 and "auc" not in none and "undefined" in compare.table(first)
     assert trained == [0, 0, 1, 1] and len(stamp) == 2
     assert all(p.stat().st_mtime_ns == t for p, t in stamp.items())
     models, difference = found["models"], found["differences"]["din_complete_journey+runlocal"]

@@ -12,7 +12,8 @@ FILES = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text
 
 
 def source_of(config, real_data) -> str:
-    return str(real_data("kuairand-pure")) if config.data.name == "kuairand" else ""
+    folder = {"kuairand": "kuairand-pure", "next_item": "amazon-sequences"}.get(config.data.name)
+    return str(real_data(folder)) if folder else ""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)

@@ -17,7 +17,7 @@ def workdir(quickstart):
 def test_every_stage_left_its_file(workdir):
     for name in ("trials.jsonl", "fit.json", "distil.json", "latency.json", "report.html"):
         assert (workdir / name).stat().st_size > 0
-    roles = json.loads((workdir / "distil.json").read_text())
+    roles = json.loads((workdir / "distil.json").read_text())["roles"]
     assert set(roles) == {"teacher", "undistilled", "distilled"}
     latency = json.loads((workdir / "latency.json").read_text())
     assert latency["candidates"] == 20 and latency["rows"][0]["p50_ms"] > 0
