@@ -47,11 +47,16 @@ class Growth:
             raise DataError("reclaim_days needs extends, the directory whose ids may be reclaimed")
 
     def vocabulary(
-        self, name: str, column: pl.Series, min_count: int, times: np.ndarray
+        self,
+        name: str,
+        column: pl.Series,
+        min_count: int,
+        times: np.ndarray,
+        weights: pl.Series | None = None,
     ) -> Vocabulary:
         """A new vocabulary of `column`, or the earlier one with its values; see `Vocabulary`."""
         if not self.extends:
-            return Vocabulary.build(name, column, min_count, times=times, head_room=self.head_room)
+            return Vocabulary.build(name, column, min_count, weights, times, self.head_room)
         before = Prepared(self.extends)
         if name not in {s.name for s in before.schema.id_spaces}:
             raise DataError(
@@ -59,7 +64,7 @@ class Growth:
             )
         old = Vocabulary.load(name, before.vocabulary(name), before.schema.space(name).rows)
         generation = len(_history(before, name)) + 1
-        return old.extend(column, min_count, times, generation, self.reclaim_days)
+        return old.extend(column, min_count, times, generation, self.reclaim_days, weights)
 
     def options(self) -> dict[str, Any]:
         """What a prepared directory's name should depend on; empty where nothing is asked for."""

@@ -104,8 +104,6 @@ def prepare(
     if shards:
         if partitions > 1:
             raise DataError("give shards or partitions: every shard becomes a partition")
-        if growth != NEW:
-            raise DataError("head_room and extends need the whole log at once; leave out shards")
         options["shards"] = shards
     layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
@@ -118,7 +116,7 @@ def prepare(
             where = work or str(folder / "work")
             job = sharded.run(
                 where, files, m, shards, runner or sharded.LocalRunner(),
-                unit=unit, block_size=block_size, strict=strict,
+                unit=unit, block_size=block_size, strict=strict, growth=growth,
             )  # fmt: skip
             made = _write_shards(folder, job, options | layout)
             job.bad().write_parquet(made / "quarantine.parquet")
@@ -239,7 +237,11 @@ def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Pa
         {split: functools.partial(job.blocks, split) for split in what["splits"]},
         vocab=sharded.vocabularies(job),
         report=what,
-        facts={"counters": counters, "negatives": job.mapping.negatives},
+        facts={
+            "counters": counters,
+            "negatives": job.mapping.negatives,
+            **job.growth.facts(job.whole(0).vocabularies),
+        },
         options=options,
         version=VERSION,
     )

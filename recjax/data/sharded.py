@@ -37,6 +37,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data import log_features, shard_report
+from recjax.data.growth import NEW, Growth
 from recjax.data.log_events import (
     Events,
     catalogue_of,
@@ -177,6 +178,7 @@ class Job:
       shards: Of users.
       parts: Shards that have rows, known after "sort": a shard's place here is its partition.
       unit, block_size: Of the blocks.
+      growth: How the vocabularies begin.
     """
 
     mapping: LogMapping
@@ -187,6 +189,7 @@ class Job:
     shards: int
     unit: str
     block_size: int
+    growth: Growth = NEW
     parts: tuple[int, ...] = ()
 
     def read(self, i: int) -> None:
@@ -291,9 +294,9 @@ class Job:
         """What shard `p` knows of the others, as far as the stages have come."""
         known = self.folder.json("whole.json")
         vocabularies = {}
-        for space in known.get("spaces", ()):
+        for space, rows in known.get("spaces", {}).items():
             frame = self.folder.frame(f"vocab/{space}")
-            vocabularies[space] = Vocabulary.load(space, frame)
+            vocabularies[space] = Vocabulary.load(space, frame, rows)
         arrays = self.folder.arrays("items") if vocabularies else {}
         none = np.zeros(0, np.int64)
         return Whole(
@@ -337,17 +340,18 @@ class Job:
         """Vocabularies, catalogue and which items training knows."""
         n = range(len(self.parts))
         spaces, _ = self.folder.json("count/0.json")
-        known = self.folder.json("whole.json")
+        known, rows = self.folder.json("whole.json"), {}
         for space, least in spaces.items():
             seen = [self.folder.frame(f"count/{p}-{space}") for p in n]
             if len({c["value"].dtype for c in seen}) > 1:
                 seen = [c.with_columns(pl.col("value").cast(pl.String)) for c in seen]
             every = pl.concat(seen)
             times = every["last"].to_numpy()
-            v = Vocabulary.build(space, every["value"], least, every["count"], times)
+            v = self.growth.vocabulary(space, every["value"], least, times, every["count"])
+            rows[space] = v.rows
             self.folder.save_frame(f"vocab/{space}", v.frame())
         known["positive"] = all(self.folder.json(f"count/{p}.json")[1] for p in n)
-        self.folder.save_json("whole.json", known | {"spaces": list(spaces)})
+        self.folder.save_json("whole.json", known | {"spaces": rows})
         arrays = [self.folder.arrays(f"count/{p}-items") for p in n]
         taken, counts = added([(a["taken"], a["n"]) for a in arrays])
         trained = np.zeros(len(self.folder.frame("values/item")), bool)
@@ -356,8 +360,8 @@ class Job:
         self.folder.save_arrays("items", {"taken": taken, "n": counts, "trained": trained})
         present = np.unique(np.concatenate([a["splits"] for a in arrays]))
         names = ("train", *(s for s in ("validation", "test") if s in self.mapping.split))
-        times = np.concatenate([self.folder.arrays(f"sort/{s}-times")["times"] for s in self.parts])
-        check_splits(self.mapping, present, names, times)
+        asked = np.concatenate([self.folder.arrays(f"sort/{s}-times")["times"] for s in self.parts])
+        check_splits(self.mapping, present, names, asked)
         if self.mapping.sampled and not len(taken):
             raise DataError("no positive row in the training period; correct labels or split")
 
@@ -442,6 +446,7 @@ def run(
     unit: str,
     block_size: int,
     strict: bool = False,
+    growth: Growth = NEW,
 ) -> Job:
     """All stages; the finished job has the blocks, timelines and report.
 
@@ -450,7 +455,7 @@ def run(
     """
     wanted, latest = tuple(wanted_columns(files, m)), latest_second(m)
     pieces = pieces_of(files, m.separator)
-    job = Job(m, Folder(folder), pieces, wanted, latest, shards, unit, block_size)
+    job = Job(m, Folder(folder), pieces, wanted, latest, shards, unit, block_size, growth)
     logging.info("read: %d pieces", len(pieces))
     runner.map(job.read, range(len(pieces)))
     logging.info("sort: %d shards", shards)

@@ -86,11 +86,12 @@ class Vocabulary:
         times: np.ndarray,
         generation: int,
         reclaim_days: float | None = None,
+        weights: pl.Series | None = None,
     ) -> "Vocabulary":
         """This vocabulary with the values of later data, in as many rows; every value that stays keeps its id.
 
         Args:
-          column, min_count, times: As for `build`; old values stay however rare they have become.
+          column, min_count, times, weights: As for `build`; old values stay however rare they have become.
           generation: How many vocabularies this one goes on from.
           reclaim_days: Where no row is spare, values that are not in `column` and were last seen more than so
             many days before the newest lose theirs, the longest unseen first; None: none does.
@@ -99,7 +100,7 @@ class Vocabulary:
           SchemaError: More new values than rows that are spare or may be reclaimed.
         """
         self._check_type(column)
-        n, counted = len(self.values), occurrences(column, None, times)
+        n, counted = len(self.values), occurrences(column, weights, times)
         old = pl.DataFrame({"value": self.values, "place": np.arange(n)})
         new = counted.join(old, on="value", how="anti").filter(pl.col("count") >= min_count)
         new = new.sort(["count", "value"], descending=[True, False])

@@ -68,7 +68,10 @@ def prepare(folder, kind, extra="", **options) -> Prepared:
     half.write_csv(folder / "b.csv")
     (folder / "mapping.py").write_text(mapping + SPLIT + extra)
     source, mapping_file = str(folder / "*.csv"), str(folder / "mapping.py")
-    name = "-".join(f"{k}{v}" for k, v in options.items() if k not in ("runner", "work")) or "whole"
+    name = (
+        "-".join(f"{k}{v}" for k, v in options.items() if k not in ("runner", "work", "extends"))
+        or "whole"
+    )
     return Prepared(
         logs.prepare(folder / name, source=source, mapping=mapping_file, block_size=128, **options)
     )
@@ -225,6 +228,21 @@ def test_fractions_split_as_at_once(tmp_path):
     whole, shards = (prepare(tmp_path, "feed", extra, **o) for o in ({}, {"shards": 3}))
     assert whole.splits == shards.splits
     assert read(whole, "test")["time"].min() == read(shards, "test")["time"].min()
+
+
+def test_vocabularies_go_on_as_at_once(tmp_path):
+    day = prepare(tmp_path / "day", "feed", "min_count = 3\n", head_room=0.5)
+    whole, shards = (
+        prepare(tmp_path / "next", "feed", extends=str(day.path), **o) for o in ({}, {"shards": 3})
+    )
+    assert {s.name: s.rows for s in whole.schema.id_spaces} == {
+        s.name: s.rows for s in day.schema.id_spaces
+    }
+    for space in whole.schema.id_spaces:
+        assert shards.vocabulary(space.name).equals(whole.vocabulary(space.name))
+        assert shards.schema.space(space.name) == space
+    assert as_frame(shards, "test").equals(as_frame(whole, "test"))
+    assert shards.identity["vocabulary_history"] == whole.identity["vocabulary_history"]
 
 
 def test_strict_and_impossible_options_are_refused(tmp_path):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from recjax import embedding
-from recjax.data.vocabulary import spread
 from recjax.embedding.placement import MAX_OVERFLOW
-from recjax.schema import IdSpace, Schema
+from recjax.schema import IdSpace, Schema, spread
 from tests.embedding import worlds
 
 OWNERS, ROWS, DRAWS, EXPONENT = 8, 1_000_000, 51_200, 1.1
