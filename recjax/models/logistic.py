@@ -42,20 +42,20 @@ class Logistic(nn.Module):
         numbers = OtherFeatures(self.schema, self.dense_norm, ids=(), dtype=self.dtype)(
             inputs, train=train
         )
-        ids = self._id_weights(inputs)
+        parts = [("ids", 1.0, self._id_weights(inputs)), ("numbers", 0.0, numbers)]
+        parts = [(name, start, x) for name, start, x in parts if x is not None]
         init = nn.initializers.constant
         out = {}
         for name in self.outputs:
-            logit = ids @ self.param(f"{name}_ids", init(1.0), (ids.shape[-1],)).astype(ids.dtype)
-            if numbers is not None:
-                slopes = self.param(f"{name}_numbers", init(0.0), (numbers.shape[-1],))
-                logit += numbers @ slopes.astype(ids.dtype)
-            bias = self.param(f"{name}_bias", init(0.0), ())
-            out[name] = logit.astype(jnp.float32) + bias
+            logit = self.param(f"{name}_bias", init(0.0), ())
+            for part, start, x in parts:
+                slopes = self.param(f"{name}_{part}", init(start), (x.shape[-1],))
+                logit = logit + (x @ slopes.astype(x.dtype)).astype(jnp.float32)
+            out[name] = logit
         return out
 
-    def _id_weights(self, inputs: Inputs) -> jax.Array:
-        """One number per id field, [B, C, fields]; a history's is the mean over its events."""
+    def _id_weights(self, inputs: Inputs) -> jax.Array | None:
+        """One number per id field, [B, C, fields], None without any; a history's is the mean over its events."""
         parts = []
         for f in self.schema.select("profile", "context", "candidate", "history", kind="id"):
             w = inputs.emb[f.name][..., 0]
@@ -65,10 +65,7 @@ class Logistic(nn.Module):
             if w.ndim == 1:
                 w = jnp.broadcast_to(w[:, None], (w.shape[0], inputs.candidates))
             parts.append(w)
-        if not parts:  # numbers only
-            rows = next(iter(inputs.dense.values())).shape[0]
-            return jnp.zeros((rows, inputs.candidates, 0), self.dtype)
-        return jnp.stack(parts, axis=-1)
+        return jnp.stack(parts, axis=-1) if parts else None
 
 
 def build(
