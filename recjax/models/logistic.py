@@ -46,16 +46,17 @@ class Logistic(nn.Module):
         init = nn.initializers.constant
         out = {}
         for name in self.outputs:
-            logit = ids @ self.param(f"{name}_ids", init(1.0), (ids.shape[-1],)).astype(ids.dtype)
-            if numbers is not None:
-                slopes = self.param(f"{name}_numbers", init(0.0), (numbers.shape[-1],))
-                logit += numbers @ slopes.astype(ids.dtype)
-            bias = self.param(f"{name}_bias", init(0.0), ())
-            out[name] = logit.astype(jnp.float32) + bias
+            logit = self.param(f"{name}_bias", init(0.0), ())
+            # An input there is none of has no weights: an empty parameter could not be saved.
+            for kind, x, start in (("ids", ids, 1.0), ("numbers", numbers, 0.0)):
+                if x is not None:
+                    w = self.param(f"{name}_{kind}", init(start), (x.shape[-1],))
+                    logit = logit + (x @ w.astype(self.dtype)).astype(jnp.float32)
+            out[name] = logit
         return out
 
-    def _id_weights(self, inputs: Inputs) -> jax.Array:
-        """One number per id field, [B, C, fields]; a history's is the mean over its events."""
+    def _id_weights(self, inputs: Inputs) -> jax.Array | None:
+        """One number per id field, [B, C, fields], or None; a history's is the mean over its events."""
         parts = []
         for f in self.schema.select("profile", "context", "candidate", "history", kind="id"):
             w = inputs.emb[f.name][..., 0]
@@ -65,10 +66,7 @@ class Logistic(nn.Module):
             if w.ndim == 1:
                 w = jnp.broadcast_to(w[:, None], (w.shape[0], inputs.candidates))
             parts.append(w)
-        if not parts:  # numbers only
-            rows = next(iter(inputs.dense.values())).shape[0]
-            return jnp.zeros((rows, inputs.candidates, 0), self.dtype)
-        return jnp.stack(parts, axis=-1)
+        return jnp.stack(parts, axis=-1) if parts else None
 
 
 def build(
