@@ -53,17 +53,6 @@ def real_data():
     return folder
 
 
-@pytest.fixture(scope="session")
-def quickstart(tmp_path_factory) -> Path:
-    """The directory of one finished quickstart, shortened; the most expensive thing here, so made once."""
-    from recjax import configs
-    from scaling import run
-
-    folder = tmp_path_factory.mktemp("quickstart")
-    run.run(configs.load("scaling/configs/quickstart.py", "runlocal"), str(folder))
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches past this machine fails at once instead of hanging where there is no network."""

@@ -172,8 +172,8 @@ def read_impressions(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Impressions in time order with the columns of their ad and their user, and how many were taken out."""
     whole = dict.fromkeys(("user", "time_stamp", "adgroup_id"), pl.Int64)
-    log = scan(shown, whole | {"pid": pl.String, "clk": pl.Float32})
-    log = log.filter(share_of_users("user", users)).collect()
+    raw = scan(shown, whole | {"pid": pl.String, "clk": pl.Float32})
+    log: pl.DataFrame = raw.filter(share_of_users("user", users)).collect()
     last = seconds_of(TEST) + 86_400 - 1
     ids = ("user", "adgroup_id", "clk")
     log, taken = histories.quarantine(log, ids=ids, time="time_stamp", until=last)

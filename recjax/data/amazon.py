@@ -13,7 +13,8 @@ Stars and review text are written after the fact and are no features; neither ar
 crawl of 2018 collected from later behaviour. The price is that of the crawl.
 
 Titles and descriptions are in the vocabulary of the items (`Prepared.vocabulary("item")`, columns title and description), by
-the id that tables and batches use, for whoever encodes them.
+the id that tables and batches use, for whoever encodes them. `text="hashed"` or "wordllama" encodes the titles
+(`recjax.data.text`) as the candidate's vector `title_vector`, a kilobyte an impression.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,9 @@ import polars as pl
 from recjax.data.mapping import LogMapping
 from recjax.data.prepared import DataError
 from recjax.data.published import LOG, TEXT, Files, Published, prepare_log
+from recjax.data.text import encoder
 
+VECTOR = "title_vector"
 CHUNK = 1 << 26  # bytes of lines parsed at once
 REVIEW = {"reviewerID": pl.String, "asin": pl.String, "unixReviewTime": pl.Int64}
 PRODUCT = {
@@ -75,6 +78,7 @@ def prepare(
     source: str = "",
     category: str = "",
     core: bool = True,
+    text: str = "",
     **options,
 ) -> pathlib.Path:
     """Prepares a category and returns its directory.
@@ -84,6 +88,7 @@ def prepare(
       source: Folder or archive with the category's two files.
       category: As the files call it, such as Office_Products.
       core: Whether to read the 5-core rather than all reviews.
+      text: Encoder of the titles, of `recjax.data.text`; "" for none.
       **options: Of `recjax.data.published.prepare_log`.
 
     Raises:
@@ -91,6 +96,10 @@ def prepare(
     """
     if not category:
         raise DataError("give data.prepare.category, as the files call it, such as Office_Products")
+    if text:
+        encoder(text)  # not there: say so before anything is read
+        named = (*MAPPING.item_columns, VECTOR)
+        options = {"item_columns": named, "vectors": (VECTOR,)} | options
     reviews, products = f"{category}{'_5' if core else ''}.json", f"meta_{category}.json"
 
     def stage(files: Files, folder: pathlib.Path) -> Mapping[str, Any]:
@@ -101,11 +110,15 @@ def prepare(
             part.filter(pl.col("asin").is_in(known.implode()))
             for part in read_lines(files[products][0], PRODUCT)
         ).unique("asin", keep="first", maintain_order=True)
-        described(table).write_parquet(folder / MAPPING.item_table)
-        text = table.select(
+        features = described(table)
+        if text:
+            vectors = encoder(text)(table["title"].fill_null("").to_list())
+            features = features.with_columns(pl.Series(VECTOR, vectors).arr.to_list())
+        features.write_parquet(folder / MAPPING.item_table)
+        words = table.select(
             pl.col("asin").alias("value"), "title", pl.col("description").list.join(" ")
         )
-        text.write_parquet(folder / TEXT)
+        words.write_parquet(folder / TEXT)
         return {"reviews": log.height, "products": table.height}
 
     return prepare_log(
@@ -115,7 +128,7 @@ def prepare(
         MAPPING,
         (reviews, products),
         stage,
-        options={"category": category, "core": core},
+        options={"category": category, "core": core, "text": text},
         **options,
     )
 

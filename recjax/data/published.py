@@ -114,7 +114,9 @@ class Published(BlockBuilder, skip_registration=True):  # type: ignore[call-arg]
                 same = same and (not fact.sha256 or _sha256(file) == fact.sha256)
                 out[file.name] = "as published" if same else "differs from what was published"
                 if not same:
-                    logging.warning("%s: a re-packed or another edition; it is read", file)
+                    logging.warning(
+                        "%s is re-packed or another edition; it is read all the same", file
+                    )
         return out
 
 

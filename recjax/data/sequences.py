@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +18,7 @@ from recjax.data.histories import Timeline
 from recjax.data.log_features import LOG_Q
 from recjax.data.published import Job
 from recjax.data.vocabulary import Vocabulary
-from recjax.schema import PAD, Feature, Schema
+from recjax.schema import MISSING, Feature, Schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,21 +144,21 @@ def next_item(
       user: Of each sequence.
       positive: split -> what was taken.
       catalogue: Items taken in training, with repetitions: what negatives are drawn from.
-      items: "item" and its columns: categories, or lists of a fixed number of them, 0 for none.
+      items: "item" and columns that are categories.
       kind, k: Of negatives, and how many for each positive.
       min_count: Admission of items, by `catalogue`.
       seed: Of the draws.
       partitions: Of the sequences.
       described: See `Job.write`.
     """
-    users = {s: user.gather(pl.Series(r.sequence)) for s, r in positive.items()}
-    v = {"user": Vocabulary.build("user", users["train"])}
+    trained = user.gather(pl.Series(positive["train"].sequence))
+    v = {"user": Vocabulary.build("user", trained)}
     v["item"] = Vocabulary.build("item", catalogue, min_count)
-    values = {"item": v["item"].encode(items["item"])} | _encode_columns(items, v)
+    v |= {c: Vocabulary.build(c, items[c]) for c in items.columns if c != "item"}
+    values = {c: v[c].encode(items[c]) for c in items.columns}
+    values = {c: np.append(x, np.int32(MISSING)) for c, x in values.items()}  # of no such item
     rows_of = pl.int_range(items.height, eager=True)
     place = lambda x: x.replace_strict(items["item"], rows_of, default=items.height).to_numpy()  # noqa: E731
-    values = {c: np.append(x, np.full_like(x[:1], PAD), axis=0) for c, x in values.items()}
-    values["item"][-1] = v["item"].encode(pl.Series([None], dtype=items["item"].dtype))[0]
     at = place(sequences.item)
     timelines = sequences.timelines({f"history_{c}": x[at] for c, x in values.items()}, partitions)
     drawn = {
@@ -189,9 +188,8 @@ def next_item(
         "splits": found,
         "vocabularies": {name: len(x.values) for name, x in v.items()},
     }
-    widths = {c: x.shape[1] if x.ndim > 1 else 0 for c, x in values.items()}
     return job.write(
-        _schema(v, widths),
+        _schema(v, items.columns),
         {"history": timelines},
         {split: functools.partial(columns, rows) for split, rows in drawn.items()},
         v,
@@ -201,30 +199,14 @@ def next_item(
     )
 
 
-def _encode_columns(items: pl.DataFrame, v: dict[str, Vocabulary]) -> dict[str, np.ndarray]:
-    """Ids of the items' columns, int32 [I] or [I, n]; their vocabularies go into `v`."""
-    out = {}
-    for c in (c for c in items.columns if c != "item"):
-        if not items[c].dtype.is_nested():
-            v[c] = Vocabulary.build(c, items[c])
-            out[c] = v[c].encode(items[c])
-            continue
-        flat = items[c].explode()
-        v[c] = Vocabulary.build(c, flat.filter(flat != 0))
-        ids = np.where((flat == 0).to_numpy(), np.int32(PAD), v[c].encode(flat))
-        out[c] = ids.reshape(items.height, -1)
-    return out
-
-
-def _schema(v: Mapping[str, Vocabulary], widths: Mapping[str, int]) -> Schema:
-    many = lambda n: {"multi": n, "combiner": "mean"} if n else {}  # noqa: E731
-    kinds: dict[str, dict[str, Any]] = {c: {"id_space": c, **many(n)} for c, n in widths.items()}
+def _schema(v: Mapping[str, Vocabulary], fields: Sequence[str]) -> Schema:
+    """User, candidate, the same columns of the events, the label and the log-probability of a draw."""
     return Schema(
         id_spaces=tuple(x.space for x in v.values()),
         features=(
             Feature("user_id", "profile", "user"),
-            *(Feature(c, "candidate", **kind) for c, kind in kinds.items()),
-            *(Feature(f"history_{c}", "history", list="history", **k) for c, k in kinds.items()),
+            *(Feature(c, "candidate", c) for c in fields),
+            *(Feature(f"history_{c}", "history", c, list="history") for c in fields),
             Feature("label", "label"),
             Feature(LOG_Q, "label"),
         ),

@@ -111,17 +111,17 @@ def prepare_trial(
 
 def read_trial(file: pathlib.Path, trial: Trial) -> pl.DataFrame:
     """The columns of a trial, labels and numbers as float32."""
-    table = pl.scan_csv(file, infer_schema_length=100_000)
-    names = table.collect_schema().names()
+    raw = pl.scan_csv(file, infer_schema_length=100_000)
+    names = raw.collect_schema().names()
     for column in trial.columns:
         if column not in names:
             raise DataError(f"{file} has no column {column!r}; it has {', '.join(names)}")
     numbers = pl.col(*trial.labels, *trial.dense).cast(pl.Float32)
-    table = table.select(trial.treatment, *trial.ids, numbers).collect()
+    table: pl.DataFrame = raw.select(trial.treatment, *trial.ids, numbers).collect()
     for label in trial.labels:
         wrong = ~((table[label] == 0) | (table[label] == 1)).fill_null(False)
         if wrong.any():
-            row = wrong.arg_max() + 1
+            row = int(wrong.arg_max()) + 1
             raise DataError(f"{file}, row {row}: {label} is {table[label][row - 1]}, not 0 or 1")
     return table
 

@@ -1,19 +1,31 @@
 """The readers of published logs: real files where RECJAX_DATA has them, else fixtures in the publisher's exact format."""
 
 import gzip
+import importlib
 import json
+import os
+import pathlib
+import pkgutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import polars as pl
 import pytest
+import tensorflow_datasets as tfds
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
+import recjax.data
 from recjax.data import alimama, amazon, movielens, taobao
 from recjax.data.mapping import seconds_of
 from recjax.data.prepared import DataError, Prepared
+from recjax.data.published import Published
+from recjax.data.text import hashed
 from recjax.schema import MISSING
 from tests.reading import columns_of, decoded, info_of, train_on
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
 
 # ---------------------------------------------------------------------------------------- MovieLens
 
@@ -306,6 +318,9 @@ def test_amazon_reviews_are_taken_products_and_texts_ride_with_their_ids(tmp_pat
     assert set(decoded(data, "category", rows["category"])) == {"Pens 0", "Pens 1", "Pens 2"}
     inputs = {f.name for f in data.schema.features}
     assert not inputs & {"overall", "rank", "reviewText", "also_buy"}
+    told = Prepared(amazon.prepare(tmp_path, source=str(tmp_path), category="Office_Products", text="hashed"))  # fmt: skip
+    vectors = columns_of(told, "test")["title_vector"]
+    np.testing.assert_array_equal(vectors, hashed([f"Pen {int(n[1:])}" for n in names]))
     users, timeline = decoded(data, "user", rows["user_id"]), data.timeline("history")
     for i in range(0, len(users), 31):
         past = [r for r in reviews if r["reviewerID"] == users[i] and r["unixReviewTime"] < rows["time"][i]]  # fmt: skip
@@ -321,3 +336,38 @@ def test_a_wrong_amazon_is_named(tmp_path):
     (tmp_path / "meta_X.json").write_text("")
     with pytest.raises(DataError, match="X_5.json, lines 1-2"):
         amazon.prepare(tmp_path, source=str(tmp_path), category="X")
+
+
+# -------------------------------------------------------------------------------------- all of them
+
+
+def readers() -> dict[str, type[Published]]:
+    """Every reader of the package, by its name."""
+    modules = [m.name for m in pkgutil.iter_modules(recjax.data.__path__) if not m.ispkg]
+    classes = [x for m in modules for x in vars(_module(m)).values() if isinstance(x, type)]
+    return {c.name: c for c in classes if issubclass(c, Published) and c is not Published}
+
+
+def _module(name: str):
+    return importlib.import_module(f"recjax.data.{name}")
+
+
+def test_every_reader_is_documented_and_can_be_named():
+    page = (REPO / "docs" / "data_sets.md").read_text()
+    assert len(readers()) == 11
+    for name, reader in readers().items():
+        assert callable(_module(name).prepare), name
+        assert f"| `{name}` |" in page and reader.HOMEPAGE in page, name
+        about = reader.about(reader.__new__(reader))
+        assert all(about[what] for what in ("description", "citation", "homepage", "license")), name
+        assert issubclass(reader, tfds.core.GeneratorBasedBuilder)
+
+
+def test_the_command_prepares_a_set_and_refuses_in_one_sentence(ml, tmp_path, run_python):
+    args = ("recjax.data.published", "--name=movielens", f"--source={ml}", f"--out={tmp_path}")
+    done = run_python(*args, "--option=labels=liked", "--option=min_count=1", devices=1)
+    path = done.stdout.split("Prepared ")[1].strip()
+    assert Prepared(path).schema.labels == ("liked",)
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-m", *args, "--option=edition=2m"], env=env, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1 and done.stderr.strip().endswith("edition='2m'; use one of csv, 1m, 100k")  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import amazon_sequences, amazon_sid, microlens, open_data
+from recjax.data import amazon_sid, microlens, open_data
 from recjax.data.prepared import DataError, Prepared
 from tests.reading import columns_of, decoded
 
@@ -124,59 +124,3 @@ def test_amazon_sid_trains_on_nothing_that_is_asked_for(real_data, tmp_path, cat
     assert items_of["title"].null_count() == 0 and items_of.height <= items
     codes = {c: decoded(data, c, held[c][:1])[0] for c in amazon_sid.CODES}
     assert codes["sid_1"].startswith("<a_") and codes["sid_3"].startswith("<c_")
-
-
-# ----------------------------------------------------------------------------------- sequences
-
-
-@pytest.mark.parametrize(
-    ("data", "users", "events", "items"),
-    [
-        ("Beauty", 22_363, 198_502, 12_101),
-        ("Sports_and_Outdoors", 35_598, 296_337, 18_357),
-        ("Toys_and_Games", 19_412, 167_597, 11_924),
-        ("Yelp", 30_431, 316_354, 20_033),
-        ("LastFM", 1_090, 52_551, 3_646),
-        ("sasrec_Video", 31_013, 287_107, 23_715),
-    ],
-)
-def test_sequence_counts_are_those_of_the_readme(real_data, data, users, events, items):
-    user, s = amazon_sequences.read_sequences(real_data("amazon-sequences") / f"{data}.txt.gz")
-    assert (user.n_unique(), len(s.item), s.item.n_unique()) == (users, events, items)
-
-
-def test_the_last_item_is_the_test_and_the_one_before_the_validation(tmp_path):
-    lines = {7: [5, 6, 5, 8, 9], 3: [6, 5, 9], 4: [8, 9, 6, 5]}
-    text = "".join(f"{u} {' '.join(map(str, items))}\n" for u, items in lines.items())
-    (tmp_path / "Toy.txt").write_text(text)
-    (tmp_path / "Toy_item2attributes.json").write_text('{"5": [3, 0], "6": [1]}')
-    data = Prepared(
-        amazon_sequences.prepare(
-            tmp_path, source=str(tmp_path), data="Toy", attributes=2, negatives_per_positive=1
-        )
-    )
-    timeline, found = data.timeline("history"), {}
-    for split in data.splits:
-        rows = columns_of(data, split)
-        mine, users = rows["label"] == 1, decoded(data, "user", rows["user_id"])
-        items = decoded(data, "item", rows["item"])
-        for i in np.flatnonzero(mine):
-            end, n = rows["history/end"][i], rows["history/count"][i]
-            past = decoded(data, "item", timeline["history_item"][end - n : end])
-            found.setdefault(split, []).append((users[i], past, items[i]))
-            attributes = {5: [3 + 1, 0 + 1], 6: [1 + 1, None]}.get(items[i], [None, None])
-            assert decoded(data, "attributes", rows["attributes"][i]) == attributes
-        drawn = {(r, i) for r, i, m in zip(rows["request"], items, mine, strict=True) if not m}
-        assert not drawn & {
-            (r, i) for r, i, m in zip(rows["request"], items, mine, strict=True) if m
-        }
-    # User 3 has no training row, so training does not know it; 9 is no item of the training events.
-    assert sorted(found["train"]) == [(4, [8], 9), (7, [5], 6), (7, [5, 6], 5)]
-    assert found["validation"] == [(7, [5, 6, 5], 8), (None, [6], 5), (4, [8, 9], 6)]
-    assert found["test"] == [(7, [5, 6, 5, 8], 9), (None, [6, 5], 9), (4, [8, 9, 6], 5)]
-
-
-def test_damaged_sequences_are_named(tmp_path):
-    (tmp_path / "Toy.txt").write_text("1 2 x\n")
-    with pytest.raises(DataError, match="Toy.txt: invalid literal.*lines are numbers"):
-        amazon_sequences.prepare(tmp_path, source=str(tmp_path), data="Toy")
