@@ -198,18 +198,16 @@ def cheapest_sentence(metric: str, target: float, found: Sequence[Mapping[str, A
     )
 
 
-NAMES = {"n_blocks": "block parameters", "examples": "examples", "history": "events of history"}
-
-
 def doubling_sentence(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Which size is worth most; says so when the intervals do not decide."""
     parts = [
-        f"{NAMES[r['axis']]} {r['value']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})" for r in rows
+        f"{laws.NAMES[r['axis']]} {r['value']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})"
+        for r in rows
     ]
     text = f"Doubling one size improves {metric} by: " + "; ".join(parts) + "."
     if len(rows) > 1 and rows[0]["low"] <= rows[1]["high"]:
         return text + " The intervals overlap: this sweep does not decide."
-    return text + f" More {NAMES[rows[0]['axis']]} first."
+    return text + f" More {laws.NAMES[rows[0]['axis']]} first."
 
 
 def study(

@@ -23,6 +23,13 @@ from scaling import fit, joint, rivals
 from scaling.grades import LADDER
 
 Row = Mapping[str, Any]
+NAMES = {
+    "examples": "examples",
+    "n_blocks": "block parameters",
+    "blocks": "depth",
+    "width": "width",
+    "history": "events of history",
+}
 AS_RELEASED = "as released"  # the model itself, among its variants
 CONTROLS = {
     "examples": ("grade", "blocks", "width", "history"),

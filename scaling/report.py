@@ -22,7 +22,7 @@ from recjax.run import write_text
 from scaling import charts
 from scaling.fit import count
 from scaling.grades import TRAIN_FACTOR
-from scaling.laws import AS_RELEASED, on_ladder
+from scaling.laws import AS_RELEASED, NAMES, on_ladder
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
@@ -340,7 +340,7 @@ def answer(
 def law_sentence(f: Mapping[str, Any]) -> str:
     end, level = f["curve"][-1], f"{100 * f['level']:.0f} %"
     text = (
-        f"By {words(f['axis'])} ({f['label']}): {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
+        f"By {NAMES.get(f['axis'], f['axis'])} ({f['label']}): {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
         f"expects {f['metric']} {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
     )
     held = f.get("holdout") or {}
