@@ -161,22 +161,17 @@ class Arms:
 
     def outputs(self, dense, rows, state, frozen, batch):
         found = self.effects(dense, rows, state, batch)
-        shape = batch["valid"].shape
-        arm, _ = self.observed(batch, shape[1])
+        arm, _ = self.observed(batch, self._shape(batch)[1])
         ready, z = found.pop("ready"), found.pop("z")
-        out = {k: x.reshape(*shape, x.shape[-1]) for k, x in found.items()}
+        out = dict(found)
         for name, task in (("logits", "ctr"), ("ctcvr", "ctcvr")):
-            out[name] = jnp.take_along_axis(z[task], arm[None], 0)[0].reshape(shape)
-        weight = jnp.ones(shape)
+            out[name] = jnp.take_along_axis(z[task], arm[None], 0)[0]
+        weight = jnp.ones(arm.shape)
         if self.propensity is not None:
             logits = self.propensity.apply({"params": dense["propensity"]}, ready["fields"])
-            weight = self.inverse(logits, arm, batch).reshape(shape)
-        covariates = self.covariates(rows, batch)
-        return out | {
-            "arm": arm.reshape(shape),
-            "weight_of_arm": weight,
-            "covariates": covariates.reshape(*shape, covariates.shape[-1]),
-        }
+            weight = self.inverse(logits, arm, batch)
+        out |= {"arm": arm, "weight_of_arm": weight, "covariates": self.covariates(rows, batch)}
+        return {k: self.of_candidates(x, batch) for k, x in out.items()}
 
     def covariates(self, rows, batch) -> jax.Array:
         """Numbers, and levels of small id spaces, that arms should not differ in, [N, K]."""
@@ -186,7 +181,7 @@ class Arms:
         if numbers is not None:
             parts.append(numbers)
         for f in self.schema.select("profile", "context", kind="id"):
-            size = self.schema.space(f.id_space).size
+            size = self.schema.space(f.id_space).rows  # ids are spread over all rows
             if size <= LARGEST_ONE_HOT and not f.multi:
                 levels = jax.nn.one_hot(raw_ids(self.schema, batch, f.name), size)
                 parts.append(each_candidate(levels, c, "B"))
@@ -200,14 +195,21 @@ class Arms:
     def serve(self, dense, rows, state, frozen, batch):
         """Every arm of every candidate, [B, C] each: nothing of the batch's treatment is read."""
         found = self.effects(dense, rows, state, batch)
-        shape = self._shape(batch)
         out = {}
         for task in ("ctr", "ctcvr"):
             for t in range(len(self.ids)):
-                out[f"{task}/{t}"] = found[f"{task}_arms"][:, t].reshape(shape)
+                out[f"{task}/{t}"] = found[f"{task}_arms"][:, t]
                 if t:
-                    out[f"uplift_{task}/{t}"] = found[f"uplift_{task}"][:, t - 1].reshape(shape)
-        return out
+                    out[f"uplift_{task}/{t}"] = found[f"uplift_{task}"][:, t - 1]
+        return {k: self.of_candidates(x, batch) for k, x in out.items()}
+
+    def of_candidates(self, x: jax.Array, batch) -> jax.Array:
+        """[N, ...] -> [B, C, ...]; a trial's rows have no candidates, then every slot gets the row's value."""
+        x = x.reshape(*self._shape(batch), *x.shape[1:])
+        if any(f.axes == "BC" for f in self.schema.select("candidate")):
+            return x
+        valid = batch["valid"].reshape(*batch["valid"].shape, *[1] * (x.ndim - 2))
+        return jnp.where(valid, x, jnp.zeros_like(x))
 
     def _shape(self, batch) -> tuple[int, int]:
         """(B, C) from leaves a server has."""

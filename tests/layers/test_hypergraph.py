@@ -180,3 +180,14 @@ def test_identity_start():
     inc = incidence(H)
     got = module.apply(module.init(jax.random.key(0), jnp.asarray(X), inc), X, inc)
     np.testing.assert_allclose(got, [[1, 1], [1, 1], [2, 0.5], [3, 0]], atol=1e-6)
+
+
+def test_cost_is_linear_in_the_incidences():
+    """Memory and arithmetic of the compiled gradient, ten times the incidences for ten times the cost."""
+    from experiments.hyperpave_bench import compiled
+
+    small, large = (compiled(n, 16)[0] for n in (10_000, 100_000))
+    memory = [p.memory_analysis().temp_size_in_bytes for p in (small, large)]
+    work = [p.cost_analysis()["flops"] for p in (small, large)]
+    assert 8 < memory[1] / memory[0] < 12 and 8 < work[1] / work[0] < 12
+    assert memory[1] < 20_000 * 10_000 * 4 / 10  # a tenth of a dense incidence matrix
