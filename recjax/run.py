@@ -3,6 +3,7 @@
 A finished run is never redone, a second writer is refused, and an interrupted run goes on with the same command.
 """
 
+import collections
 import fcntl
 import json
 import math
@@ -42,7 +43,20 @@ def set_up() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+_EVENTS: collections.Counter = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: _EVENTS.update([event]))
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: _EVENTS.update([event])
+)
+
+
+def compiled() -> int:
+    """Programs that XLA compiled in this process; those that the persistent cache held do not count."""
+    compilations = _EVENTS["/jax/core/compile/backend_compile_duration"]
+    return compilations - _EVENTS["/jax/compilation_cache/cache_hits"]
 
 
 class RunError(ValueError):

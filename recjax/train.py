@@ -22,7 +22,7 @@ from recjax import checkpoint, configs, embedding, hosts, models, optim, transfe
 from recjax import mesh as meshes
 from recjax.data import open_data
 from recjax.evaluator import Evaluator
-from recjax.run import Run, RunError, Stop, set_up
+from recjax.run import Run, RunError, Stop, compiled, set_up
 from recjax.step import forward_flops, make_step
 from recjax.system import System
 
@@ -102,6 +102,7 @@ class Trainer:
 
     def __init__(self, config: ConfigDict, run: Run, stop: Stop):
         self.config, self.run, self.stop = config, run, stop
+        self.compiled = compiled()
         self.mesh = meshes.make()
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
@@ -320,6 +321,7 @@ class Trainer:
             examples_per_s=self.clock["steps"] * c.train.batch / max(self.clock["wall"], 1e-9),
             loader_wait=self.clock["waited"] / max(self.clock["wall"], 1e-9),
             wall_s=self.clock["wall"],
+            compiled=compiled() - self.compiled,
             step=self.step,
             seed=c.seed,
             versions={p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},

@@ -80,3 +80,21 @@ def test_unknown_flag_value_exits_non_zero_and_names_the_key(tmp_path):
         [*args, "--config.opt.learning_rate=1"], cwd=REPO, capture_output=True, text=True
     )
     assert done.returncode != 0 and "learning_rate" in done.stderr
+
+
+def test_a_second_run_compiles_nothing(tmp_path, run_python):
+    code = f"""
+import sys
+from recjax.configs import load
+from recjax.run import set_up
+from recjax.train import train
+set_up()
+print("compiled", train(load({str(tmp_path / "c.py")!r}), sys.argv[1])["compiled"])
+"""
+    (tmp_path / "c.py").write_text(CONFIG.replace("epochs=40", "epochs=1"))
+    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    counts = [
+        int(run_python(code, str(tmp_path / run), devices=1, env=env).stdout.split("compiled ")[1])
+        for run in ("first", "second")
+    ]
+    assert counts[0] > 0 and counts[1] == 0
