@@ -33,7 +33,11 @@ class AbstractData:
 
     def layout(self, batch_size: int, shards: int) -> Layout:
         return Layout(
-            self.schema, batch_size, {s: self.history for s in self.schema.lists}, self.candidates, shards
+            self.schema,
+            batch_size,
+            {s: self.history for s in self.schema.lists},
+            self.candidates,
+            shards,
         )
 
     def batches(self, *args, **keys):

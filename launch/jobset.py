@@ -29,7 +29,7 @@ def train_command(args: Sequence[str]) -> list[str]:
 
 
 def slice_of(topology: str) -> tuple[str, str, int, int]:
-    """"v5p:4x4x8" -> accelerator label, "4x4x8", hosts, chips of a host."""
+    """ "v5p:4x4x8" -> accelerator label, "4x4x8", hosts, chips of a host."""
     kind, _, shape = topology.partition(":")
     sides = shape.split("x")
     if kind not in ACCELERATORS or not all(s.isdigit() and int(s) for s in sides):
@@ -38,7 +38,9 @@ def slice_of(topology: str) -> tuple[str, str, int, int]:
         )
     chips = math.prod(map(int, sides))
     if chips > CHIPS_PER_HOST and chips % CHIPS_PER_HOST:
-        raise ValueError(f"--topology={topology}: {chips} chips do not fill hosts of {CHIPS_PER_HOST}")
+        raise ValueError(
+            f"--topology={topology}: {chips} chips do not fill hosts of {CHIPS_PER_HOST}"
+        )
     return ACCELERATORS[kind], shape, max(chips // CHIPS_PER_HOST, 1), min(chips, CHIPS_PER_HOST)
 
 
@@ -78,7 +80,9 @@ def manifest(name: str, image: str, topology: str, args: Sequence[str], restarts
     }
 
 
-def xpk(name: str, image: str, topology: str, cluster: str, args: Sequence[str], restarts: int) -> list[str]:
+def xpk(
+    name: str, image: str, topology: str, cluster: str, args: Sequence[str], restarts: int
+) -> list[str]:
     """The XPK command of the same run. XPK names a slice by its chips; v5p's by its cores, two a chip."""
     _, shape, hosts, chips = slice_of(topology)
     kind = topology.partition(":")[0]
@@ -107,7 +111,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         sys.exit(subprocess.run(what, input=text, text=True).returncode)
     except FileNotFoundError:
-        sys.exit(f"launch.jobset: {what[0]} is not installed; --dry_run prints what it would be given")
+        sys.exit(
+            f"launch.jobset: {what[0]} is not installed; --dry_run prints what it would be given"
+        )
 
 
 if __name__ == "__main__":
@@ -117,6 +123,8 @@ if __name__ == "__main__":
     _RESTARTS = flags.DEFINE_integer("restarts", 100, "times the set may start again")
     _XPK = flags.DEFINE_bool("xpk", False, "through XPK")
     _CLUSTER = flags.DEFINE_string("cluster", "", "of XPK")
-    _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the manifest or the command and submit nothing")
+    _DRY_RUN = flags.DEFINE_bool(
+        "dry_run", False, "print the manifest or the command and submit nothing"
+    )
     flags.mark_flags_as_required(["name", "image", "topology"])
     app.run(main)

@@ -26,7 +26,9 @@ GRACE = 10.0  # seconds between asking the others of a dead process to end and e
 SAVE = 300.0  # seconds to save in after SIGTERM
 
 
-def environment(index: int, processes: int, devices: int, platform: str, port: int) -> dict[str, str]:
+def environment(
+    index: int, processes: int, devices: int, platform: str, port: int
+) -> dict[str, str]:
     """What one process's environment gets on top of this one's."""
     out = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -39,7 +41,10 @@ def environment(index: int, processes: int, devices: int, platform: str, port: i
         flags_ = f"{os.environ.get('XLA_FLAGS', '')} {fake}".strip()
         return out | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags_}
     mine = range(index * devices, (index + 1) * devices)
-    return out | {"JAX_PLATFORMS": f"{platform},cpu", "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine))}
+    return out | {
+        "JAX_PLATFORMS": f"{platform},cpu",
+        "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine)),
+    }
 
 
 def command(module: str, args: Sequence[str]) -> list[str]:
@@ -62,7 +67,9 @@ def launch(args: Sequence[str], environments: Sequence[dict[str, str]], module: 
     for p in printers:
         p.start()
     asked: list[int] = []
-    old = {s: signal.signal(s, lambda n, _: asked.append(n)) for s in (signal.SIGTERM, signal.SIGINT)}
+    old = {
+        s: signal.signal(s, lambda n, _: asked.append(n)) for s in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         code = _wait(children, asked)
     finally:

@@ -103,7 +103,10 @@ class Checkpoints:
             return target
         leaves = traverse_util.flatten_dict(target, keep_empty_nodes=True)
         return traverse_util.unflatten_dict(
-            {k: _stored_as(x, saved[k].shape) if k in saved and "tables" in k else x for k, x in leaves.items()}
+            {
+                k: _stored_as(x, saved[k].shape) if k in saved and "tables" in k else x
+                for k, x in leaves.items()
+            }
         )
 
     def _read(self, manager: ocp.CheckpointManager, step: int, **item) -> Any:

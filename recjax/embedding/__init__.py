@@ -185,7 +185,9 @@ def _step(
     after, state = optimizer.update(before, old, grads, t.lr * scale, mean=mean, l1=t.l1)
     after = jnp.where(((ids == PAD) & has_padding)[:, None], before, after)
     if value["rows"].dtype == jnp.bfloat16:
-        after = stochastic_round(after, rng, ids + first_row, first_column + jnp.arange(after.shape[-1]))
+        after = stochastic_round(
+            after, rng, ids + first_row, first_column + jnp.arange(after.shape[-1])
+        )
     return jax.tree.map(
         lambda x, new: packing.write(x, ids, new.astype(x.dtype), **hints),
         value,

@@ -46,7 +46,9 @@ def read(x: jax.Array, ids: jax.Array, dim: int, **hints) -> jax.Array:
     if k == 1:
         return x.at[ids].get(mode="clip", **hints)
     # siblings ask for the same physical row, so the ids are not unique any more
-    whole = x.at[ids // k].get(mode="clip", indices_are_sorted=hints.get("indices_are_sorted", False))
+    whole = x.at[ids // k].get(
+        mode="clip", indices_are_sorted=hints.get("indices_are_sorted", False)
+    )
     part = (ids % k)[..., None]
     out = whole[..., :dim]
     for i in range(1, k):
@@ -63,7 +65,9 @@ def write(x: jax.Array, ids: jax.Array, new: jax.Array, **hints) -> jax.Array:
     return x.at[rows].set(whole, mode="drop", unique_indices=True)
 
 
-def _together(x: jax.Array, ids: jax.Array, new: jax.Array, k: int, ascending: bool) -> tuple[jax.Array, jax.Array]:
+def _together(
+    x: jax.Array, ids: jax.Array, new: jax.Array, k: int, ascending: bool
+) -> tuple[jax.Array, jax.Array]:
     """Physical rows [N], each at most once, and what they become [N, K D].
 
     Ids ascend, so the siblings of a physical row stand beside each other: its first one collects the K - 1 that may
@@ -71,7 +75,9 @@ def _together(x: jax.Array, ids: jax.Array, new: jax.Array, k: int, ascending: b
     """
     n, dim = new.shape
     row, part = ids // k, ids % k
-    whole = x.at[row].get(mode="clip", indices_are_sorted=ascending)  # as `read`: one gather for both
+    whole = x.at[row].get(
+        mode="clip", indices_are_sorted=ascending
+    )  # as `read`: one gather for both
     lane_part = jnp.arange(k * dim) // dim  # [K D]
     everywhere = jnp.concatenate([new] * k, 1)  # [N, K D]
     for shift in range(k):

@@ -267,7 +267,11 @@ def apply(
         for t in tables:
             where = plan.placed[t.path]
             first = index * plan.block(t.id_space) if where.rule == "row" else 0
-            keys = dict(first_row=first, has_padding=(where.rule != "row") | (index == 0), ascending=where.exchange != "sum")
+            keys = dict(
+                first_row=first,
+                has_padding=(where.rule != "row") | (index == 0),
+                ascending=where.exchange != "sum",
+            )
             if where.rule == "column":
                 keys["first_column"] = index * (t.dim // plan.devices)
                 keys["mean"] = lambda x, d=t.dim: jax.lax.psum(x.sum(-1), plan.axis) / d

@@ -53,7 +53,9 @@ def run(t, plan):
      ("rowwise_adagrad", 64, "float32"), ("rowwise_adagrad", 64, "bfloat16"), ("frozen", 64, "float32")],
 )  # fmt: skip
 def test_packed_and_unpacked_are_the_same_bits(optimizer, dim, dtype):
-    t = Table("item", dim, optimizer=optimizer, lr=0.1, l2=0.01, l1=0.02, init_scale=0.5, dtype=dtype)
+    t = Table(
+        "item", dim, optimizer=optimizer, lr=0.1, l2=0.01, l1=0.02, init_scale=0.5, dtype=dtype
+    )
     unpacked, packed = plans(t)
     assert (unpacked.parts(t), packed.parts(t)) == (1, 128 // dim)
     a, read_a = run(t, unpacked)
@@ -115,7 +117,9 @@ def test_only_what_gains_is_packed():
 def test_ids_past_32_bits_need_owners():
     big = worlds.schema(("item", 3_000_000_000))
     t = Table("item", 64)
-    with pytest.raises(SchemaError, match="3,000,000,512 rows pass 32-bit ids; only 'row:all_to_all'"):
+    with pytest.raises(
+        SchemaError, match="3,000,000,512 rows pass 32-bit ids; only 'row:all_to_all'"
+    ):
         embedding.plan((t,), big, worlds.Mesh(8, "tpu"))
     skew = {"item": embedding.Skew.uniform(16, 8)}
     plan = embedding.plan((t,), big, worlds.Mesh(8, "tpu"), skew)
@@ -125,5 +129,7 @@ def test_ids_past_32_bits_need_owners():
     assert out["starts"]["item"][0].tolist() == [0, 2, 2, 2, 2, 2, 2, 2, 16]
     block = 3_000_000_512 // 8
     assert out["send"]["item"].dtype == np.int32
-    assert out["send"]["item"][3, 7, :2].tolist() == [2_999_999_000 - 7 * block, 2_999_999_001 - 7 * block]
-
+    assert out["send"]["item"][3, 7, :2].tolist() == [
+        2_999_999_000 - 7 * block,
+        2_999_999_001 - 7 * block,
+    ]

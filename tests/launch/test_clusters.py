@@ -39,7 +39,9 @@ def test_slurm_requeues_what_saved_and_nothing_else(tmp_path):
 
 
 def test_slurm_outside_a_job_says_how():
-    done = subprocess.run(["bash", str(SBATCH)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(SBATCH)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "submit this with sbatch" in done.stderr
 
 

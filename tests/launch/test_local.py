@@ -24,7 +24,9 @@ if os.environ["JAX_PROCESS_ID"] == "2":
     sys.exit(7)
 time.sleep(600)
 """
-STUBBORN = LAST_DIES.replace("import os", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os")
+STUBBORN = LAST_DIES.replace(
+    "import os", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport os"
+)
 SAVES = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("saved"), sys.exit(143)))
@@ -79,7 +81,10 @@ def test_dry_run_prints_the_commands(capfd):
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 2
     for i, line in enumerate(lines):
-        assert f"JAX_COORDINATOR_ADDRESS=127.0.0.1:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={i} " in line
+        assert (
+            f"JAX_COORDINATOR_ADDRESS=127.0.0.1:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={i} "
+            in line
+        )
         assert line.endswith("python -m recjax.train '--config=a b.py'")
 
 
