@@ -9,7 +9,6 @@ first batches; `launch.abstract_data` gives the worst case, every position anoth
 """
 
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -168,6 +167,16 @@ def _routed(batch: dict, plan: embedding.Plan) -> dict:
 # ---- what the compiler says -------------------------------------------------------------------------------------
 
 
+def compiled(step: Step) -> jax.stages.Compiled:
+    """The step's program, donated as training donates it; not from or to the cache of compiled programs."""
+    old = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        return jax.jit(step.fn, donate_argnums=(0, 1)).lower(*step.args).compile()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", old)
+
+
 def describe(config: ConfigDict, topology: str) -> dict:
     """Compiles the step of a config for a topology; per chip, in bytes, seconds and FLOPs.
 
@@ -186,19 +195,18 @@ def describe(config: ConfigDict, topology: str) -> dict:
         table_shard_bytes=sum(step.plan.bytes_per_device(t) for t in step.plan.tables),
     )  # fmt: skip
     try:
-        with _quiet():
-            compiled = jax.jit(step.fn, donate_argnums=(0, 1)).lower(*step.args).compile()
+        program = compiled(step)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         reason = next((x for x in str(e).splitlines() if "Used" in x), str(e).splitlines()[0])
         return {**out, "hbm_bytes": chip and int(chip.hbm_bytes), "fits": False, "reason": reason}
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
     peak = (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
-    moved = _collectives(compiled.as_text(), n)
+    moved = _collectives(program.as_text(), n)
     counted = _uncounted_loops(config, mesh, cost)
     analytic = flops.of(step.fn, *step.args) / n
     seconds = _seconds(chip, max(counted["flops"], analytic), counted["bytes accessed"], moved)
@@ -225,11 +233,7 @@ def _uncounted_loops(config: ConfigDict, mesh: Mesh, cost: dict) -> dict[str, fl
     if config.train.microbatches > 1:
         whole = ConfigDict(config.to_dict())
         whole.train.microbatches = 1
-        step = abstract_step(whole, mesh)
-        with _quiet():
-            cost = (
-                jax.jit(step.fn, donate_argnums=(0, 1)).lower(*step.args).compile().cost_analysis()
-            )
+        cost = compiled(abstract_step(whole, mesh)).cost_analysis() or {}
     return {k: float(cost.get(k, 0.0)) for k in ("flops", "bytes accessed")}
 
 
@@ -265,17 +269,6 @@ def _seconds(chip: Chip | None, work: float, read: float, moved: list[dict]) -> 
         memory=read / chip.hbm,
         links=sum(c["bytes"] for c in moved) / chip.link,
     )
-
-
-@contextlib.contextmanager
-def _quiet():
-    """A plan is compiled once: no cache entry of gigabytes of HLO, none of another machine's programs."""
-    old = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", old)
 
 
 # ---- the command ------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@
 
 `lists` is 2048 requests x 50 ids at D = 32, `wide` 4096 x 26 at D = 16; ids are Zipf(1.1) through the vocabulary's
 bijection. Both sides read the rows of a batch and descend the mean square of (row - target): the same work but for
-the optimizer. The unique ids are found off-thread by the loader; their time is printed beside it.
+the optimizer. Both get huge pages (recjax.embedding.huge_pages) unless --nohuge_pages. The unique ids are found
+off-thread by the loader; their time is printed beside it. `cpu_ms` is the processor time of a step: where it is far
+from `ms` times the cores in use, the machine is busy with something else and the row says little.
 """
 
 import json
@@ -19,6 +21,7 @@ import optax
 
 from recjax import embedding
 from recjax.data.batches import unique_ids
+from recjax.embedding import huge_pages
 from recjax.schema import IdSpace, Schema, Table, spread
 
 SETTINGS = {"lists": (2048, 50, 32), "wide": (4096, 26, 16)}  # requests, ids each, D
@@ -73,20 +76,22 @@ def dense_step():
 def timed(step, values, batches, target, repeats: int) -> dict:
     """Milliseconds of a step, one after another: median and quartiles; temporaries of the program."""
     compiled = step.lower(values, batches[0], target).compile()
-    times = []
+    times, cpu = [], []
     for k in range(repeats + 2):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         values, loss = compiled(values, batches[k % len(batches)], target)
         jax.block_until_ready((values, loss))
         times.append(1e3 * (time.perf_counter() - began))
+        cpu.append(1e3 * (time.process_time() - used))
     low, median, high = np.percentile(times[2:], [25, 50, 75])
     temp = compiled.memory_analysis().temp_size_in_bytes / 2**20
     return dict(
-        ms=round(median, 2), quartiles=[round(low, 2), round(high, 2)], temp_mib=round(temp, 1)
-    )
+        ms=round(median, 2), quartiles=[round(low, 2), round(high, 2)],
+        cpu_ms=round(float(np.median(cpu[2:])), 2), temp_mib=round(temp, 1),
+    )  # fmt: skip
 
 
-def measure(setting: str, rows: int, optimizer: str, repeats: int) -> dict:
+def measure(setting: str, rows: int, optimizer: str, repeats: int, huge: bool = True) -> dict:
     requests, per_request, dim = SETTINGS[setting]
     shape = (requests, per_request)
     ids = [zipf(rows, shape, seed) for seed in range(4)]
@@ -98,15 +103,19 @@ def measure(setting: str, rows: int, optimizer: str, repeats: int) -> dict:
     table = Table("item", dim, optimizer=optimizer)
     schema = Schema((IdSpace("item", rows, rows),), ())
     values = jax.jit(lambda: embedding.init(jax.random.key(0), [table], schema))()
+    if huge:
+        huge_pages.use(values)
     sparse = timed(sparse_step(table), values, jax.device_put(host), target, repeats)
     del values
     step, init = dense_step()
     start = lambda: jax.random.normal(jax.random.key(0), (rows, dim)) * 0.01  # noqa: E731
     values = jax.jit(lambda: (start(), init(start())))()
+    if huge:
+        huge_pages.use(values)
     dense = timed(step, values, jax.device_put(ids), target, max(repeats // 4, 3))
     return dict(
         setting=setting, rows=rows, dim=dim, ids=ids[0].size, unique=int((host[0]["ids"]["item"] < rows).sum()),
-        optimizer=optimizer, loader_ms=round(loader, 2), sparse=sparse, dense_adam=dense,
+        optimizer=optimizer, huge_pages=huge, loader_ms=round(loader, 2), sparse=sparse, dense_adam=dense,
         ratio=round(dense["ms"] / sparse["ms"], 1), device=jax.devices()[0].device_kind,
     )  # fmt: skip
 
@@ -114,7 +123,7 @@ def measure(setting: str, rows: int, optimizer: str, repeats: int) -> dict:
 def main(_) -> None:
     for setting in [_SETTING.value] if _SETTING.value else SETTINGS:
         for rows in map(int, _ROWS.value):
-            result = measure(setting, rows, _OPTIMIZER.value, _REPEATS.value)
+            result = measure(setting, rows, _OPTIMIZER.value, _REPEATS.value, _HUGE.value)
             print(json.dumps(result), flush=True)
 
 
@@ -125,4 +134,5 @@ if __name__ == "__main__":
     _REPEATS = flags.DEFINE_integer(
         "repeats", 40, "timed steps; a quarter of them for the dense side"
     )
+    _HUGE = flags.DEFINE_bool("huge_pages", True, "tables in huge pages, where Linux has them")
     app.run(main)

@@ -339,14 +339,23 @@ def plan(
         where = next((rule for rule in given if rule in RULES), "")
         layout = next((rule for rule in given if rule in LAYOUTS), "packed" if tpu else "unpacked")
         found = _place(t, rows[t.id_space], mesh.size, skew.get(t.id_space), where, tpu)
-        if rows[t.id_space] > INT32 - MARGIN and found.exchange != "all_to_all":
-            raise SchemaError(
-                f"table {t.path!r}: {rows[t.id_space]:,} rows pass 32-bit ids; only 'row:all_to_all', over measured "
-                "batches, looks such tables up (as owner and row of the owner)"
-            )
+        _check_ids(t, rows[t.id_space], mesh.size, found)
         k = _parts(t, rows[t.id_space], mesh.size, found) if layout == "packed" else 1
         placed[t.path] = dataclasses.replace(found, parts=k)
     return Plan(mesh, tuple(tables), rows, placed, skew)
+
+
+def _check_ids(t: Table, rows: int, n: int, placed: Placement) -> None:
+    most = INT32 - MARGIN
+    if rows > most and placed.exchange != "all_to_all":
+        raise SchemaError(
+            f"table {t.path!r}: {rows:,} rows pass 32-bit ids; only 'row:all_to_all', over measured batches, looks "
+            "such tables up (as owner and row of the owner)"
+        )
+    if rows > n * most:
+        raise SchemaError(
+            f"table {t.path!r}: {rows // n:,} rows a device pass 32-bit numbers; use {-(-rows // most)} devices or more"
+        )
 
 
 def _platform(mesh: Mesh) -> str:
@@ -385,7 +394,7 @@ def _choose(t: Table, rows: int, n: int, tpu: bool) -> tuple[str, str]:
     if rows <= SMALL:
         return "replicated", f"at most {SMALL:,} rows"
     # a TPU stores fewer than 128 columns in 128 lanes
-    if t.dim % n == 0 and t.dim >= (packing.LANES if tpu else 8) * n:
+    if rows < INT32 - MARGIN and t.dim % n == 0 and t.dim >= (packing.LANES if tpu else 8) * n:
         return "column", f"width is at least 8 x {n} devices"
     if rows % n:
         return "replicated", f"rows do not divide over {n} devices"
