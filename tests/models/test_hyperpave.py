@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from recjax import configs, models, ranking
+from recjax import configs, metrics, models, ranking
 from recjax.data.product_graph import Catalog, Data, Options, disjoint_split
 from recjax.data.synthetic import hyperpave as worlds
+from recjax.evaluate import open_run
 from recjax.models import hyperpave
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
@@ -388,34 +389,50 @@ VARIANTS = {
     "hyperedges": {},
     "SAGE only": dict(model__hyperedges="none"),
     "shuffled": dict(data__prepare__shuffle=True),
-    "node ids": dict(model__features="id"),
-    "random labels": dict(data__prepare__shuffled_labels=True),
 }
-SEEDS = 5
 
 
 @pytest.mark.slow
 def test_hyperedges_carry_what_text_only_hints_at(tmp_path):
-    """Paired seeds: margins of the means over rivals and controls (section 6 of the specification)."""
-    names = ("map_unseen", "auc_unseen", "prevalence_unseen")
-    got = {name: {m: [] for m in names} for name in VARIANTS}
-    for seed in range(SEEDS):
+    """Five paired seeds: margins over text, SAGE alone and shuffled hyperedges (section 6 of the specification)."""
+    got = {name: [] for name in VARIANTS}
+    for seed in range(5):
         for name, keys in VARIANTS.items():
             summary = train(config(seed, **keys), tmp_path / name / str(seed))["test"]
-            for m in names:
-                got[name][m].append(summary[m])
-    text = [text_cosine(data(worlds.World(seed=s))) for s in range(SEEDS)]
-    ap = {name: np.array(v["map_unseen"]) for name, v in got.items()} | {"text": np.array(text)}
-    for name, values in ap.items():
-        print(f"{name:14s} {values.mean():.3f} +- {values.std(ddof=1):.3f}", values.round(3))
-    area = np.mean(got["node ids"]["auc_unseen"])
-    print("node ids, AUC on unseen aspects", area, np.round(got["node ids"]["auc_unseen"], 3))
-    full = ap["hyperedges"]
-    assert full.mean() >= ap["text"].mean() + 0.10
-    assert full.mean() >= ap["SAGE only"].mean() + 0.03
-    assert (full > ap["SAGE only"]).all() and (full > ap["shuffled"]).all()
-    assert ap["shuffled"].mean() <= ap["text"].mean() + 0.03
-    assert abs(area - 0.5) <= 0.05
-    null = np.mean(got["random labels"]["auc_unseen"])
-    print("random labels: AUC", null, "prevalence", got["random labels"]["prevalence_unseen"])
-    assert abs(null - 0.5) <= 0.03
+            got[name].append(summary["map_unseen"])
+    got["text cosine"] = [text_cosine(data(worlds.World(seed=s))) for s in range(5)]
+    mean = {name: np.mean(values) for name, values in got.items()}
+    for name, values in got.items():
+        print(f"{name:12s} {mean[name]:.3f} +- {np.std(values, ddof=1):.3f}", np.round(values, 3))
+    full = np.array(got["hyperedges"])
+    assert mean["hyperedges"] >= mean["text cosine"] + 0.10
+    assert mean["hyperedges"] >= mean["SAGE only"] + 0.03
+    assert (full > got["SAGE only"]).all() and (full > got["shuffled"]).all()
+    assert mean["shuffled"] <= mean["text cosine"] + 0.03
+
+
+@pytest.mark.slow
+def test_node_ids_know_nothing_of_unseen_aspects(tmp_path):
+    """AUC on unseen aspects, their untrained vectors drawn again 40 times: 0.5 within 0.05."""
+    train(config(0, model__features="id"), tmp_path)
+    _, d, system, trees = open_run(tmp_path, best=True)
+    b = batch_of(d, "test", size=256)
+    table = np.array(trees["dense"]["ids_aspect"]["embedding"])
+    unseen = np.flatnonzero(d.catalog.unseen) + 3
+    run = jax.jit(lambda p: system.outputs(p, {}, {}, {}, b)["logits"])
+    keep = b["valid"] & (b["group"]["unseen"] > 0)
+    rng, areas = np.random.default_rng(0), []
+    for _ in range(40):
+        table[unseen] = rng.normal(size=(len(unseen), table.shape[1])) * table.std()
+        dense = {**trees["dense"], "ids_aspect": {"embedding": table}}
+        z = np.asarray(run(dense))
+        areas.append(metrics.auc(z[keep], b["label"]["linked"][keep]))
+    print("AUC of node ids on unseen aspects", np.mean(areas), "+-", np.std(areas, ddof=1))
+    assert abs(np.mean(areas) - 0.5) <= 0.05
+
+
+@pytest.mark.slow
+def test_random_labels_teach_nothing(tmp_path):
+    test = train(config(0, data__prepare__shuffled_labels=True), tmp_path)["test"]
+    print("random labels", {k: test[k] for k in ("map", "prevalence", "auc_unseen", "auc")})
+    assert abs(test["auc_unseen"] - 0.5) <= 0.05 and test["map"] < test["prevalence"] + 0.1
