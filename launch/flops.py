@@ -7,15 +7,17 @@ import math
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval as pe
 
 
 def matmul_flops(jaxpr: core.Jaxpr) -> int:
-    """FLOPs of every dot_general in a jaxpr, of inner ones too.
+    """FLOPs of every dot_general in a jaxpr that its outputs need, of inner ones too.
 
     Args:
       jaxpr: For instance `jax.jit(f).trace(*args).jaxpr.jaxpr`. In a shard_map body shapes are those of one device.
     """
-    return sum(_flops(e) for e in jaxpr.eqns)
+    needed, _ = pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return sum(_flops(e) for e in needed.eqns)
 
 
 def _flops(eqn) -> int:

@@ -187,7 +187,8 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
     split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
     mesh = meshes.make()
     plan = placement(system, config, mesh)
-    batches = data.batches(split, config.eval.batch, shards=mesh.size)
+    prefix = config.train.examples  # more than that teachers were not asked about
+    batches = data.batches(split, config.eval.batch, shards=mesh.size, examples=prefix)
     example = meshes.put(mesh, plan.route(next(iter(hosts.in_step(batches, plan)))))
     trees, sums = transfer.start(system, config, trained, epath.Path(run), example, plan)
     checkpoints = checkpoint.Checkpoints(epath.Path(run) / "checkpoints")

