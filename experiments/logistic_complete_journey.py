@@ -14,4 +14,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.name = "logistic"
     c.model.table = dict(lr=0.05)
     c.opt.lr = 1e-3
+    c.train.microbatches = 1
     return c

@@ -20,6 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.model.labels = ("is_click", "long_view", "like", "follow")
     if "runlocal" in arg:
         c.train.batch = 64
+        c.train.microbatches = 1
         c.train.examples = 1_024
         c.eval.examples = 1_024
         c.eval.batch = 256

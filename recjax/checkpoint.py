@@ -45,7 +45,10 @@ class Checkpoints:
 
     def _manager(self, path: epath.Path, keep: int) -> ocp.CheckpointManager:
         path.mkdir(parents=True, exist_ok=True)
-        return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        # Of several processes: both managers may be writing the same step, and barriers are named by it.
+        apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=path.name)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, multiprocessing_options=apart)
+        return ocp.CheckpointManager(path, options=options)
 
     @property
     def latest_step(self) -> int | None:

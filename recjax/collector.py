@@ -1,8 +1,8 @@
-"""Every scored row on the host, for exact metrics of a split."""
+"""Every scored row on the host, for exact metrics of a split and of its slices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 import warnings
 
 from absl import logging
@@ -21,6 +21,9 @@ from recjax.metrics import (
     gauc,
     tie_blocks,
 )
+
+if TYPE_CHECKING:  # a data set of one's own need not bring TFDS
+    from recjax.data.slices import Slice
 
 
 class Collector:
@@ -97,6 +100,34 @@ class Collector:
             if math.isnan(g.value):
                 out.setdefault("undefined", f"no {name} holds both classes")
         return out
+
+
+class SliceCollector:
+    """A `Collector` for every part of every slice; rows are told apart by their place in the split."""
+
+    def __init__(self, slices: Sequence["Slice"], max_rows: int = 2_000_000):
+        self._slices = slices
+        self._collectors = {s.name: [Collector(max_rows) for _ in s.values] for s in slices}
+
+    def add(self, logits, labels, weights, row, groups: Mapping[str, Any] | None = None) -> None:
+        """As `Collector.add`; `row` [B, C] is needed."""
+        weights, row = np.asarray(weights), np.asarray(row)
+        for s in self._slices:
+            code = np.where(weights > 0, s.code[row], -1)
+            for part in np.unique(code[code >= 0]):
+                mine = weights * (code == part)
+                self._collectors[s.name][part].add(logits, labels, mine, row, groups)
+
+    def compute(self) -> dict[str, dict[str, Metrics]]:
+        """Slice -> part -> metrics as `Collector.compute`; parts without a row are left out."""
+        return {
+            s.name: {
+                value: c.compute()
+                for value, c in zip(s.values, self._collectors[s.name], strict=True)
+                if c.count
+            }
+            for s in self._slices
+        }
 
 
 def _exact(logits: Array, labels: Array, weights: Array) -> Metrics:

@@ -45,7 +45,8 @@ def paired_bootstrap(
     """Compares two models on the same rows, resampling whole groups (visits, users), one draw for both.
 
     Args:
-      a, b: Scores [N]; probabilities for logloss.
+      a, b: Scores [N]; probabilities for logloss. Or [S, N], of S training seeds: a model's metric is
+        then the mean over its seeds, and the interval is over the groups alone.
       labels: [N].
       groups: [N] group keys: rows of one group are not independent.
       metric: "auc", "gauc" (within the same groups) or "logloss".
@@ -55,7 +56,7 @@ def paired_bootstrap(
       level: Of the percentile interval.
     """
     code = np.unique(np.asarray(groups).ravel(), return_inverse=True)[1]
-    of_a, of_b = (_of_counts(metric, x, labels, code, weights) for x in (a, b))
+    of_a, of_b = (_mean_of_counts(metric, x, labels, code, weights) for x in (a, b))
     size = int(code.max()) + 1
     rng = np.random.default_rng(seed)
     draws = []
@@ -67,6 +68,13 @@ def paired_bootstrap(
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     spread = float(np.nanstd(draws, ddof=1))
     return Paired(values[1] - values[0], float(low), float(high), spread, *values, size, n, level)
+
+
+def _mean_of_counts(metric: str, scores, labels, code: Array, weights):
+    """`_of_counts`, averaged over the rows of [S, N] scores."""
+    runs = np.atleast_2d(np.asarray(scores))
+    each = [_of_counts(metric, x, labels, code, weights) for x in runs]
+    return lambda counts: sum(f(counts) for f in each) / len(each)
 
 
 def _of_counts(metric: str, scores, labels, code: Array, weights) -> Callable[[Array], float]:

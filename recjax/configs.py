@@ -22,11 +22,13 @@ def base() -> ConfigDict:
     c.data.prepare = ConfigDict()  # options of the module's prepare()
     c.data.history = 50  # events of history a request sees: a reading option, not a preparation one
     c.data.counters = True  # causal counters as dense features
+    c.data.length_buckets = ()  # shorter history lengths: a batch holds requests of one, padded to it only
     c.data.candidates = 1  # C: candidates of a request grouped in one row of the batch
     c.data.workers = 0  # reader processes; the stream is the same for any number
     c.data.train = (
         "train"  # the split to train on; "train_matched" has popularity-matched negatives
     )
+    c.data.teachers = ()  # runs whose logits (python -m recjax.teach) the training batches carry
     c.data.shuffle_seed = (
         0  # order of the second and later epochs; the first is the stored permutation
     )
@@ -51,7 +53,10 @@ def base() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.batch = 512
-    c.train.examples = 0  # prefix of the training permutation; 0 is all
+    c.train.recent = 0  # only the latest so many impressions of the training split; 0 is all
+    c.train.recent_days = 0.0  # only its last so many days; 0 is all
+    c.train.online = ""  # "1d": train a day, evaluate the next, go on
+    c.train.examples = 0  # prefix of the training permutation (of `recent`, if set); 0 is all
     c.train.epochs = 1
     c.train.microbatches = 1  # gradient accumulation, exact
     c.train.log_every = 100
@@ -69,6 +74,9 @@ def base() -> ConfigDict:
 
     c.needs = ()  # configs (files) run first, into workdir/needs/<i>
     c.init_from = ()  # (run, source regex, target): parameters and rows of earlier runs
+    # A run that goes on here with later data, whose preparation `extends` that run's: everything but the step count and
+    # the metrics comes from its last checkpoint; rows that mean a new value begin anew (recjax.data.growth).
+    c.continue_from = ""
     c.lock()
     for free in (c.model, c.data.prepare, c.opt.args, c.opt.group_lr):
         free.unlock()

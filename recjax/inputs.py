@@ -66,8 +66,10 @@ class Inputs:
 
     @property
     def candidates(self) -> int:
-        """C, the number of candidates of a request."""
-        f = self.schema.select("candidate")[0]
+        """C, the number of candidates of a request; 1 where nothing is chosen (a randomised trial)."""
+        f = next(iter(self.schema.select("candidate")), None)
+        if f is None:
+            return 1
         return (self.emb if f.kind == "id" else self.dense)[f.name].shape[1]
 
 

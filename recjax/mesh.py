@@ -3,9 +3,11 @@
 Batches are split along it; dense parameters are replicated. How tables are placed is recjax.embedding's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -21,6 +23,13 @@ def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def zeros(mesh: Mesh, like: Any) -> Callable[[], Any]:
+    """Makes replicated zeros in the shapes of a tree; device_put of NumPy zeros would wait for the other processes."""
+    shapes = jax.eval_shape(lambda tree: tree, like)
+    make = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    return jax.jit(make, out_shardings=replicated(mesh))
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:

@@ -171,13 +171,6 @@ def compute(sums: Mapping[str, Any]) -> Metrics:
     return out | ({"undefined": reason} if reason else {})
 
 
-def nulls(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics with NaN as None: JSON has no NaN."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()
-    }
-
-
 # ------------------------------------------------------------ shared by histogram and exact figures
 
 

@@ -48,32 +48,46 @@ def mean_average_precision(scores, labels, groups) -> float:
 # ------------------------------------------------------------------------------------------- uplift
 
 
-def _uplift_curve(uplift, treated, outcome) -> tuple[Array, ...]:
+def _uplift_curve(uplift, treated, outcome, weights) -> tuple[Array, ...]:
     """Cumulative (people, treated, control, outcomes of either), best predicted first, from 0."""
     u, t, y = (np.asarray(x, np.float64).ravel() for x in (uplift, treated, outcome))
-    if not len(u) == len(t) == len(y):
+    w = np.ones_like(u) if weights is None else np.asarray(weights, np.float64).ravel()
+    if not len(u) == len(t) == len(y) == len(w):
         raise ValueError(
             f"{len(u)} uplifts, {len(t)} treatments and {len(y)} outcomes: give one of each per row"
         )
     if not np.isfinite(u).all() or set(np.unique(t)) != {0.0, 1.0}:
         raise ValueError("uplift must be finite and `treated` must hold both 0 (control) and 1")
-    blocks = tie_blocks(-u, np.ones_like(u), t, 1 - t, t * y, (1 - t) * y)
+    blocks = tie_blocks(-u, w, w * t, w * (1 - t), w * t * y, w * (1 - t) * y)
     return tuple(np.r_[0.0, np.cumsum(b)] for b in blocks)
 
 
-def auuc(uplift, treated, outcome) -> float:
-    """Area under u(f) = f (mean outcome treated - control) over the top share f by predicted uplift.
+def uplift_curve(uplift, treated, outcome, weights=None) -> tuple[Array, Array]:
+    """(share targeted f, f (mean outcome treated - control) in it), best predicted first; 0 / 0 is 0.
+
+    Equal predictions are one step, as in scikit-uplift, whose curves are these times the squared number of people.
+    """
+    n, nt, nc, yt, yc = _uplift_curve(uplift, treated, outcome, weights)
+    gain = yt / np.where(nt > 0, nt, 1) - yc / np.where(nc > 0, nc, 1)
+    return n / n[-1], gain * n / n[-1]
+
+
+def qini_curve(uplift, treated, outcome, weights=None) -> tuple[Array, Array]:
+    """(share targeted f, Q(f) = (Yt - Yc Nt / Nc) / N), Radcliffe 2007; Yt / N where nobody is in control yet."""
+    n, nt, nc, yt, yc = _uplift_curve(uplift, treated, outcome, weights)
+    return n / n[-1], (yt - yc * nt / np.where(nc > 0, nc, 1)) / n[-1]
+
+
+def auuc(uplift, treated, outcome, weights=None) -> float:
+    """Area under the uplift curve.
 
     In outcomes per person (Gutierrez & Gerardy 2017); random targeting gives half the average effect.
     """
-    n, nt, nc, yt, yc = _uplift_curve(uplift, treated, outcome)
-    known = (nt > 0) & (nc > 0)
-    gain = np.where(known, yt / np.maximum(nt, 1) - yc / np.maximum(nc, 1), 0.0) * n / n[-1]
-    return float(np.trapezoid(gain, n / n[-1]))
+    share, gain = uplift_curve(uplift, treated, outcome, weights)
+    return float(np.trapezoid(gain, share))
 
 
-def qini(uplift, treated, outcome) -> float:
-    """Area between Q(f) = (Yt - Yc Nt / Nc) / N (Radcliffe 2007) and the straight line to its end."""
-    n, nt, nc, yt, yc = _uplift_curve(uplift, treated, outcome)
-    curve = np.where(nc > 0, yt - yc * nt / np.maximum(nc, 1), 0.0) / n[-1]
-    return float(np.trapezoid(curve, n / n[-1]) - curve[-1] / 2)
+def qini(uplift, treated, outcome, weights=None) -> float:
+    """Area between the Qini curve and the straight line to its end, in outcomes per person."""
+    share, curve = qini_curve(uplift, treated, outcome, weights)
+    return float(np.trapezoid(curve, share) - curve[-1] / 2)

@@ -3,7 +3,7 @@
 A finished run is never redone, a second writer is refused, and an interrupted run goes on with the same command.
 """
 
-import contextlib
+import collections
 import fcntl
 import json
 import math
@@ -43,7 +43,20 @@ def set_up() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+_EVENTS: collections.Counter = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: _EVENTS.update([event]))
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: _EVENTS.update([event])
+)
+
+
+def compiled() -> int:
+    """Programs that XLA compiled in this process; those that the persistent cache held do not count."""
+    compilations = _EVENTS["/jax/core/compile/backend_compile_duration"]
+    return compilations - _EVENTS["/jax/compilation_cache/cache_hits"]
 
 
 class RunError(ValueError):
@@ -57,11 +70,12 @@ class Interrupted(SystemExit):
 class Stop:
     """Notes SIGTERM and Ctrl-C so that loops can end at a safe point; a second Ctrl-C ends at once.
 
-    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated.
+    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated. Of several
+    processes all stop at the same step: what counts there is `agreed` (recjax.hosts.in_step).
     """
 
     def __init__(self):
-        self.signum = 0
+        self.signum, self.agreed = 0, 0
         self._old: dict[int, Any] = {}
 
     def __enter__(self):
@@ -72,7 +86,7 @@ class Stop:
 
     def __exit__(self, *exc):
         for s, handler in self._old.items():
-            signal.signal(s, handler)
+            signal.signal(s, signal.SIG_DFL if handler is None else handler)  # None: not Python's
 
     def _note(self, signum, frame):
         if self.signum and signum == signal.SIGINT:
@@ -81,9 +95,10 @@ class Stop:
         logging.warning("%s: stopping at the next safe point", signal.Signals(signum).name)
 
     def raise_if_requested(self, save=lambda: None) -> None:
-        if self.signum:
+        signum = self.signum if jax.process_count() == 1 else self.agreed
+        if signum:
             save()
-            raise Interrupted(128 + self.signum)
+            raise Interrupted(128 + signum)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -218,9 +233,12 @@ class Run:
 
 
 def read_jsonl(path: epath.PathLike) -> list[dict]:
-    """Rows of a JSON-lines file; a half-written last line (a crash) is left out."""
-    rows = []
-    for line in epath.Path(path).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    """Rows of a JSON-lines file; a half-written last line (a crash) is left out, damage elsewhere raises RunError."""
+    rows, lines = [], epath.Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
             rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            if number < len(lines):
+                raise RunError(f"{path}, line {number} is not JSON ({e}); remove it") from None
     return rows

@@ -8,6 +8,7 @@ No JAX here: the data plane and the serving front use it too.
 from collections.abc import Iterable
 import dataclasses
 import json
+import math
 
 # Ids every id space reserves. A padding id is "no event here" (its row stays zero and is never updated);
 # an unknown id was not admitted to the vocabulary; a missing value was null in the log.
@@ -43,6 +44,23 @@ def padded_rows(size: int) -> int:
     """
     multiple = 2048 if size > 16_384 else 8
     return -(-size // multiple) * multiple
+
+
+def multiplier(modulus: int) -> int:
+    """The coprime of `modulus` nearest above its golden section."""
+    a = max(1, round(modulus * (math.sqrt(5) - 1) / 2))
+    while math.gcd(a, modulus) != 1:
+        a += 1
+    return a
+
+
+def spread(rank, rows: int):
+    """Id of the value of frequency rank 0, 1, ... (an int, or an int64 array): a bijection of [0, rows - 3) onto [3, rows).
+
+    Vocabularies number their values so (recjax.data.vocabulary says why); rank 0 is always id 3.
+    """
+    modulus = rows - NUM_RESERVED
+    return NUM_RESERVED + multiplier(modulus) * rank % modulus
 
 
 @dataclasses.dataclass(frozen=True)

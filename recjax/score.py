@@ -1,36 +1,51 @@
-"""Scores a file, or a split of prepared data, with an artifact.
+"""Scores a file, or a split of prepared data, with an artifact or a run.
 
     python -m recjax.score --artifact=DIR --in=requests.parquet --out=scores.parquet
     python -m recjax.score --artifact=DIR --in=PREPARED --split=test --out=scores.parquet
+    python -m recjax.score --run=RUN --in=PREPARED --split=test --out=scores.parquet --shard=0/4
 
 A parquet file holds one request a row, in raw values (`recjax.serving.requests` says which columns). The output has
 its rows in its order: all its columns but the histories, then for every logit `logit` and `probability` (or
 `<output>/logit` and `<output>/probability`), and the other outputs of [B, C] under their names. For prepared data
-the rows are impressions, and time, request, groups, labels and weight stand before the scores.
+the rows are impressions, and time, request, groups, labels and weight stand before the scores. Data prepared with
+other vocabularies is scored too: its values are translated (`recjax.data.translate`). With --shard=i/n each of n hosts
+scores its own blocks and writes scores-0000i-of-0000n.parquet; `python -m recjax.evaluate --scores=...` reads them all.
 
 Input is read, scored and written in chunks; the output appears under its name when it is whole.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recjax.data.batches import Part
+from recjax import scored
 from recjax.data.layout import BatchError
 from recjax.data.prepared import DataError, Prepared
+from recjax.data.translate import Translated
+from recjax.run import set_up
 from recjax.schema import SchemaError
 from recjax.serving import artifact as artifacts
 from recjax.serving.requests import RequestError, is_list
 from recjax.serving.scorer import Scorer, probability_names
 
-ERRORS = (artifacts.ArtifactError, RequestError, BatchError, DataError, SchemaError)
+ERRORS = (
+    artifacts.ArtifactError,
+    RequestError,
+    BatchError,
+    DataError,
+    SchemaError,
+    scored.ScoredError,
+    FileNotFoundError,
+)
 
 
 class ScoreError(ValueError):
@@ -42,35 +57,56 @@ def score(
     source: str,
     out: str,
     *,
+    run: str = "",
+    best: bool = False,
     split: str = "test",
     function: str = "",
     chunk: int = 512,
     corrected: bool = True,
+    shard: tuple[int, int] = (0, 1),
 ) -> int:
     """Writes the scores of `source` to `out`; returns the number of rows.
 
     Args:
-      artifact: Its directory.
+      artifact: Its directory; "" for a run.
       source: A parquet file of raw requests, or a prepared directory.
-      out: Parquet file to write; replaced when it exists.
+      out: Parquet file to write; replaced when it exists. With more than one shard its name says which.
+      run: A run's workdir, in place of an artifact; it scores prepared data only.
+      best: The run's best checkpoint rather than its newest.
       split: Of a prepared directory.
       function: Of the artifact; "" takes "score", or the only one.
       chunk: Requests scored at a time.
       corrected: Correct probabilities for negatives the training data left out, if the artifact knows their share.
+      shard: (index, count) of hosts that score a prepared directory together.
 
     Raises:
       ValueError: One of `ERRORS` or ScoreError, in one sentence.
     """
+    if bool(artifact) == bool(run):
+        raise ScoreError("give --artifact or --run, one of them")
     if not pathlib.Path(source).exists():
         raise ScoreError(
             f"{source} does not exist; --in names a parquet file or a prepared directory"
         )
+    folder = pathlib.Path(source).is_dir()
+    if not folder and (run or shard != (0, 1)):
+        raise ScoreError(f"{source} is a file; --run and --shard score a prepared directory")
+    if run:
+        scorer = scored.RunScorer(run, source, best=best, chunk=chunk)
+        about = {"objectives": scorer.objectives, "trained": scorer.trained}
+        tables = _prepared_tables(scorer, scorer.prepared, split, chunk, corrected, shard, about)
+        return write(scored.part_name(out, shard), tables)
     scorer = Scorer(artifacts.load(artifact), function, requests=(1, 64, chunk))
-    if pathlib.Path(source).is_dir():
-        tables = _prepared_tables(scorer, Prepared(source), split, chunk, corrected)
+    if folder:
+        about = {
+            "objectives": scorer.artifact.manifest["objectives"],
+            "trained": scored.trained_on(scorer.artifact.config),
+        }
+        prepared = _with_ids_of(scorer, Prepared(source))
+        tables = _prepared_tables(scorer, prepared, split, chunk, corrected, shard, about)
     else:
         tables = _file_tables(scorer, source, chunk, corrected)
-    rows = write(out, tables)
+    rows = write(scored.part_name(out, shard), tables)
     for name, count in scorer.encoder.unknown.items() if "encoder" in vars(scorer) else ():
         logging.info("%s: %d of %d values are unknown", name, count, scorer.encoder.seen[name])
     return rows
@@ -155,19 +191,14 @@ def _scored(
     return pa.table({**{n: columns[n] for n in kept}, **scores})
 
 
-def _score_names(scorer: Scorer) -> dict[str, str]:
-    """Output -> column it goes to: "logits" -> "logit", another logit "buy" -> "buy/logit", others as they are."""
-    logits = probability_names(scorer.logits)
-    names = {n: p.replace("probability", "logit") for n, p in logits.items()}
-    plain = {
-        n: n for n in scorer.outputs if n not in logits and scorer.outputs[n]["shape"] == ["b", "c"]
-    }
-    return {**names, **plain}
+def _score_names(scorer) -> dict[str, str]:
+    """Output -> column it goes to: logits as `scored.score_columns` says, others of [B, C] under their names."""
+    names = scored.score_columns(scorer.logits)
+    outputs = scorer.outputs if isinstance(scorer, Scorer) else {}
+    return names | {n: n for n in outputs if n not in names and outputs[n]["shape"] == ["b", "c"]}
 
 
-def _scores(
-    scorer: Scorer, out: Mapping[str, np.ndarray], corrected: bool
-) -> dict[str, np.ndarray]:
+def _scores(scorer, out: Mapping[str, np.ndarray], corrected: bool) -> dict[str, np.ndarray]:
     columns = {}
     for output, name in _score_names(scorer).items():
         columns[name] = np.asarray(out[output], np.float32)
@@ -181,22 +212,44 @@ def _scores(
 
 
 def _prepared_tables(
-    scorer: Scorer, prepared: Prepared, split: str, chunk: int, corrected: bool
+    scorer,
+    prepared: Prepared,
+    split: str,
+    chunk: int,
+    corrected: bool,
+    shard: tuple[int, int],
+    about: Mapping[str, Any],
 ) -> Iterator[pa.Table]:
-    _check_same_data(scorer, prepared)
-    partitions = prepared.block_partitions(split)
     keys = ["row", "request", "time", *prepared.schema.groups, *prepared.schema.labels, "weight"]
-    for i in range(prepared.blocks(split)):
-        block = prepared.block(split, i)
-        timelines = {n: prepared.timeline(n, int(partitions[i])) for n in scorer.schema.lists}
-        for at in range(0, len(block["time"]), chunk):
-            columns = {n: x[at : at + chunk] for n, x in block.items() if np.ndim(x)}
-            out = scorer.score_part(Part(columns, timelines))
-            yield pa.table({**{k: columns[k] for k in keys}, **_scores(scorer, out, corrected)})
+    what = scored.describe(scorer, prepared, split, shard, **about)
+    for columns, out in scored.parts(scorer, prepared, split, chunk, shard):
+        table = pa.table({**{k: columns[k] for k in keys}, **_scores(scorer, out, corrected)})
+        yield scored.with_metadata(table, what)
+
+
+def _with_ids_of(scorer: Scorer, prepared: Prepared) -> Prepared:
+    """The data as it is where its ids mean what the artifact's mean, else translated."""
+    if all(_same_vocabulary(scorer, prepared, s) for s in scorer.artifact.manifest["vocab"]):
+        _check_same_data(scorer, prepared)
+        return prepared
+    spaces = dict.fromkeys(f.id_space for f in scorer.schema.features if f.kind == "id")
+    vocabularies = {s: scorer.artifact.vocabulary(s) for s in spaces}
+    labels = tuple(f for f in prepared.schema.features if f.role == "label")
+    features = tuple(f for f in scorer.schema.features if f.role != "label")
+    schema = dataclasses.replace(scorer.schema, features=features + labels)
+    return Translated(prepared.path, schema, vocabularies)
+
+
+def _same_vocabulary(scorer: Scorer, prepared: Prepared, space: str) -> bool:
+    if not (prepared.path / "vocab" / f"{space}.parquet").exists():
+        return True
+    mine = scorer.artifact.vocabulary(space)
+    theirs = prepared.vocabulary(space).select("value", "id").sort("id")
+    return mine.equals(theirs.cast(mine.schema, strict=False))
 
 
 def _check_same_data(scorer: Scorer, prepared: Prepared) -> None:
-    """What the model reads must mean the same in the data: the same features, id spaces and vocabularies."""
+    """What the model reads must mean the same in the data: the same features and id spaces."""
     for f in scorer.schema.features:
         mine, theirs = f, prepared.schema.feature(f.name)
         if f.kind == "id":
@@ -209,28 +262,22 @@ def _check_same_data(scorer: Scorer, prepared: Prepared) -> None:
                 f"feature {f.name!r} is {theirs} in {prepared.path}, the artifact was trained on {mine}; "
                 "score the data it was trained on, or a file of raw requests"
             )
-    for space in scorer.artifact.manifest["vocab"]:
-        file = prepared.path / "vocab" / f"{space}.parquet"
-        if not file.exists():
-            continue
-        mine = scorer.artifact.vocabulary(space)
-        theirs = prepared.vocabulary(space).select("value", "id").sort("id")
-        if not mine.equals(theirs.cast(mine.schema, strict=False)):
-            raise ScoreError(
-                f"vocabulary {space!r} of {prepared.path} is not the artifact's, so its ids mean other things; "
-                "score the data it was trained on, or a file of raw requests"
-            )
 
 
 # --- the command
 
 
 def main(_) -> None:
+    set_up()
     try:
+        shard = scored.parse_shard(_SHARD.value)
         rows = score(
             _ARTIFACT.value,
             flags.FLAGS["in"].value,
             _OUT.value,
+            run=_RUN.value,
+            best=_BEST.value,
+            shard=shard,
             split=_SPLIT.value,
             function=_FUNCTION.value,
             chunk=_CHUNK.value,
@@ -238,11 +285,14 @@ def main(_) -> None:
         )
     except (ScoreError, *ERRORS) as e:
         sys.exit(f"error: {e}")
-    print(f"{rows} rows scored into {_OUT.value}")
+    print(f"{rows} rows scored into {scored.part_name(_OUT.value, shard)}")
 
 
 if __name__ == "__main__":
-    _ARTIFACT = flags.DEFINE_string("artifact", None, "directory of the artifact")
+    _ARTIFACT = flags.DEFINE_string("artifact", "", "directory of the artifact")
+    _RUN = flags.DEFINE_string("run", "", "workdir of a recjax.train run, in place of an artifact")
+    _BEST = flags.DEFINE_bool("best", False, "the run's best checkpoint rather than the newest")
+    _SHARD = flags.DEFINE_string("shard", "0/1", "this host and how many score together, as 0/4")
     flags.DEFINE_string("in", None, "parquet file of raw requests, or a prepared directory")
     _OUT = flags.DEFINE_string("out", None, "parquet file to write")
     _SPLIT = flags.DEFINE_string("split", "test", "split of a prepared directory")
@@ -253,5 +303,5 @@ if __name__ == "__main__":
     _CORRECTED = flags.DEFINE_bool(
         "corrected", True, "correct for negatives the training data left out"
     )
-    flags.mark_flags_as_required(["artifact", "in", "out"])
+    flags.mark_flags_as_required(["in", "out"])
     app.run(main)

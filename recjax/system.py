@@ -11,6 +11,7 @@ distiller use these names and nothing else. Four trees hold the numbers:
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recjax.inputs import Batch, embed
+from recjax.inputs import Batch, Inputs, embed
 from recjax.schema import Schema, Table
 
 Tree = Any
@@ -57,10 +58,12 @@ class Export:
     Attributes:
       fn: (dense, rows, state, frozen, batch) -> {output: array}, evaluation mode.
       cadence: How often serving calls it: item, request, event or candidate.
+      reads: Key of the batch -> export whose outputs lie there, such as {"cache": "prefix"}.
     """
 
     fn: Callable[..., dict[str, jax.Array]]
     cadence: str = "request"
+    reads: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,10 @@ class System:
       on_eval: (control, metrics) -> control; a dict of numbers (learning-rate scale, stop); checkpointed.
       forward: (dense, rows, state, frozen, batch, rng) -> ({name: array}, state), training mode: what a distiller
         needs of a system whose loss is the cross-entropy of its objectives.
+      measure: columns -> {metric: number}; further figures of a split, on the host. Columns are those of the first
+        objective's rows (logit, label, weight, row, group/<key>), "<name>/logit" and "<name>/label" of the others',
+        and `kept`.
+      kept: Outputs [B, C, ...] that `measure` also sees.
     """
 
     schema: Schema
@@ -99,6 +106,8 @@ class System:
     after_step: Callable[..., Tree] | None = None
     on_eval: Callable[..., dict] | None = None
     forward: Callable[..., tuple[dict[str, jax.Array], Tree]] | None = None
+    measure: Callable[[dict[str, Any]], dict[str, float]] | None = None
+    kept: tuple[str, ...] = ()
 
 
 def bce(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,6 +135,7 @@ def pointwise(
     select: Select = Select(),
     compute_dtype: jnp.dtype = jnp.float32,
     owner: str = "",
+    look_up: Callable[[Rows, Batch], Inputs] | None = None,
 ) -> System:
     """A system around a module that maps `Inputs` to named logits [B, C], trained by cross-entropy.
 
@@ -137,13 +147,13 @@ def pointwise(
       select: Best-checkpoint rule.
       compute_dtype: Of embedded inputs; parameters keep theirs.
       owner: Of its tables.
+      look_up: (rows, batch) -> inputs, where the module wants more than `embed` gives; default: `embed`.
     """
     heads = dict(heads or {"logits": schema.labels[0]})
     for label in heads.values():
         schema.feature(label)
 
-    def look_up(rows, batch):
-        return embed(schema, rows, batch, owner=owner, dtype=compute_dtype)
+    look_up = look_up or functools.partial(embed, schema, owner=owner, dtype=compute_dtype)
 
     def init(rng, rows, batch):
         variables = dict(module.init(rng, look_up(rows, batch), train=False))
@@ -179,3 +189,28 @@ def pointwise(
         exports={"score": Export(outputs, "request")},
         forward=forward,
     )
+
+
+def with_correlation(
+    system: System,
+    module: nn.Module,
+    owner: str = "",
+    look_up: Callable[[Rows, Batch], Inputs] | None = None,
+) -> System:
+    """Adds the function "correlation" [B, C, L]: how much each behaviour counts for each candidate.
+
+    Args:
+      system: Of `pointwise`.
+      module: Has a method `correlation(inputs)`.
+      owner: Of its tables.
+      look_up: As in `pointwise`.
+    """
+    look_up = look_up or functools.partial(embed, system.schema, owner=owner)
+
+    def correlation(dense, rows, state, frozen, batch):
+        values = {"params": dense, **state}
+        inputs = look_up(rows, batch)
+        return {"correlation": module.apply(values, inputs, method="correlation")}
+
+    exports = {**system.exports, "correlation": Export(correlation, "request")}
+    return dataclasses.replace(system, exports=exports)

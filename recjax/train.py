@@ -18,11 +18,12 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, configs, embedding, evaluate, models, optim, transfer
+from recjax import checkpoint, configs, embedding, hosts, models, optim, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
-from recjax.run import Run, RunError, Stop, set_up
-from recjax.step import forward_flops, init_trees, make_step, zero_sums
+from recjax.evaluator import Evaluator
+from recjax.run import Run, RunError, Stop, compiled, set_up
+from recjax.step import forward_flops, make_step
 from recjax.system import System
 
 Tree = Any
@@ -101,16 +102,18 @@ class Trainer:
 
     def __init__(self, config: ConfigDict, run: Run, stop: Stop):
         self.config, self.run, self.stop = config, run, stop
+        self.compiled = compiled()
         self.mesh = meshes.make()
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
-        self.data = open_data(config.data)
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        self.data = open_data(config.data, **share)
         self.system = models.build(self.data.schema, config.model)
         self.total = len(self.train_batches(0))
         if not self.total:
             raise RunError(
                 f"split {config.data.train!r} has no batch; lower train.batch or train.examples"
             )
-        first = list(itertools.islice(self.train_batches(0), 4 if self.mesh.size > 1 else 1))
+        first = itertools.islice(self.train_batches(0), 4 if self.mesh.size > 1 else 0)
         self.plan = embedding.plan(
             self.system.tables,
             self.data.schema,
@@ -120,12 +123,13 @@ class Trainer:
         )
         if self.mesh.size > 1:
             logging.info("placement of the tables\n%s", self.plan)
-        self.example = self.put(first[0])
+        self.example = self.put(next(iter(self.in_step(self.train_batches(0)))))
         self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
         step = make_step(self.system, config, self.total, self.plan)
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
-        self.evaluator = evaluate.Evaluator(self.system, self.mesh, self.plan)
+        self.evaluator = Evaluator(self.system, self.mesh, self.plan)
         self.at = eval_steps(config, self.total)
+        self.periods = {p.step: p for p in getattr(self.train_batches(0), "periods", ())}
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
         self.pending: tuple | None = None
@@ -136,9 +140,17 @@ class Trainer:
 
     def train_batches(self, start: int):
         c = self.config
+        part = dict(
+            recent=c.train.recent,
+            recent_days=c.train.recent_days,
+            online=c.train.online,
+            buckets=tuple(c.data.length_buckets),
+        )
+        part = {k: v for k, v in part.items() if v}  # few sources know them
         return self.data.batches(
             c.data.train,
             c.train.batch,
+            **part,
             start=start,
             examples=c.train.examples,
             epochs=c.train.epochs,
@@ -147,19 +159,23 @@ class Trainer:
             shuffle_seed=c.data.shuffle_seed,
         )
 
+    def in_step(self, batches: Iterable[dict]) -> Iterable[dict]:
+        return hosts.in_step(batches, self.plan, self.stop)
+
     def start(self) -> None:
         """Fresh or restored trees, metric sums, step and control."""
-        trees = init_trees(self.system, self.config, self.example, self.plan)
-        trees = transfer.apply(trees, self.system, self.config, self.data, self.run.dir)
-        self.zeros = zero_sums(self.system, trees, self.example, self.plan)
+        both = transfer.start(
+            self.system, self.config, self.data, self.run.dir, self.example, self.plan
+        )
+        self.zeros = meshes.zeros(self.mesh, both[1])
         self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
-        tables = self.plan.place(trees.pop("tables"))
-        trees, sums = jax.device_put((trees, self.zeros), meshes.replicated(self.mesh))
-        both = dict(trees, tables=tables), sums
         check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
         restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
-        if restored is None and self.system.setup is not None:
-            both = (self.system.setup(both[0], map(self.put, self.train_batches(0))), both[1])
+        if restored is None and self.config.continue_from:
+            both = transfer.go_on(*both, self.system, self.config, self.data, self.plan), both[1]
+        elif restored is None and self.system.setup is not None:
+            batches = map(self.put, self.in_step(self.train_batches(0)))
+            both = self.system.setup(both[0], batches), both[1]
         if restored is not None:
             self.step, saved, meta = restored
             both, self.control = (saved["trees"], saved["sums"]), meta["control"]
@@ -188,12 +204,14 @@ class Trainer:
                 levels=self.eval_levels,
             )
             self.eval_levels = self.eval_levels or batches.levels
-            out[split] = self.evaluator(
-                self.trees, batches, poll=lambda: self.stop.raise_if_requested(self.interrupted)
-            )
+            out[split] = self.measure(batches)
             examples = self.step * c.train.batch
             self.run.log(self.step, kind, out[split], split=split, examples=examples)
         return out
+
+    def measure(self, batches: Iterable[dict]) -> dict:
+        poll = lambda: self.stop.raise_if_requested(self.interrupted)  # noqa: E731
+        return self.evaluator(self.trees, self.in_step(batches), poll=poll)
 
     def interrupted(self) -> None:
         self.save()
@@ -211,16 +229,39 @@ class Trainer:
         if best:
             self.save(best=True)
 
+    def evaluate_next_period(self) -> None:
+        """`train.online`: what the model says of the period it is about to train on."""
+        c, period = self.config, self.periods[self.step]
+        batches = self.data.batches(
+            c.data.train,
+            c.eval.batch,
+            examples=c.eval.examples,
+            period=(period.begin, period.end),
+            shards=self.mesh.size,
+            levels=self.eval_levels,
+        )
+        self.eval_levels = self.eval_levels or batches.levels
+        metrics = self.measure(batches)
+        self.control["online"] = self.step
+        examples = self.step * c.train.batch
+        self.run.log(self.step, "online", metrics, split=str(period), examples=examples)
+
     def run_to_end(self) -> dict:
         c = self.config
-        batches = iter(self.train_batches(self.step))
+        batches = iter(self.in_step(self.train_batches(self.step)))
         bar = tqdm.tqdm(
-            total=self.total, initial=self.step, unit="step", mininterval=1.0, disable=None
+            total=self.total,
+            initial=self.step,
+            unit="step",
+            mininterval=1.0,
+            disable=True if jax.process_index() else None,  # None: unless this is no terminal
         )
         key, started = jax.random.key(c.seed), False
         while True:
             if self.step in self.at and self.control["evaluated"] < self.step:
                 self.evaluate_and_select()
+            if self.step in self.periods and self.control.get("online", 0) < self.step:
+                self.evaluate_next_period()
             if self.step == self.total or self.control["stop"]:
                 break
             if self.step and self.step % c.train.checkpoint_every == 0:
@@ -242,7 +283,7 @@ class Trainer:
                 # Read the window before this one: its numbers are there already, so nothing waits.
                 self.flush()
                 self.pending = self.step, self.sums
-                self.sums = jax.device_put(self.zeros, meshes.replicated(self.mesh))
+                self.sums = self.zeros()
         bar.close()
         return self.finish()
 
@@ -280,6 +321,7 @@ class Trainer:
             examples_per_s=self.clock["steps"] * c.train.batch / max(self.clock["wall"], 1e-9),
             loader_wait=self.clock["waited"] / max(self.clock["wall"], 1e-9),
             wall_s=self.clock["wall"],
+            compiled=compiled() - self.compiled,
             step=self.step,
             seed=c.seed,
             versions={p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
@@ -290,8 +332,9 @@ class Trainer:
 
 
 def main(_) -> None:
-    set_up()
-    train(_CONFIG.value, _WORKDIR.value)
+    with hosts.joined():
+        set_up()
+        train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Parameters and rows from earlier runs (`init_from`), and the check that a run goes on with the data it began with.
+"""The trees a run begins with: fresh, from earlier runs (`init_from`), or those of a run that goes on with later data
+(`continue_from`); and the check that a run goes on with the data it began with.
 
 `config.init_from = [(run, source regex, target), ...]`: every source path ("dense/...", "state/...",
 "tables/<path>/rows") that the regex matches whole is copied to the target (groups as in re.sub). A target under
@@ -6,6 +7,7 @@
 same, else by key.
 """
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -13,14 +15,18 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import traverse_util
+import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import checkpoint
+from recjax import checkpoint, embedding
+from recjax import mesh as meshes
 from recjax.embedding import packing
 from recjax.run import RunError
 from recjax.schema import NUM_RESERVED, Schema
+from recjax.step import init_trees, zero_sums
 from recjax.system import System
 
 Tree = Any
@@ -48,6 +54,72 @@ def check_data(meta: dict, data, where: epath.PathLike) -> None:
                 f"the vocabulary of id space {space!r} is not the one the checkpoint in {where} was trained with; "
                 "use that run's data, or start a new --workdir with init_from, which maps rows by key"
             )
+
+
+def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, plan) -> Tree:
+    """Trees of the last checkpoint of `config.continue_from`; rows whose ids mean another value now are fresh.
+
+    Args:
+      fresh, sums: From `start`.
+      system, config, data, plan: Of the run that begins.
+
+    Raises:
+      RunError: There is no checkpoint, or `data` does not extend the data it was trained on.
+    """
+    run, gone = epath.Path(config.continue_from), {}
+    if not (run / "checkpoints").exists():
+        raise RunError(f"continue_from: {run} has no checkpoints; name the workdir of a run")
+
+    def check(meta: dict) -> None:
+        _check_grown(meta, data, run)
+        gone.update(_changed_ids(meta, data, run))
+
+    saved = checkpoint.Checkpoints(run / "checkpoints")
+    restored = saved.restore(dict(trees=fresh, sums=sums), check=check)
+    saved.close()
+    if restored is None:
+        raise RunError(f"continue_from: {run} has saved no checkpoint yet; let it save one first")
+    step, trees, _ = restored
+    trees = trees["trees"]
+    logging.info(
+        "going on from step %d of %s; rows begun anew: %s",
+        step,
+        run,
+        {s: len(x) for s, x in gone.items()} or "none",
+    )
+    tables = embedding.reset(system.tables, trees["tables"], fresh["tables"], gone, plan)
+    return dict(trees, tables=tables)
+
+
+def _check_grown(meta: dict, data, run: epath.PathLike) -> None:
+    """Raises unless the schemas differ in the sizes of vocabularies only."""
+    old = Schema.from_json(json.dumps(meta["schema"]))
+    sizes = {s.name: s.size for s in data.schema.id_spaces}
+    for s in old.id_spaces:
+        if s.name in sizes and data.schema.space(s.name).rows != s.rows:
+            raise RunError(
+                f"continue_from: id space {s.name!r} has {data.schema.space(s.name).rows} rows and in {run} {s.rows}; "
+                "prepare the data with extends, the directory that run was trained on"
+            )
+    spaces = [dataclasses.replace(s, size=sizes.get(s.name, s.size)) for s in old.id_spaces]
+    data.schema.check_same(dataclasses.replace(old, id_spaces=tuple(spaces)), f"{run}")
+
+
+def _changed_ids(meta: dict, data, run: epath.PathLike) -> dict[str, np.ndarray]:
+    """id space -> ids that were given to a value after the run's vocabulary."""
+    out = {}
+    for space, digest in meta["vocabulary"].items():
+        if digest == data.vocabulary_hash(space):
+            continue
+        history = data.identity.get("vocabulary_history", {}).get(space, [])
+        if digest not in history:
+            raise RunError(
+                f"continue_from: the vocabulary of id space {space!r} does not go on from that of {run}; prepare the "
+                "data with extends, the directory that run was trained on, or use init_from, which maps rows by key"
+            )
+        frame = data.vocabulary(space)
+        out[space] = frame.filter(frame["since"] > history.index(digest))["id"].to_numpy()
+    return out
 
 
 def _remap(rows: np.ndarray, target: np.ndarray, source_vocab, target_vocab) -> np.ndarray:
@@ -85,12 +157,36 @@ def _rows(source: _Source, path: str, value, target: str, old, system: System, d
     space = path.split("/")[-2]
     if source.meta["vocabulary"].get(space) == data.vocabulary_hash(table.id_space):
         return value
+    if not old.is_fully_addressable:
+        old = multihost_utils.process_allgather(old, tiled=True)
     return _remap(
         np.asarray(value),
         packing.logical(np.asarray(old), table.dim),
         source.vocabulary(space),
         data.vocabulary(table.id_space),
     )
+
+
+def start(
+    system: System,
+    config: ConfigDict,
+    data,
+    workdir: epath.Path,
+    example: dict,
+    plan: embedding.Plan,
+) -> tuple[Tree, Tree]:
+    """(trees, metric sums) a run begins with, placed on the plan's mesh; a checkpoint restores into their like.
+
+    Args:
+      system, config, data, workdir: Of the run.
+      example: A batch on the devices.
+      plan: Placement of the tables; all else is replicated.
+    """
+    trees = apply(init_trees(system, config, example, plan), system, config, data, workdir)
+    sums = zero_sums(system, trees, example, plan)
+    tables = plan.place(trees.pop("tables"))
+    trees, sums = jax.device_put((trees, sums), meshes.replicated(plan.mesh))
+    return dict(trees, tables=tables), sums
 
 
 def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.Path) -> Tree:

@@ -29,13 +29,13 @@ goes into E unseen.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import math
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from recjax.run import plain
 from scaling.projection import (
     EXPONENTS,
     Array,
@@ -55,19 +55,6 @@ class FitError(ValueError):
 
 
 # ------------------------------------------------------------------------------------------- points
-
-
-def read_trials(path) -> list[dict]:
-    """Rows of a `trials.jsonl`; a torn last line, left by a killed writer, is ignored."""
-    lines = open(path, encoding="utf-8").read().splitlines()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            if number < len(lines):
-                raise FitError(f"{path}, line {number} is not JSON ({e}); remove it") from None
-    return rows
 
 
 def points(
@@ -101,7 +88,7 @@ def count(value: float | None) -> str:
     """A size for reading: 300 k, 1.45 M."""
     if value is None:
         return "–"
-    for limit, unit in ((1e15, ""), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for limit, unit in ((1e15, ""), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}" if unit else f"{value:.1e}"
     return f"{value:.3g}"
@@ -220,17 +207,6 @@ def power_law(e, a_, k, sign, x):
 
 def _t(level: float, dof: int) -> float:
     return float(stats.t.ppf(0.5 + level / 2, max(dof, 1)))
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON values; not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lack_of_fit(x: Array, y: Array, rss: float) -> float | None:

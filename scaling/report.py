@@ -1,12 +1,14 @@
 """The web report of a sweep: one self-contained `report.html` that opens without a network.
 
-Charts are inline SVG drawn here (their colours follow the reader's light or dark theme, which an
-image cannot); words and tables are `templates/report.html.j2`. Every string of the context is
-escaped.
+Charts are inline SVG (`scaling.charts`: their colours follow the reader's light or dark theme, which an image
+cannot), and each is also a file in `figures/`; words and tables are `templates/report.html.j2`, and what makes them
+answer to a pointer is `templates/report.js`, the one script the page allows. Every string of the context is escaped.
 """
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 import datetime
+import hashlib
 import math
 from pathlib import Path
 import statistics
@@ -14,16 +16,15 @@ from typing import Any
 
 from etils import epath
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from recjax.run import write_text
+from scaling import charts
 from scaling.fit import count
+from scaling.grades import TRAIN_FACTOR
+from scaling.laws import AS_RELEASED, NAMES, on_ladder
 
 TEMPLATES = Path(__file__).parent / "templates"
-WIDTH, HEIGHT = (
-    460,
-    320,
-)  # units of an SVG's viewBox; text of 12 stays readable at the width of a phone
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40
 MIN_GRADES = 4
 
 
@@ -41,6 +42,9 @@ def write_report(workdir: str, context: Mapping[str, Any]) -> str:
           or under "metrics").
         grades: {grade: {column: number or text}}, smallest first.
         fits: [{"label": text, **LawFit.to_json(), "needed": [LawFit.needed(...), ...]}].
+        study: Of `scaling.laws.study`: joint law, rates, agreement, ablations.
+        decisions: Of `scaling.decide.study`.
+        failed: Trials whose last attempt failed: their columns and "error".
         distil: {"rows": [{"model", "role" (teacher | undistilled | distilled), metric: [one value
           per seed], ...}],
           "paired": Paired._asdict() of distilled against undistilled, "note": text}.
@@ -54,44 +58,66 @@ def write_report(workdir: str, context: Mapping[str, Any]) -> str:
     Returns:
       The path of the report.
     """
-    page = render(context)
+    values = prepare(context)
     target = epath.Path(workdir) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name("report.html.tmp")
-    temporary.write_text(page)
-    temporary.replace(target)
+    write_text(target, page(values))
+    if values["charts"]:
+        (target.parent / "figures").mkdir(exist_ok=True)
+    for name, chart in values["charts"].items():
+        write_text(target.parent / "figures" / f"{name}.svg", charts.figure(chart))
     return str(target)
 
 
 def render(context: Mapping[str, Any]) -> str:
     """The page as text."""
+    return page(prepare(context))
+
+
+def page(values: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "count": count}
+    environment.filters |= {"number": number, "count": count, "signed": signed}
+    script = (TEMPLATES / "report.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        values | {"script": Markup(script), "script_hash": digest}
+    )
+
+
+def prepare(context: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows: the context, with charts, sentences and tables made of it."""
     metric = context.get("metric") or "auc"
     trials = [flat(r) for r in context.get("trials") or ()]
+    study, decisions = context.get("study") or {}, context.get("decisions") or {}
     grid = grade_grid(trials, metric)
-    fits = [dict(f, chart=law_chart(f)) for f in context.get("fits") or ()]
+    fits = [dict(f, chart=charts.law_chart(f)) for f in context.get("fits") or ()]
     latency = dict(context.get("latency") or {})
     defaults = {
         "title": "Scaling study",
         "question": "How far does a bigger model, more data or a longer history take us?",
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return environment.get_template("report.html.j2").render(
+    return (
         defaults
         | {k: v for k, v in context.items() if v is not None}
         | {
             "metric": metric,
-            "answer": context.get("answer") or answer(fits, context.get("distil"), metric),
+            "answer": context.get("answer")
+            or [*decisions.get("sentences", ()), *answer(fits, context.get("distil"), metric)],
             "data": data_section(context.get("data") or {}) if context.get("data") else None,
             "grid": grid,
-            "grid_chart": grid_chart(grid, metric) if grid["cells"] else "",
+            "charts": all_charts(grid, fits, trials, study, decisions, metric),
             "fits": fits,
+            "study": study,
+            "decisions": decisions,
+            "failed": context.get("failed") or [],
+            "frontier_grades": cheapest_first(own_rows(trials, study)),
+            "budgets": [f"{c['flops']:.1e}" for c in isoflops(trials, study, metric)],
             "distil": distil_rows(context.get("distil"), metric),
             "latency": latency,
             "slowest": max(
@@ -102,6 +128,56 @@ def render(context: Mapping[str, Any]) -> str:
             "columns": columns(trials),
         }
     )
+
+
+def own_rows(trials, study) -> list[dict]:
+    """Rows of the model itself, no ablation and no check, that say what they cost."""
+    kind = study.get("kind") or "pass"
+    own = [r for r in trials if r.get("kind") == kind and not r.get("variant")]
+    return [r for r in own if "flops_per_example" in r and "grade" in r]
+
+
+def usual_history(rows) -> int | None:
+    """The most frequent history length."""
+    lengths = [r["history"] for r in rows if "history" in r]
+    return max(set(lengths), key=lengths.count) if lengths else None
+
+
+def isoflops(trials, study, metric: str) -> list[dict]:
+    own = own_rows(trials, study)
+    ladder = [r for r in own if r.get("history") == usual_history(own) and on_ladder(r)]
+    return charts.isoflop_curves(ladder, metric, TRAIN_FACTOR)
+
+
+def cheapest_first(rows) -> list[str]:
+    """Grades in the order in which the frontier draws them."""
+    ordered = sorted(rows, key=lambda r: r["flops_per_example"] * r["examples"])
+    return list(dict.fromkeys(str(r["grade"]) for r in ordered))
+
+
+def all_charts(grid, fits, trials, study, decisions, metric: str) -> dict[str, Markup]:
+    """name -> chart, of everything there are numbers for; the names are those of the files."""
+    own, curves = own_rows(trials, study), isoflops(trials, study, metric)
+    costs = charts.compute_frontier(own, metric, TRAIN_FACTOR)
+    timed = [
+        dict(r, tip=f"grade {r['grade']}: {r['value']:.4f}, {r['ms']:.2f} ms")
+        for r in decisions.get("frontier") or ()
+    ]
+    deltas = [
+        dict(d, label=f"{a['variant']}, grade {d['grade']}, {count(d['examples'])}")
+        for a in study.get("ablations") or ()
+        for d in a["deltas"]
+        if a["variant"] != AS_RELEASED
+    ]
+    made = {
+        "grid": grid["cells"] and charts.grid_chart(grid, metric),
+        **{f"law-{i}": f["chart"] for i, f in enumerate(fits)},
+        "isoflop": curves and charts.isoflop_chart(curves, metric),
+        "frontier": costs and charts.frontier_chart(costs, "train_flops", "training FLOPs", metric),
+        "latency": timed and charts.frontier_chart(timed, "ms", "ms a request", metric),
+        "ablations": deltas and charts.interval_chart(deltas, f"{metric}: variant minus the model"),
+    }
+    return {name: chart for name, chart in made.items() if chart}
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -120,6 +196,11 @@ def number(value: Any, digits: int = 4) -> str:
     if abs(value) >= 1000:
         return f"{value:,.1f}"
     return f"{value:.{min(digits, 4 if abs(value) < 1 else 3)}f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference: +0.0031."""
+    return "–" if value is None else f"{value:+.4f}"
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +240,7 @@ def data_section(report: Mapping[str, Any]) -> dict[str, Any]:
         "facts": list(leaves(rest)),
         "splits": splits,
         "columns": list(dict.fromkeys(c for row in splits.values() for c in row)),
-        "charts": [series_chart(words(k), v) for k, v in series.items()],
+        "charts": [charts.series_chart(words(k), v) for k, v in series.items()],
     }
 
 
@@ -175,7 +256,13 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """{"grades", "examples", "cells": {(grade, examples): spread}} of the undistilled trials."""
+    """{"grades", "examples", "cells": {(grade, examples): spread}}: cooldowns where there are any, else passes.
+
+    Of the ladder's own models at the most frequent history length.
+    """
+    kinds = {"cooldown"} if any(r.get("kind") == "cooldown" for r in trials) else {"pass", "train"}
+    trials = [r for r in trials if "blocks" not in r or on_ladder(r)]
+    usual = usual_history(trials)
     found: dict[tuple[Any, Any], list[float]] = {}
     for r in trials:
         y, key = r.get(metric), (r.get("grade"), r.get("examples"))
@@ -183,13 +270,21 @@ def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
             isinstance(y, int | float)
             and math.isfinite(y)
             and None not in key
-            and r.get("kind") != "distil"
+            and r.get("kind") in kinds
+            and not r.get("variant")
+            and r.get("history") in (None, usual)
         ):
             found.setdefault(key, []).append(float(y))
-    grades, sizes = (
-        sorted({k[i] for k in found}, key=lambda v: (isinstance(v, str), v)) for i in (0, 1)
-    )
+    grades, sizes = (sorted({k[i] for k in found}, key=_rank) for i in (0, 1))
     return {"grades": grades, "examples": sizes, "cells": {k: spread(v) for k, v in found.items()}}
+
+
+def _rank(value: Any) -> tuple:
+    """Grades are numbers in text."""
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, value
 
 
 def distil_rows(distil: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
@@ -218,7 +313,14 @@ def answer(
     fits: Sequence[Mapping[str, Any]], distil: Mapping[str, Any] | None, metric: str
 ) -> list[str]:
     """What was found, one sentence a finding."""
-    out = [law_sentence(f) for f in fits]
+    out = [law_sentence(f) for f in fits if f.get("headline", True)]
+    held = [f["holdout"] for f in fits if "observed" in (f.get("holdout") or {})]
+    if len(held) > 1:
+        inside = sum(h["inside"] for h in held)
+        out.append(
+            f"Of {len(held)} laws that were fitted without their largest size, {inside} have it inside their "
+            f"{100 * fits[0]['level']:.0f} % interval."
+        )
     paired = (distil or {}).get("paired")
     if paired:
         sure = (
@@ -238,7 +340,7 @@ def answer(
 def law_sentence(f: Mapping[str, Any]) -> str:
     end, level = f["curve"][-1], f"{100 * f['level']:.0f} %"
     text = (
-        f"{f['label']}: {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
+        f"By {NAMES.get(f['axis'], f['axis'])} ({f['label']}): {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
         f"expects {f['metric']} {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
     )
     held = f.get("holdout") or {}
@@ -281,140 +383,3 @@ def limits(
         if fits
         else out
     )
-
-
-# ------------------------------------------------------------------------------------------- charts
-
-
-class Axes:
-    """Plot area with a logarithmic x and a linear y."""
-
-    def __init__(self, xs: Iterable[float], ys: Iterable[float]):
-        xs, ys = list(xs), list(ys)
-        self.x0, self.x1 = math.log10(min(xs)) - 0.08, math.log10(max(xs)) + 0.08
-        pad = (max(ys) - min(ys)) * 0.08 or 0.01
-        self.y0, self.y1 = min(ys) - pad, max(ys) + pad
-
-    def x(self, value: float) -> float:
-        return LEFT + (math.log10(value) - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        share = (min(max(value, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    def path(self, xs: Iterable[float], ys: Iterable[float]) -> str:
-        return "M" + " L".join(
-            f"{self.x(a):.1f} {self.y(b):.1f}" for a, b in zip(xs, ys, strict=True)
-        )
-
-    def frame(self, x_name: str, y_name: str) -> str:
-        """Grid lines, ticks and names."""
-        step = _step(self.y1 - self.y0)
-        decimals = max(0, -math.floor(math.log10(step)))
-        ticks = [k * step for k in range(math.ceil(self.y0 / step), math.floor(self.y1 / step) + 1)]
-        out = [
-            f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(t):.1f}" y2="{self.y(t):.1f}"/>'
-            f'<text x="{LEFT - 6}" y="{self.y(t) + 4:.1f}" text-anchor="end">{t:.{decimals}f}</text>'
-            for t in ticks
-        ]
-        every = math.ceil((self.x1 - self.x0) / 6)
-        for power in range(math.ceil(self.x0), math.floor(self.x1) + 1, every):
-            x = self.x(10.0**power)
-            out.append(
-                f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-            )
-            out.append(
-                f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{count(10.0**power)}</text>'
-            )
-        out.append(
-            f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(x_name)} (log scale)</text>'
-        )
-        out.append(f'<text x="4" y="14">{escape(y_name)}</text>')
-        return "".join(out)
-
-
-def _step(span: float) -> float:
-    """A round step for about five ticks."""
-    raw = span / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-
-
-def _svg(title: str, body: str) -> Markup:
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>{body}</svg>'
-    )
-
-
-def law_chart(f: Mapping[str, Any]) -> Markup:
-    """Points, law, its interval, and the held-out prediction."""
-    curve, held = f["curve"], f.get("holdout") or {}
-    x = [c["x"] for c in curve]
-    low, high = ([c[k] for c in curve] for k in ("low", "high"))
-    room = (
-        max(f["y"]) - min(f["y"])
-    ) * 0.6  # a wide interval must not flatten the points: it is cut there
-    bottom, top = min(f["y"]) - room, max(f["y"]) + room
-    axes = Axes(x, [*f["y"], *(min(max(v, bottom), top) for v in (*low, *high))])
-    body = [axes.frame(f["axis"], f["metric"])]
-    body.append(f'<path class="band" d="{axes.path(x + x[::-1], high + low[::-1])}Z"/>')
-    body.append(f'<path class="law" d="{axes.path(x, [c["value"] for c in curve])}"/>')
-    body += [_dot(axes, u, v) for u, v in zip(f["x"], f["y"], strict=True)]
-    if "observed" in held:
-        u = axes.x(held["x"])
-        ends = axes.y(held["low"]), axes.y(held["high"])
-        body.append(f'<path class="held" d="M{u:.1f} {ends[0]:.1f} L{u:.1f} {ends[1]:.1f}"/>')
-        body += [
-            f'<path class="held" d="M{u - 5:.1f} {e:.1f} L{u + 5:.1f} {e:.1f}"/>' for e in ends
-        ]
-        body.append(
-            f'<circle class="held" cx="{u:.1f}" cy="{axes.y(held["predicted"]):.1f}" r="5"/>'
-        )
-    return _svg(f"{f['label']}: {f['metric']} against {f['axis']}", "".join(body))
-
-
-def series_chart(name: str, series: Mapping[str, float]) -> Markup:
-    """Bars over whole numbers such as weeks, from zero."""
-    keys, values = sorted(series, key=int), [float(series[k]) for k in sorted(series, key=int)]
-    top, floor = max([*values, 1e-12]), HEIGHT / 2 - 24
-    step = (WIDTH - LEFT - RIGHT) / len(keys)
-    bars = [
-        f'<rect class="column" x="{LEFT + i * step:.1f}" width="{0.8 * step:.1f}" '
-        f'y="{floor - v / top * (floor - TOP):.1f}" height="{v / top * (floor - TOP):.1f}"/>'
-        for i, v in enumerate(values)
-    ]
-    labels = [
-        f'<text x="{LEFT + (i + 0.4) * step:.1f}" y="{floor + 16}" text-anchor="middle">{escape(keys[i])}</text>'
-        for i in range(0, len(keys), max(1, len(keys) // 8))
-    ]
-    ends = (
-        f'<text x="{LEFT - 6}" y="{floor:.0f}" text-anchor="end">0</text>'
-        f'<text x="4" y="14">{escape(name)} (highest {top:.2g})</text>'
-    )
-    body = "".join(bars + labels) + ends
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT // 2}" role="img"><title>{escape(name)}</title>{body}</svg>'
-    )
-
-
-def _dot(axes: Axes, x: float, y: float, series: int = 0) -> str:
-    return f'<circle class="dot s{series}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>'
-
-
-def grid_chart(grid: Mapping[str, Any], metric: str) -> Markup:
-    """A line for each grade, with a bar of one standard deviation over seeds."""
-    cells = grid["cells"]
-    edges = [v["mean"] + s * (v["sd"] or 0) for v in cells.values() for s in (-1, 1)]
-    axes = Axes([k[1] for k in cells], edges)
-    body = [axes.frame("examples", metric)]
-    for i, grade in enumerate(grid["grades"]):
-        line = [(n, cells[grade, n]) for n in grid["examples"] if (grade, n) in cells]
-        xs, means = [n for n, _ in line], [v["mean"] for _, v in line]
-        body.append(f'<path class="line s{i % 6}" d="{axes.path(xs, means)}"/>')
-        for n, v in line:
-            ends = [axes.y(v["mean"] + s * (v["sd"] or 0)) for s in (-1, 1)]
-            body.append(
-                f'<path class="line s{i % 6}" d="M{axes.x(n):.1f} {ends[0]:.1f} L{axes.x(n):.1f} {ends[1]:.1f}"/>'
-            )
-            body.append(_dot(axes, n, v["mean"], i % 6))
-    return _svg(f"{metric} of each grade against examples", "".join(body))

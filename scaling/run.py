@@ -4,11 +4,9 @@ Prepares the data, trains the sweep, fits the law, trains teacher and student, e
 and writes report.html. Every stage leaves its file in the workdir; the same command goes on from the last one.
 """
 
-from collections.abc import Mapping
 import json
 import platform
 import sys
-from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
@@ -17,56 +15,55 @@ from ml_collections import ConfigDict, config_flags
 
 from recjax import configs
 from recjax.data import open_data
-from recjax.run import plain, set_up, write_text
-from recjax.serving import artifact, bench
-from scaling import distil, fit, report, rivals, sweep
+from recjax.run import plain, read_jsonl, set_up, write_text
+from recjax.serving import artifact, bench, export
+from scaling import decide, distill, fit, laws, report, study, sweep
+from scaling.distill import cached
 from scaling.grades import LADDER
 
 
-def trials(config: ConfigDict, data: str) -> list[sweep.Trial]:
-    """The sweep's trials on the data with this hash: every grade with every seed, evaluated along one pass."""
-    out = []
-    for row in sweep.product(grade=config.sweep.grades, seed=config.sweep.seeds):
-        c = ConfigDict(config.experiment.to_dict())
-        c.seed = row["seed"]
-        c.model.update({**LADDER[row["grade"]].options(), **config.sweep.get("model", {})})
-        c.eval.at_examples = tuple(config.sweep.examples)
-        c.train.examples = max(config.sweep.examples)
-        out.append(sweep.Trial(c, dict(row, history=c.data.history, data=data)))
-    return out
+def law_stage(rows: list[dict], root: epath.Path) -> None:
+    """Fits everything the rows support: fit.json (a law per axis and slice), laws.json, decisions.json."""
+    found = laws.study(rows)
+    flat_fits = [f for axis in found.pop("axes").values() for f in axis]
+    try:
+        timed = sorted(root.glob("distil/latency-*.json"))  # scaling.distill's, by grade
+        decisions = decide.study(rows, latency_ms=decide.read_latency(timed[0]) if timed else None)
+    except fit.FitError as e:
+        decisions = {}
+        logging.warning("no joint law, so no decisions: %s", e)
+    for name, value in (("fit", flat_fits), ("laws", found), ("decisions", decisions)):
+        write_text(root / f"{name}.json", json.dumps(plain(value), indent=1))
 
 
-def fits(rows: list[dict], grades: tuple[str, ...]) -> list[dict]:
-    """The data-size law of each grade, with its held-out point and rivals; a grade too small to fit says why."""
-    out = []
-    for grade in grades:
-        try:
-            x, y = fit.points(rows, "examples", "auc", grade=grade)
-            law = rivals.study(x, y, axis="examples", metric="auc")
-            needed = [law.needed(round(law.predict(x.max()) + 0.01, 4))]  # one point of AUC more
-            out.append({"label": f"grade {grade}", **law.to_json(), "needed": needed})
-        except fit.FitError as e:
-            logging.warning("grade %s: no law: %s", grade, e)
-    return out
+def law_context(root: epath.Path) -> dict:
+    """The law stage's part of the report, and what failed."""
+    read = lambda name: json.loads((root / f"{name}.json").read_text())  # noqa: E731
+    return dict(
+        fits=read("fit"),
+        study=read("laws"),
+        decisions=read("decisions"),
+        failed=sweep.failures(root),
+    )
 
 
 def grade_table(rows: list[dict]) -> dict[str, dict]:
-    """What each grade of the sweep is, in numbers."""
-    return {
-        r["grade"]: {
-            "blocks": LADDER[r["grade"]].blocks,
-            "width": LADDER[r["grade"]].width,
-            **{k: r[k] for k in ("n_blocks", "n_dense", "n_embedding", "flops_per_example")},
-        }
-        for r in rows
-    }
-
-
-def cached(path: epath.Path, make) -> Any:
-    """The JSON in `path`, made and written when absent."""
-    if not path.exists():
-        write_text(path, json.dumps(plain(make()), indent=1))
-    return json.loads(path.read_text())
+    """What each grade of the sweep is, in numbers, smallest first; FLOPs at the history of its first row."""
+    names = (
+        "blocks",
+        "width",
+        "history",
+        "n_blocks",
+        "n_head",
+        "n_dense",
+        "n_embedding",
+        "flops_per_example",
+    )
+    first: dict[str, dict] = {}
+    for r in rows:
+        if laws.on_ladder(r) and not r.get("variant"):
+            first.setdefault(r["grade"], {k: r[k] for k in names if k in r})
+    return {g: first[g] for g in LADDER if g in first}
 
 
 def hardware() -> str:
@@ -74,43 +71,69 @@ def hardware() -> str:
 
 
 def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
-    """Trains the pairs, exports the first seed's distilled student, and scores requests through it."""
+    """Distils what the config names; see scaling.distill for a student chosen by a latency budget."""
     d = config.distil
-    base = ConfigDict(config.experiment.to_dict())
-    base.train.examples = d.examples
-    base.eval.at_examples = ()
-    options = dict(
-        teacher={**base.model.to_dict(), **LADDER[d.teacher].options()},
-        student={
-            **base.model.to_dict(),
-            "name": "lightsuan",
-            **LADDER[d.student].options(),
-            **d.student_options.to_dict(),
-        },
-        temperature=d.temperature,
-        weight=d.weight,
+    spec = distill.Spec(
+        teacher=d.teacher,
+        student=d.student,
+        student_options=d.student_options.to_dict(),
+        mode=d.mode,
+        temperatures=d.temperatures,
+        weights=d.weights,
+        examples=d.examples,
+        seeds=d.seeds,
+        teachers=distill.finished(root, d.teacher) if d.mode == "offline" else (),
     )
-    results = cached(
-        root / "distil.json", lambda: distil.run(base, options, tuple(d.seeds), root / "distil")
+    return cached(
+        root / "distil.json", lambda: distill.study(config.experiment, spec, root / "distil")
     )
+
+
+def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dict:
+    """Exports the student, reloads it from disk and times requests of `candidates` candidates through it."""
     if not (root / "artifact" / "manifest.json").exists():
-        distil.export_student(root / "distil" / f"distilled-{d.seeds[0]}", root / "artifact")
-    return results
-
-
-def latency_stage(config: ConfigDict, root: epath.Path) -> dict:
-    """Reloads the artifact from disk and times requests of `config.candidates` candidates through it."""
+        export.export_run(student, root / "artifact")
 
     def measure():
-        loaded = artifact.load(root / "artifact")
-        row = bench.measure(loaded, config.candidates)
+        row = bench.measure(artifact.load(root / "artifact"), candidates)
         return {
-            "candidates": config.candidates,
+            "candidates": candidates,
             "hardware": hardware(),
             "rows": [{"model": "distilled student", **row}],
         }
 
     return cached(root / "latency.json", measure)
+
+
+def publish(root: epath.Path, results: dict, students: epath.Path, candidates: int) -> str:
+    """Puts another distillation of a finished sweep into its report, with the artifact it made.
+
+    Args:
+      root: The sweep.
+      results: Of `distill.study`.
+      students: Where its runs lie; the artifact goes beside them.
+      candidates: Of the requests timed.
+    """
+    seed = min(int(p.name.rsplit("-", 1)[1]) for p in students.glob("distilled-*"))
+    latency = serving_stage(students, students / f"distilled-{seed}", candidates)
+    return write(ConfigDict(json.loads((root / "sweep.json").read_text())), root, results, latency)
+
+
+def write(config: ConfigDict, root: epath.Path, results: dict, latency: dict) -> str:
+    """The report, from the files of the stages; returns its path."""
+    rows = read_jsonl(root / "trials.jsonl")
+    context = dict(
+        title=config.title,
+        trials=rows,
+        grades=grade_table(rows),
+        **law_context(root),
+        distil=distill.context(results, tuple(config.experiment.eval.final)) if results else None,
+        latency=latency,
+        data=open_data(config.experiment.data).report,
+        grade_law_command=config.grade_law_command,
+        commands=commands(config.path, str(root)),
+    )
+    return report.write_report(str(root), context)
 
 
 def commands(config_path: str, workdir: str) -> list[dict]:
@@ -121,44 +144,46 @@ def commands(config_path: str, workdir: str) -> list[dict]:
     ]  # fmt: skip
 
 
-def run(config: ConfigDict, workdir: str) -> str:
-    """All stages; returns the path of report.html."""
+def run(
+    config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1), only_report: bool = False
+) -> str:
+    """All stages; returns the path of report.html.
+
+    A shard of several trains its part of the sweep and stops there unless that was the last of it. With `only_report`
+    nothing is trained: the report is of what has finished so far.
+    """
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
     configs.check(config.experiment)
     logging.info("=== 1/5 data")
     data = open_data(config.experiment.data)
     logging.info("=== 2/5 sweep")
-    rows = sweep.run_sweep(trials(config, data.identity["hash"]), root)
+    plan = study.trials(config, data.schema, data.identity["hash"])
+    members = config.sweep.get("members", 1)
+    rows = sweep.collect(plan, root) if only_report else sweep.run_sweep(plan, root, shard, members)
+    write_text(root / "sweep.json", json.dumps(plain(config), indent=1))
+    waiting = len(plan) - len({r["trial"] for r in rows})
+    if only_report and not rows:
+        raise ValueError(f"no trial in {workdir} has finished yet, so there is nothing to report")
+    if waiting and not only_report:
+        logging.info(
+            "%d of %d trials are other shards'; the last shard writes the report",
+            waiting,
+            len(plan),
+        )
+        return ""
     logging.info("=== 3/5 law")
-    laws = fits(rows, tuple(config.sweep.grades))
-    write_text(root / "fit.json", json.dumps(laws, indent=1))
+    law_stage(rows, root)
     logging.info("=== 4/5 teacher, student, artifact")
-    results = distil_stage(config, root)
-    latency = latency_stage(config, root)
+    results, latency = {}, {}
+    if "distil" in config and not only_report:
+        results = distil_stage(config, root)
+        student = root / "distil" / f"distilled-{config.distil.seeds[0]}"
+        latency = serving_stage(root, student, config.candidates)
     logging.info("=== 5/5 report")
-    context = dict(
-        title=config.title,
-        trials=rows,
-        grades=grade_table(rows),
-        fits=laws,
-        distil=distil_context(results, config.experiment.eval.final),
-        latency=latency,
-        data=data.report,
-        grade_law_command=config.grade_law_command,
-        commands=commands(config.path, workdir),
-    )
-    path = report.write_report(workdir, context)
+    path = write(config, root, results, latency)
     logging.info("report: %s", path)
     return path
-
-
-def distil_context(results: Mapping[str, Any], splits: tuple[str, ...]) -> dict:
-    first = splits[0]
-    d = distil.paired(results, first)
-    spread = "" if d["sd"] is None else f" (sd over {d['seeds']} seeds {d['sd']:.4f})"
-    note = f"Distilled minus undistilled student on {first}: AUC {d['mean']:+.4f}{spread}, paired by seed."
-    return {"rows": [r for s in splits for r in distil.report_rows(results, s)], "note": note}
 
 
 def main(_) -> None:
@@ -166,7 +191,7 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    run(config, _WORKDIR.value)
+    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value), _REPORT.value)
 
 
 if __name__ == "__main__":
@@ -174,5 +199,7 @@ if __name__ == "__main__":
         "config", None, "scaling/configs/<name>.py[:arg]", lock_config=True
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory, local or bucket")
+    _REPORT = flags.DEFINE_bool("only_report", False, "report what has finished, train nothing")
+    _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process's part of the sweep")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -1,40 +1,74 @@
 """Sweeps: trials as configs, run once each, and collected into one trials.jsonl.
 
-A trial is a training run evaluated at log-spaced points of a single pass; each point is a row. Trials are keyed by
-the hash of their config, so a sweep that was killed and started again ends with the same rows, and
-`--shard=i/n` processes may share a directory: each trial's rows are its own file until they are collected.
+A trial is a training run evaluated at log-spaced points of a single pass; each point is a row, and so is the end of
+each cooldown forked before a point. Trials of equal shape train together (`scaling.together`). Trials are keyed by the
+hash of their config, so a sweep that was killed and started again ends with the same rows, and `--shard=i/n` processes
+may share a directory: the rows of each run are a file of their own until they are collected.
+
+    runs/<run>/            run directory of one or several members
+    runs/<run>/failed.json the last attempt's error; gone once an attempt succeeds
+    trials/<run>.json      {trial: rows} of a finished run's members
+    trials.jsonl           the rows of all finished trials, in the sweep's order
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any
 
 from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from recjax.run import Interrupted, flat, plain, read_jsonl, write_text
+from recjax import configs
+from recjax.run import Interrupted, RunError, flat, plain, read_jsonl, write_text
 from recjax.train import train
+from scaling import together
 
 FACTS = ("n_blocks", "n_dense", "n_embedding", "flops_per_example", "seed")
+PLACES = ("data.workers", "data.dir", "data.source")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: its config, and the columns that name it in trials.jsonl."""
+    """One run of a sweep.
+
+    Attributes:
+      config: What is trained.
+      columns: What names it in trials.jsonl; `data` is the hash of the data it reads.
+      cooldown: Share of each point's examples in a fork whose rate falls to zero; 0 is none.
+    """
 
     config: ConfigDict
     columns: Mapping[str, Any]
+    cooldown: float = 0.0
 
     @property
     def run(self) -> str:
-        """Hash of everything that can change the result: the config, and which data, not where it lies."""
-        places = ("data.workers", "data.dir", "data.source")
-        keys = {k: v for k, v in flat(plain(self.config)).items() if k not in places}
+        """Hash of everything that can change the result: the config, and which data, not where it lies.
+
+        Keys at their defaults are left out, so that a key added later does not disown finished trials.
+        """
+        usual = flat(plain(configs.base()))
+        keys = flat(plain(self.config))
+        keys = {
+            k: v for k, v in keys.items() if k not in PLACES and (k not in usual or usual[k] != v)
+        }
         keys["data"] = self.columns.get("data")
-        return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:12]
+        if self.cooldown:
+            keys["cooldown"] = self.cooldown
+        return _digest(keys)
+
+    @property
+    def shape(self) -> tuple:
+        """Trials of one shape can share a program."""
+        return together.shape(self.config), self.cooldown, self.columns.get("data")
+
+
+def _digest(keys: Any) -> str:
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def product(**axes: Iterable) -> list[dict]:
@@ -55,69 +89,197 @@ def chain(*parts: list[dict]) -> list[dict]:
     return list({json.dumps(row, sort_keys=True): row for part in parts for row in part}.values())
 
 
+# ---- running
+
+
+def run_sweep(
+    trials: list[Trial],
+    workdir: epath.PathLike,
+    shard: tuple[int, int] = (0, 1),
+    members: int | Callable[[Trial], int] = 1,
+) -> list[dict]:
+    """Runs this shard's trials and collects all finished ones; returns the rows of trials.jsonl.
+
+    A run that fails is recorded in its `failed.json` and the sweep goes on; it is tried again next time.
+
+    Args:
+      trials: In the order in which they are to run.
+      workdir: The sweep's directory.
+      shard: (i, n): every n-th group of trials from the i-th on. Shards may run at once.
+      members: How many trials of one shape may share a program, a number or one for each trial; 1: each by itself.
+
+    Raises:
+      RuntimeError: Some runs failed; the message names them.
+    """
+    root, failed = epath.Path(workdir), []
+    (root / "trials").mkdir(parents=True, exist_ok=True)
+    mine = groups(trials, members)[shard[0] :: shard[1]]
+    for i, group in enumerate(mine):
+        todo = [t for t in group if t.run not in finished(root)]
+        if not todo:
+            continue
+        logging.info("run %d of %d: %s", i + 1, len(mine), "; ".join(map(described, todo)))
+        name = run_name(todo)
+        try:
+            rows = run_group(todo, root / "runs" / name)
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except Exception as e:
+            logging.exception("run %s failed", name)
+            record_failure(todo, root / "runs" / name, e)
+            failed.append(name)
+            continue
+        write_text(root / "trials" / f"{name}.json", json.dumps(plain(rows)))
+        (root / "runs" / name / "failed.json").unlink(missing_ok=True)
+        collect(trials, root)
+    rows = collect(trials, root)
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(mine)} runs failed ({', '.join(failed)}); see runs/*/failed.json, "
+            "and run the same command to try them again"
+        )
+    return rows
+
+
+def groups(trials: list[Trial], members: int | Callable[[Trial], int] = 1) -> list[list[Trial]]:
+    """Trials that train together, at most `members` each, in the order of each group's first trial.
+
+    It depends on the whole list alone, not on what is finished, so all shards agree on it.
+    """
+    out: list[list[Trial]] = []
+    open_group: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        most = members if isinstance(members, int) else members(trial)
+        group = open_group.get(trial.shape)
+        if group is None or len(group) >= most or not together.suits(trial.config):
+            group = open_group[trial.shape] = []
+            out.append(group)
+        group.append(trial)
+    return out
+
+
+def described(trial: Trial) -> str:
+    """A trial for the log: the columns that a reader tells it by."""
+    names = ("kind", "grade", "blocks", "width", "history", "lr", "seed", "variant")
+    known = {k: trial.columns[k] for k in names if trial.columns.get(k) not in (None, "")}
+    return ", ".join(f"{k} {v}" for k, v in (known or trial.columns).items())
+
+
+def run_name(group: list[Trial]) -> str:
+    """Of a run directory: its trial, or a hash of its members."""
+    return group[0].run if len(group) == 1 else _digest([t.run for t in group])
+
+
+def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[dict]]:
+    """Trains a group; returns {trial: rows}."""
+    first = group[0]
+    if len(group) == 1 and not first.cooldown:
+        train(first.config, rundir)
+        return {first.run: rows_of(first, rundir)}
+    if not together.suits(first.config):
+        raise RunError(
+            "cooldowns fork from a plain pass on one device: set needs, init_from, eval.every and eval.use_best "
+            "to nothing, or cooldown to 0"
+        )
+    measured, facts = together.train_together([t.config for t in group], rundir, first.cooldown)
+    return {t.run: member_rows(t, i, group, measured, facts) for i, t in enumerate(group)}
+
+
+def record_failure(group: list[Trial], rundir: epath.Path, error: Exception) -> None:
+    rundir.mkdir(parents=True, exist_ok=True)
+    rows = [dict(t.columns, trial=t.run, error=repr(error)) for t in group]
+    write_text(rundir / "failed.json", json.dumps(plain(rows)))
+
+
+# ---- rows
+
+
+def finished(root: epath.Path) -> dict[str, list[dict]]:
+    """{trial: rows} of everything that has finished."""
+    out: dict[str, list[dict]] = {}
+    for path in sorted((root / "trials").glob("*.json")):
+        out |= json.loads(path.read_text())
+    return out
+
+
+def failures(root: epath.PathLike) -> list[dict]:
+    """The trials whose last attempt failed, with the error."""
+    paths = sorted(epath.Path(root).glob("runs/*/failed.json"))
+    return [row for p in paths for row in json.loads(p.read_text())]
+
+
 def rows_of(trial: Trial, workdir: epath.PathLike) -> list[dict]:
     """The rows a finished trial contributes: one per evaluated point, metrics of its first split flat."""
     summary = json.loads((epath.Path(workdir) / "summary.json").read_text())
     points: dict[int, dict] = {}
     for r in read_jsonl(epath.Path(workdir) / "metrics.jsonl"):
         if r["kind"] in ("eval", "final"):
-            metrics = {k: v for k, v in r.items() if k not in ("step", "kind", "split", "examples")}
-            points.setdefault(min(r["examples"], summary["examples"]), {})[r["split"]] = metrics
-    first = trial.config.eval.splits[0]
-    common = dict(run=trial.run, member=0, parent=None, kind="pass", **trial.columns)
-    common.update({k: summary[k] for k in FACTS})
-    return [
-        {
-            **common,
-            "examples": n,
-            **splits[first],
-            **{s: m for s, m in splits.items() if s != first},
-        }
-        for n, splits in sorted(points.items())
-    ]
+            at = points.setdefault(min(r["examples"], summary["examples"]), {})
+            at[r["split"]] = metrics_of(r)
+    common = dict(trial=trial.run, run=trial.run, member=0, parent=None, kind="pass")
+    common |= {**{k: summary[k] for k in FACTS}, **trial.columns}
+    return [dict(common, examples=n, **by_split(trial, m)) for n, m in sorted(points.items())]
 
 
-def run_sweep(
-    trials: list[Trial], workdir: epath.PathLike, shard: tuple[int, int] = (0, 1)
+def member_rows(
+    trial: Trial, member: int, group: list[Trial], measured: list[dict], facts: dict
 ) -> list[dict]:
-    """Runs this shard's trials and collects all finished ones; returns the rows of trials.jsonl.
-
-    A trial that fails is recorded in its `failed.json` and the sweep goes on; it is tried again next time.
-
-    Raises:
-      RuntimeError: Some trials failed; the message names them.
-    """
-    root, failed = epath.Path(workdir), []
-    mine = trials[shard[0] :: shard[1]]
-    for i, trial in enumerate(mine):
-        rundir, rows = root / "runs" / trial.run, root / "trials" / f"{trial.run}.json"
-        if rows.exists():
-            continue
-        logging.info("trial %d of %d: %s", i + 1, len(mine), dict(trial.columns))
-        try:
-            train(trial.config, rundir)
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as e:
-            logging.exception("trial %s failed", trial.run)
-            rundir.mkdir(parents=True, exist_ok=True)
-            write_text(rundir / "failed.json", json.dumps({**trial.columns, "error": repr(e)}))
-            failed.append(trial.run)
-            continue
-        rows.parent.mkdir(parents=True, exist_ok=True)
-        write_text(rows, json.dumps(plain(rows_of(trial, rundir))))
-    if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {len(mine)} trials failed ({', '.join(failed)}); see runs/*/failed.json"
+    """The rows of one member of a run: its pass, and the cooldowns forked from it, each a run with a parent."""
+    run = run_name(group)
+    points: dict[tuple, dict] = {}
+    for r in measured:
+        if r["member"] == member:
+            points.setdefault((r["examples"], r["kind"]), {})[r["split"]] = metrics_of(r)
+    own = {k: facts[k] for k in FACTS if k in facts} | dict(seed=trial.config.seed) | trial.columns
+    out = []
+    for (n, kind), splits in sorted(points.items()):
+        names = dict(
+            trial=trial.run, run=run, member=member, parent=None, kind=own.get("kind", kind)
         )
-    return collect(trials, root)
+        if kind == "cooldown":
+            names |= dict(run=_digest([run, n]), parent=run, kind=kind)
+        out.append({**own, **names, "examples": n, **by_split(trial, splits)})
+    return out
+
+
+def run_dir(root: epath.PathLike, row: Mapping[str, Any]) -> epath.Path:
+    """The run directory of one row's trial, to evaluate, export or distil from."""
+    shared = epath.Path(root) / "runs" / (row["parent"] or row["run"])
+    own = shared / "members" / str(row["member"])
+    return own if own.exists() else shared
+
+
+def metrics_of(row: Mapping[str, Any]) -> dict:
+    return {
+        k: v for k, v in row.items() if k not in ("step", "kind", "split", "examples", "member")
+    }
+
+
+def by_split(trial: Trial, splits: Mapping[str, dict]) -> dict:
+    """The first split's metrics, and those of the others under their names."""
+    first = trial.config.eval.splits[0]
+    return {**splits[first], **{s: m for s, m in splits.items() if s != first}}
 
 
 def collect(trials: list[Trial], root: epath.Path) -> list[dict]:
     """trials.jsonl from the finished trials, in the sweep's order."""
-    out = []
-    for trial in trials:
-        path = root / "trials" / f"{trial.run}.json"
-        out += json.loads(path.read_text()) if path.exists() else []
-    write_text(root / "trials.jsonl", "".join(json.dumps(r) + "\n" for r in out))
-    return out
+    done = finished(root)
+    rows = [
+        {**row, **{k: v for k, v in trial.columns.items() if k != "kind"}}  # as counted today
+        for trial in trials
+        for row in done.get(trial.run, [])
+    ]
+    write_text(root / "trials.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    return rows
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "1/4" -> (1, 4): the second of four shards.
+
+    Raises:
+      ValueError: Anything else.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"--shard={text!r} is not i/n with 0 <= i < n, such as 0/4")
+    return int(found[1]), int(found[2])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from recjax import checkpoint, configs, embedding, evaluate, models
+from recjax import checkpoint, configs, embedding, evaluator, models
 from recjax.data import open_data
 from recjax.run import Interrupted, Run, RunError, read_jsonl
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
@@ -215,10 +215,10 @@ def test_gradient_accumulation_equals_one_batch(tmp_path):
 
 def test_evaluate_reproduces_the_final_metrics(tmp_path):
     summary = train(config("batch_norm"), tmp_path)
-    _, data, system, trees = evaluate.open_run(tmp_path)
+    _, data, system, trees = evaluator.open_run(tmp_path)
     from recjax import mesh
 
-    again = evaluate.Evaluator(system, mesh.make())(trees, data.batches("test", 32))
+    again = evaluator.Evaluator(system, mesh.make())(trees, data.batches("test", 32))
     assert again["auc"] == summary["test"]["auc"]
     assert again["buy/logloss"] == summary["test"]["buy/logloss"]
 

@@ -196,7 +196,6 @@ def test_padding_may_hold_nan_but_a_used_nan_is_reported():
     assert math.isnan(bad["auc"])
     assert math.isnan(bad["logloss"])
     assert bad["undefined"].startswith("1 predictions are not finite")
-    assert metrics.nulls(bad)["auc"] is None
 
 
 def test_device_reports_one_class_and_nothing():
@@ -341,8 +340,8 @@ def brute_uplift(u, t, y):
         nt, nc = (top & (t == 1)).sum(), (top & (t == 0)).sum()
         yt, yc = y[top & (t == 1)].sum(), y[top & (t == 0)].sum()
         xs.append(top.sum() / n)
-        gains.append((yt / nt - yc / nc) * top.sum() / n if nt and nc else 0.0)
-        qs.append((yt - yc * nt / nc) / n if nc else 0.0)
+        gains.append(((yt / nt if nt else 0.0) - (yc / nc if nc else 0.0)) * top.sum() / n)
+        qs.append((yt - (yc * nt / nc if nc else 0.0)) / n)
     area = lambda f: sum((xs[i] - xs[i - 1]) * (f[i] + f[i - 1]) / 2 for i in range(1, len(xs)))  # noqa: E731
     return area(gains), area(qs) - qs[-1] / 2
 
@@ -354,6 +353,43 @@ def test_uplift_metrics_equal_brute_force(distinct):
     area, coefficient = brute_uplift(u, t, y)
     assert ranking.auuc(u, t, y) == pytest.approx(area, abs=1e-12)
     assert ranking.qini(u, t, y) == pytest.approx(coefficient, abs=1e-12)
+
+
+GOLDEN = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [1, 0] * 4, [1, 0, 1, 0, 0, 0, 0, 1]
+
+
+def test_uplift_golden_case():
+    """By hand, and frozen from scikit-uplift 0.5.1 (uplift_curve, qini_curve, areas 21.8333 and 12.5)."""
+    _, q = ranking.qini_curve(*GOLDEN)
+    np.testing.assert_allclose(8 * q, [0, 1, 1, 2, 2, 2, 2, 2, 1])
+    _, u = ranking.uplift_curve(*GOLDEN)
+    np.testing.assert_allclose(8 * u, [0, 1, 2, 3, 4, 10 / 3, 4, 3.5, 2])
+    assert ranking.auuc(*GOLDEN) == pytest.approx(21.83333333 / 64)
+    assert ranking.qini(*GOLDEN) == pytest.approx((12.5 - 4) / 64)
+
+
+def test_uplift_curves_are_scikit_uplifts():
+    sklift = pytest.importorskip("sklift.metrics", reason="scikit-uplift is not installed")
+    rng = np.random.default_rng(0)
+    u, t, y = rng.integers(0, 40, 500) / 40, rng.integers(0, 2, 500), rng.integers(0, 2, 500)
+    for mine, theirs in (
+        (ranking.uplift_curve, "uplift_curve"),
+        (ranking.qini_curve, "qini_curve"),
+    ):
+        share, curve = mine(u, t, y)
+        people, want = getattr(sklift, theirs)(y, u, t)
+        np.testing.assert_allclose(500 * share, people)
+        np.testing.assert_allclose(500 * curve, want, atol=1e-9)
+
+
+def test_uplift_weights_are_copies():
+    rng = np.random.default_rng(0)
+    u, t, y = rng.random(60), rng.integers(0, 2, 60), rng.integers(0, 2, 60)
+    w = rng.integers(1, 4, 60)
+    copies = [np.repeat(x, w) for x in (u, t, y)]
+    for metric in (ranking.auuc, ranking.qini):
+        assert metric(u, t, y, w) == pytest.approx(metric(*copies))
+        assert metric(u, t, y) != pytest.approx(metric(*copies))
 
 
 def test_uplift_orders_the_truth_above_chance_above_its_opposite():
@@ -484,3 +520,11 @@ def test_bootstrap_of_the_test_set_is_fast_enough():
 def test_bootstrap_names_a_bad_metric():
     with pytest.raises(ValueError, match="unknown metric"):
         comparison.paired_bootstrap([0.1, 0.2], [0.1, 0.2], [0, 1], [0, 1], "f1")
+
+
+def test_bootstrap_of_several_seeds_averages_their_metrics():
+    a, b, y, g = visits(2_000, 3, 0.5)
+    both = comparison.paired_bootstrap([a, b], [b, b], y, g, "auc", n=30)
+    one = comparison.paired_bootstrap(a, b, y, g, "auc", n=30)
+    assert both.difference == pytest.approx(one.difference / 2)
+    assert both.low == pytest.approx(one.low / 2)  # the same draws

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from recjax.run import Stop, plain, read_jsonl, write_text
+from recjax.run import RunError, Stop, plain, read_jsonl, write_text
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -39,6 +39,9 @@ def test_plain_turns_numbers_into_json():
 def test_a_torn_last_line_is_left_out(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"ste')
     assert read_jsonl(tmp_path / "m.jsonl") == [{"step": 1}]
+    (tmp_path / "m.jsonl").write_text('{"step"\n{"step": 2}\n')
+    with pytest.raises(RunError, match="line 1 is not JSON"):
+        read_jsonl(tmp_path / "m.jsonl")
 
 
 def test_second_ctrl_c_ends_at_once():
@@ -77,3 +80,21 @@ def test_unknown_flag_value_exits_non_zero_and_names_the_key(tmp_path):
         [*args, "--config.opt.learning_rate=1"], cwd=REPO, capture_output=True, text=True
     )
     assert done.returncode != 0 and "learning_rate" in done.stderr
+
+
+def test_a_second_run_compiles_nothing(tmp_path, run_python):
+    code = f"""
+import sys
+from recjax.configs import load
+from recjax.run import set_up
+from recjax.train import train
+set_up()
+print("compiled", train(load({str(tmp_path / "c.py")!r}), sys.argv[1])["compiled"])
+"""
+    (tmp_path / "c.py").write_text(CONFIG.replace("epochs=40", "epochs=1"))
+    env = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    counts = [
+        int(run_python(code, str(tmp_path / run), devices=1, env=env).stdout.split("compiled ")[1])
+        for run in ("first", "second")
+    ]
+    assert counts[0] > 0 and counts[1] == 0

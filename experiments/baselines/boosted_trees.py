@@ -1,7 +1,7 @@
 """Gradient-boosted trees (LightGBM) on the causal counters: the reference a neural model has to beat.
 
     pip install -e '.[bench]'
-    python -m experiments.baselines.boosted_trees --data=DIR --train=train --test=test,test_matched --out=trees.json
+    python -m experiments.baselines.boosted_trees --data=DIR --train=train --test=test,test_matched --keep=runs/trees
 
 Inputs: every dense feature of the request and its candidate (the as-of counters and recencies) and, as categories, every
 id feature with a vocabulary of at most --max_categories, or those that --categories names. Histories and the ids of
@@ -17,6 +17,7 @@ import lightgbm
 import numpy as np
 
 from experiments.baselines import judging
+from recjax.data.loader import counter_features
 from recjax.data.prepared import Prepared
 from recjax.schema import Schema, SchemaError
 
@@ -66,10 +67,12 @@ def run(
     tests: list[str],
     max_categories: int = 1000,
     pick: Sequence[str] = (),
+    counters: bool = True,
     **params,
-) -> dict:
-    """Figures of trees trained on one split, on each test split; `params` are LightGBM's."""
-    names, categories = inputs(data.schema, max_categories, pick)
+) -> tuple[dict, dict[str, judging.Columns]]:
+    """(figures, scores) of trees trained on one split, on each test split; `params` are LightGBM's."""
+    schema = data.schema if counters else data.schema.without(counter_features(data))
+    names, categories = inputs(schema, max_categories, pick)
     if not names:
         raise ValueError(
             f"{data.path} has no dense feature and no small vocabulary: nothing for trees to split on"
@@ -78,14 +81,14 @@ def run(
     began = time.monotonic()
     booster = fit(data, train, names, categories, **params)
     fitted = time.monotonic() - began
-    out = {}
+    out, scores = {}, {}
     for split in tests:
         rows = judging.columns(data, split, [*names, *judging.judged(data.schema)])
-        out[split] = judging.figures(
-            booster.predict(matrix(rows, names), raw_score=True), rows, data.schema
-        )
+        logits = booster.predict(matrix(rows, names), raw_score=True)
+        out[split] = judging.figures(logits, rows, data.schema)
+        scores[split] = judging.predictions(logits, rows, data.schema)
     gain = dict(zip(names, booster.feature_importance("gain").tolist(), strict=True))
-    return {
+    found = {
         "baseline": "boosted_trees",
         "train": train,
         "test": out,
@@ -96,6 +99,7 @@ def run(
         "fit_s": fitted,
         "versions": {"lightgbm": lightgbm.__version__},
     }
+    return found, scores
 
 
 def main(_) -> None:
@@ -106,10 +110,9 @@ def main(_) -> None:
         learning_rate=_LR.value,
         seed=_SEED.value,
     )
-    result = run(
-        data, _TRAIN.value, _TEST.value, _MAX_CATEGORIES.value, _CATEGORIES.value, **params
-    )
-    print(judging.write_result(_OUT.value, data, result))
+    chosen = _MAX_CATEGORIES.value, _CATEGORIES.value, _COUNTERS.value
+    result, scores = run(data, _TRAIN.value, _TEST.value, *chosen, **params)
+    print(judging.write_result(_KEEP.value, data, result, scores))
 
 
 if __name__ == "__main__":
@@ -125,7 +128,8 @@ if __name__ == "__main__":
     _CATEGORIES = flags.DEFINE_list(
         "categories", [], "these id features are categories; default: by size"
     )
+    _COUNTERS = flags.DEFINE_boolean("counters", True, "use the causal counters")
     _SEED = flags.DEFINE_integer("seed", 0, "LightGBM's seed")
-    _OUT = flags.DEFINE_string("out", "", "also write the JSON here")
+    _KEEP = flags.DEFINE_string("keep", "", "keep scores and figures here, for experiments.compare")
     flags.mark_flag_as_required("data")
     app.run(main)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import compare
 from recjax.collector import Collector
 from recjax.data.prepared import Prepared
 from recjax.run import plain, write_text
@@ -44,9 +45,17 @@ def figures(logits: np.ndarray, rows: Columns, schema: Schema) -> dict[str, Any]
     return collector.compute()
 
 
+def predictions(logits: np.ndarray, rows: Columns, schema: Schema) -> Columns:
+    """What `experiments.compare` reads of a split's scores."""
+    group = group_of(schema)
+    groups = {f"group/{group}": rows[group]} if group else {}
+    label = rows[schema.labels[0]]
+    return dict(logit=logits, label=label, weight=rows["weight"], row=rows["row"], **groups)
+
+
 def judged(schema: Schema) -> list[str]:
     """Columns that `figures` needs."""
-    return [schema.labels[0], "weight", *filter(None, [group_of(schema)])]
+    return [schema.labels[0], "weight", "row", *filter(None, [group_of(schema)])]
 
 
 def candidate_id(schema: Schema, name: str = "") -> str:
@@ -61,10 +70,24 @@ def candidate_id(schema: Schema, name: str = "") -> str:
     return max(ids, key=lambda f: schema.space(f.id_space).size).name
 
 
-def write_result(path: str | os.PathLike, data: Prepared, result: Mapping[str, Any]) -> str:
-    """Writes (unless `path` is "") and returns the result with the data's identity, as JSON."""
+def write_result(
+    folder: str, data: Prepared, result: Mapping[str, Any], scores: Mapping[str, Columns]
+) -> str:
+    """Returns the result with the data's identity, as JSON; unless `folder` is "", keeps it there with the scores.
+
+    Args:
+      folder: Gets summary.json and predictions-<split>.npz: a competitor of `experiments.compare`.
+      data: What was scored.
+      result: With the figures of each split under "test".
+      scores: `predictions` of each split.
+    """
     identity = {k: data.identity.get(k) for k in ("name", "version", "hash")}
-    text = json.dumps(plain({**result, "data": identity, "rows": data.splits}), indent=1)
-    if path:
-        write_text(path, text)
+    result = {**result, "data": identity, "rows": data.splits}
+    text = json.dumps(plain(result), indent=1)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+        for split, rows in scores.items():
+            compare.keep(folder, split, rows)
+        flat = {**result["test"], **{k: v for k, v in result.items() if k != "test"}}
+        write_text(os.path.join(folder, "summary.json"), json.dumps(plain(flat), indent=1))
     return text

@@ -49,24 +49,28 @@ def popularity(data: Prepared, split: str, feature: str) -> np.ndarray:
     return np.where(np.arange(len(counts)) < NUM_RESERVED, 0.0, counts)
 
 
-def run(data: Prepared, train: str, tests: list[str], feature: str = "") -> dict:
-    """Figures of popularity on each test split; logloss and calibration mean nothing here and are left out."""
+def run(
+    data: Prepared, train: str, tests: list[str], feature: str = ""
+) -> tuple[dict, dict[str, judging.Columns]]:
+    """(figures, scores) of popularity on each test split; logloss and calibration mean nothing here and are left out."""
     feature = judging.candidate_id(data.schema, feature)
     counts = popularity(data, train, feature)
-    out = {}
+    out, scores = {}, {}
     for split in tests:
         rows = judging.columns(data, split, [feature, *judging.judged(data.schema)])
-        found = judging.figures(np.log1p(counts[rows[feature]]), rows, data.schema)
+        logits = np.log1p(counts[rows[feature]])
+        found = judging.figures(logits, rows, data.schema)
+        scores[split] = judging.predictions(logits, rows, data.schema)
         out[split] = {
             k: v for k, v in found.items() if "auc" in k or k in ("examples", "rate", "undefined")
         }
-    return {"baseline": "popularity", "feature": feature, "train": train, "test": out}
+    return {"baseline": "popularity", "feature": feature, "train": train, "test": out}, scores
 
 
 def main(_) -> None:
     data = Prepared(_DATA.value)
-    result = run(data, _TRAIN.value, _TEST.value, _FEATURE.value)
-    print(judging.write_result(_OUT.value, data, result))
+    result, scores = run(data, _TRAIN.value, _TEST.value, _FEATURE.value)
+    print(judging.write_result(_KEEP.value, data, result, scores))
 
 
 if __name__ == "__main__":
@@ -76,6 +80,6 @@ if __name__ == "__main__":
     _FEATURE = flags.DEFINE_string(
         "feature", "", "candidate id feature; default: the largest vocabulary"
     )
-    _OUT = flags.DEFINE_string("out", "", "also write the JSON here")
+    _KEEP = flags.DEFINE_string("keep", "", "keep scores and figures here, for experiments.compare")
     flags.mark_flag_as_required("data")
     app.run(main)

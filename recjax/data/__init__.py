@@ -15,34 +15,54 @@ from typing import Any
 from recjax.data.layout import BatchError
 
 
-def open_data(config: Mapping[str, Any]) -> Any:
+def open_data(
+    config: Mapping[str, Any], ids_of: Any = None, process_index: int = 0, process_count: int = 1
+) -> Any:
     """Opens the data a config describes, preparing it first if need be.
 
-    A module with its own `open_data(config)` is asked. Any other is a preparation module: its
-    `prepare(out_dir, source=..., **options)` is called, and the loader reads what that made.
+    A module with its own `open_data(config)` is asked (in a run of several processes with the last two arguments). Any
+    other is a preparation module: its `prepare(out_dir, source=..., **options)` is called, and the loader reads what that
+    made.
 
     Args:
       config: `name` (a module of this package, or a dotted path), `dir` (a prepared directory; "": prepare
         into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of the module's
-        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`).
+        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`),
+        `teachers` (`recjax.data.taught`).
+      ids_of: Opened data whose ids the batches shall have (`recjax.data.translate`); None: the data's own.
+      process_index: Of this process.
+      process_count: Processes of the run; each reads its share of every batch.
 
     Raises:
-      BatchError: The config names no data set that exists.
+      BatchError: The config names no data set that exists, or no directory for several processes.
       DataError: The prepared directory is absent or damaged.
     """
     module = _module(config.get("name", ""))
     if hasattr(module, "open_data"):
-        return module.open_data(config)
+        share = (process_index, process_count) if process_count > 1 else ()
+        return module.open_data(config, *share)
+    if process_count > 1 and not config.get("dir", ""):
+        raise BatchError(
+            f"{process_count} processes share one prepared directory: prepare it once, with `partitions` a multiple "
+            f"of {process_count}, and give it as data.dir"
+        )
     # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
     from recjax.data.loader import Data
     from recjax.data.prepared import Prepared
+    from recjax.data.taught import Taught
+    from recjax.data.translate import translated
 
-    return Data(
-        Prepared(config.get("dir", "") or _prepare(module, config)),
+    prepared = Prepared(config.get("dir", "") or _prepare(module, config))
+    data = Data(
+        prepared if ids_of is None else translated(prepared, ids_of.prepared),
         history=config.get("history", 50),
         candidates=config.get("candidates", 1),
         counters=config.get("counters", True),
+        process_index=process_index,
+        process_count=process_count,
     )
+    teachers = config.get("teachers", ())
+    return Taught(data, teachers, config.get("train", "train")) if teachers else data
 
 
 def _module(name: str) -> ModuleType | None:

@@ -176,7 +176,7 @@ def widen(ids: np.ndarray, capacity: int, rows: int) -> np.ndarray:
     step.
     """
     shards, used = ids.shape
-    filling = np.arange(rows + used, rows + capacity, dtype=np.int32)
+    filling = np.arange(rows + used, rows + capacity, dtype=ids.dtype)
     return np.concatenate([ids, np.broadcast_to(filling, (shards, capacity - used))], axis=1)
 
 

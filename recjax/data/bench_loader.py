@@ -1,7 +1,8 @@
 """Examples per second and CPU per example of the loader, in process and with worker processes.
 
     python -m recjax.data.bench_loader                 # a made-up set as wide as Complete Journey's
-    python -m recjax.data.bench_loader --dir=... --workers=0,2 --shards=8
+    python -m recjax.data.bench_loader --dir=... --history=50,200,1000 --workers=0,1,2
+    python -m recjax.data.bench_loader --dir=... --history=200 --buckets=25,75 --workers=0
 
 Every line is the median of `--repeats` windows of `--window` batches (and their range); a first
 window, with start-up and cold blocks, is not counted. CPU is user + system time of this process and
@@ -25,7 +26,9 @@ from recjax.schema import Feature, IdSpace, Schema
 _DIR = flags.DEFINE_string("dir", "", "Prepared directory; empty: a made-up data set.")
 _SPLIT = flags.DEFINE_string("split", "train", "Split to read.")
 _BATCH = flags.DEFINE_integer("batch_size", 2048, "Requests in a batch.")
-_HISTORY = flags.DEFINE_integer("history", 50, "Events kept of each list.")
+_HISTORY = flags.DEFINE_list("history", ["50"], "Numbers of events kept of each list, to measure.")
+_BUCKETS = flags.DEFINE_list("buckets", [], "Shorter history lengths, for batches by length.")
+_COPY = flags.DEFINE_bool("copy", True, "Compare with copying a batch's bytes in memory.")
 _SHARDS = flags.DEFINE_integer("shards", 1, "Device shards, each with its own unique ids.")
 _WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Numbers of worker processes to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Windows measured.")
@@ -45,6 +48,7 @@ SPACES = {
     "maker": 6_476,
     "department": 32,
 }
+CACHES = 1 << 28  # bytes: more than any cache here holds
 FIELDS = ("item", "kind", "category", "maker", "department")
 COUNTERS = 14
 
@@ -122,6 +126,7 @@ def measure(data: Data, workers: int) -> tuple[list[float], list[float], dict]:
         dict(shards=_SHARDS.value, workers=workers, epochs=epochs),
     )
     start = -(-data.splits[split] // size) if _SHUFFLE.value else 0
+    options["buckets"] = tuple(map(int, _BUCKETS.value))
     batches = data.batches(split, size, start=start, shuffle_seed=seed, **options)
     stream = iter(batches)
     speeds, costs = [], []
@@ -137,19 +142,54 @@ def measure(data: Data, workers: int) -> tuple[list[float], list[float], dict]:
     return speeds, costs, stats
 
 
+def measure_copy(data: Data) -> tuple[list[float], int]:
+    """(examples/s of each window, bytes of a batch) when a batch's bytes are merely copied from memory to memory.
+
+    The floor of any loader that hands over fresh arrays. The source is rotated through copies that together exceed the
+    caches, as batches that come from elsewhere do.
+    """
+    batch = next(iter(data.batches(_SPLIT.value, _BATCH.value, shards=_SHARDS.value)))
+    size = sum(x.nbytes for x in _leaves(batch))
+    copies = [np.full(size, i, np.uint8) for i in range(max(2, CACHES // size))]
+    target, speeds = np.empty(size, np.uint8), []
+    for window in range(_REPEATS.value + 1):
+        began = time.perf_counter()
+        for i in range(_WINDOW.value):
+            np.copyto(target, copies[i % len(copies)])
+        if window:
+            speeds.append(_WINDOW.value * _BATCH.value / (time.perf_counter() - began))
+    return speeds, size
+
+
+def _leaves(tree):
+    for x in tree.values():
+        yield from _leaves(x) if isinstance(x, dict) else [x]
+
+
+def show(what: str, speeds: list[float], more: str) -> None:
+    print(
+        f"{what}: {np.median(speeds):,.0f} examples/s ({min(speeds):,.0f}-{max(speeds):,.0f}), {more}",
+        flush=True,
+    )
+
+
 def main(argv):
     del argv
     with tempfile.TemporaryDirectory() as scratch:
-        data = Data(Prepared(_DIR.value or make_wide(scratch)), history=_HISTORY.value)
+        prepared = Prepared(_DIR.value or make_wide(scratch))
         print(
-            f"{os.cpu_count()} CPUs, B={_BATCH.value}, L={_HISTORY.value}, S={_SHARDS.value}, shuffle={_SHUFFLE.value}"
+            f"{os.cpu_count()} CPUs, B={_BATCH.value}, S={_SHARDS.value}, shuffle={_SHUFFLE.value}, "
+            f"buckets={_BUCKETS.value}"
         )
-        for workers in map(int, _WORKERS.value):
-            speeds, costs, stats = measure(data, workers)
-            print(
-                f"workers={workers}: {np.median(speeds):,.0f} examples/s ({min(speeds):,.0f}-{max(speeds):,.0f}), "
-                f"CPU {np.median(costs):.2f} us/example ({min(costs):.2f}-{max(costs):.2f}), {stats}"
-            )
+        for length in map(int, _HISTORY.value):
+            data = Data(prepared, history=length)
+            if _COPY.value:
+                speeds, size = measure_copy(data)
+                show(f"L={length} memory copy", speeds, f"{size / _BATCH.value:,.0f} bytes/example")
+            for workers in map(int, _WORKERS.value):
+                speeds, costs, stats = measure(data, workers)
+                cpu = f"CPU {np.median(costs):.2f} us/example ({min(costs):.2f}-{max(costs):.2f})"
+                show(f"L={length} workers={workers}", speeds, f"{cpu}, {stats}")
 
 
 if __name__ == "__main__":

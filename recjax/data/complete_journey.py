@@ -40,7 +40,17 @@ import numpy as np
 import polars as pl
 
 from recjax.data import histories
-from recjax.data.complete_journey_log import FILES, PROFILE, SIDES, Log, locate, read_log
+from recjax.data.complete_journey_log import (
+    FILES,
+    PROFILE,
+    SIDES,
+    CompleteJourney,
+    Log,
+    locate,
+    raw_events,
+    read_log,
+)
+from recjax.data.event_log import USER, EventLog, ServedCounter
 from recjax.data.exposures import Opportunities, draw, opportunities
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.prepared import Prepared, is_prepared, prepared_path
@@ -266,6 +276,7 @@ def prepare(
         },
         options=options,
         version=VERSION,
+        builder=CompleteJourney,
         **layout,
     )
 
@@ -290,6 +301,25 @@ def keep_probability(prepared: Prepared, split: str, product: np.ndarray) -> np.
     if not split.endswith("_matched"):
         return np.full(len(product), k)
     return -np.expm1(-k * popularity(prepared)[product])
+
+
+def event_log(prepared: Prepared, source: str = "") -> EventLog:
+    """The purchases and the counters over them, for serving."""
+    c = prepared.identity["config"]
+    events = raw_events(locate(source), c["weeks"] or None, c["limit_households"])
+    fields = {f"history_{name}": name for name in (*HISTORY, "manufacturer")}
+    frame = events.select(
+        pl.col("household").cast(pl.String).alias(USER),
+        "time",
+        *(pl.col(column).alias(name) for name, column in fields.items()),
+    )
+    at = {"household": ("household_id", USER)}  # everything else: product -> history_product
+    pairs = [[at.get(k, (k, f"history_{k}")) for k in counter.keys] for counter in COUNTERS]
+    counters = tuple(
+        ServedCounter(counter.columns, tuple(r for r, _ in keys), tuple(e for _, e in keys))
+        for counter, keys in zip(COUNTERS, pairs, strict=True)
+    )
+    return EventLog("history", frame, counters)
 
 
 # ------------------------------------------------------------------------------------------- report

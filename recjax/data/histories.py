@@ -11,6 +11,7 @@ decided here and nowhere else. An event at the very second of a request is not i
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -143,6 +144,41 @@ def cutoffs(
     return {"partition": part.astype(np.int32), "end": end, "count": count}
 
 
+def in_session(
+    timelines: Sequence[Timeline], cut: Mapping[str, np.ndarray], time: np.ndarray, gap: int
+) -> np.ndarray:
+    """How many of each request's last events lie in the session it is part of, int32 [N].
+
+    Args:
+      timelines: From `build_timelines`.
+      cut: Cut-offs of the requests, from `cutoffs`.
+      time: Of each request, seconds [N].
+      gap: A pause of more seconds ends a session: between two events, or between the last one and the request.
+    """
+    out = np.zeros(len(time), np.int32)
+    for p, timeline in enumerate(timelines):
+        moment, start = timeline.columns["time"], timeline.columns["start"]
+        mine = np.flatnonzero((cut["partition"] == p) & (cut["count"] > 0))
+        begins = np.diff(moment, prepend=moment[:1]) > gap
+        begins[start[:-1][start[:-1] < len(moment)]] = True  # another user
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(moment)), 0))
+        end = cut["end"][mine]
+        running = time[mine] - moment[end - 1] <= gap
+        out[mine] = np.where(running, end - first[end - 1], 0)
+    return out
+
+
+def sessions(user: np.ndarray, time: np.ndarray, gap: int) -> np.ndarray:
+    """Number of the session each row lies in, int64 [N]: a user's rows without a pause of more than `gap` seconds."""
+    order = np.lexsort((time, user))
+    by_user, by_time = user[order], time[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (by_user[1:] != by_user[:-1]) | (np.diff(by_time) > gap)
+    out = np.empty(len(order), np.int64)
+    out[order] = np.cumsum(begins) - 1
+    return out
+
+
 # ----------------------------------------------------------------------------------------------------- counters
 
 
@@ -239,10 +275,8 @@ def _mixed(counter: Counter, columns: Mapping[str, np.ndarray], sizes: Sequence[
     return code
 
 
-def count_all(
-    indexes: Sequence[CounterIndex], requests: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The columns of several counters for requests [N]: <name>_count and <name>_recency."""
+def count_all(indexes: Sequence[Any], requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of several `CounterIndex` (or alike) for requests [N]: <name>_count and <name>_recency."""
     out = {}
     for index in indexes:
         out |= dict(zip(index.counter.columns, index.before(requests), strict=True))

@@ -1,23 +1,23 @@
-"""KuaiRand-Pure, the slice of its standard log from 25 April to 8 May 2022: real impressions, several labels, scenes.
+"""KuaiRand, real impressions with several labels and scenes: Pure, 1K and 27K as published, and a slice of Pure.
 
-    RECJAX_DATA=FOLDER python -m recjax.data.kuairand --out=DIR [--source=FOLDER]
+    python -m recjax.data.kuairand --source=KuaiRand-Pure --out=DIR
+    RECJAX_DATA=FOLDER python -m recjax.data.kuairand --out=DIR
 
-Source: Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM 2022
-(kuairand.com, CC BY-SA 4.0). `source` names a folder with `val.parquet` and `test.parquet` (the impressions),
-`item_features.parquet`, `user_features.parquet` and `user_sequences.parquet`; "" means $RECJAX_DATA/kuairand-pure.
+`source` is a folder of either form (`recjax.data.kuairand_files`); "" means $RECJAX_DATA/kuairand-pure. As published, the
+standard log goes from 8 April to 8 May 2022; the slice holds that of KuaiRand-Pure from 25 April on.
 
 Protocol. Rows are impressions; labels `is_click` (the main one), `long_view`, `like`, `follow`. The log holds the same
-event up to six times: `duplicates="event"` keeps the first row of each (user, video, time), 222,444 rows;
+event up to six times: `duplicates="event"` keeps the first row of each (user, video, time), 222,444 rows of the slice;
 `duplicates="row"` removes only rows equal in every column, 222,869 rows, of which 193,964 until 6 May and 28,905 after.
 Days are those of the log's `date`. Test: 7-8 May. Validation: the last `validation_days` training days (5-6 May), since
 what is tuned for is the near future; 0 leaves them in training. A request is one impression.
 
-History: the user's earlier clicked or long-viewed impressions of the slice, preceded by up to 50 videos watched before it.
-Those older ones have an order but no times: all carry the time of the last, which the log gives. The three impressions
+History: the user's earlier clicked or long-viewed impressions. In the slice they are preceded by up to 50 videos watched
+before it, which have an order but no times: all carry the time of the last, which the slice gives. The three impressions
 not later than that time simply do not see them.
 
-Left out: the per-video statistics (show_cnt, play_cnt, ...), which were counted over the whole month, test days included.
-The user ranges (followers, fans, ...) are one snapshot of unknown date.
+Left out: the log of randomly exposed videos, and the per-video statistics (show_cnt, play_cnt, ...), which were counted over
+the whole month, test days included. The user ranges (followers, fans, ...) are one snapshot of unknown date.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ import polars as pl
 
 from recjax.data import histories
 from recjax.data.histories import Counter, CounterIndex, Timeline
+from recjax.data.kuairand_files import KuaiRand, RawFiles, locate
 from recjax.data.prepared import DataError, is_prepared, prepared_path
 from recjax.data.vocabulary import Vocabulary, frames
 from recjax.data.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "kuairand", "1.0.0"
-FILES = ("val", "test", "item_features", "user_features", "user_sequences")
 LAST_TRAIN_DAY = datetime.date(2022, 5, 6)
 UTC_OFFSET = 8 * 3600  # the log's days and hours are China's
 LABELS = {
@@ -73,27 +73,11 @@ COUNTERS = {
 }
 
 
-def locate(source: str) -> pathlib.Path:
-    """The folder with the parquet files."""
-    root = os.environ.get("RECJAX_DATA", "")
-    if not source and not root:
-        raise DataError(
-            "KuaiRand-Pure is not here; give source=FOLDER, or name its parent folder in RECJAX_DATA"
-        )
-    folder = pathlib.Path(source or pathlib.Path(root) / "kuairand-pure")
-    for name in FILES:
-        if not (folder / f"{name}.parquet").exists():
-            raise DataError(
-                f"{folder / name}.parquet is missing; give source a folder with {', '.join(FILES)}"
-            )
-    return folder
-
-
-def read_impressions(folder: pathlib.Path, duplicates: str) -> tuple[pl.DataFrame, dict[str, int]]:
+def read_impressions(raw: RawFiles, duplicates: str) -> tuple[pl.DataFrame, dict[str, int]]:
     """Impressions by (time, log order), with user, video, time (seconds), day, tab, labels and video columns."""
     if duplicates not in ("event", "row"):
         raise DataError(f"duplicates={duplicates!r}; use 'event' or 'row'")
-    log = pl.concat([pl.read_parquet(folder / f"{name}.parquet") for name in ("val", "test")])
+    log = raw.impressions()
     day = pl.col("date").cast(pl.String).str.to_date("%Y%m%d")
     log = log.with_columns(day.alias("day"), (pl.col("time_ms") // 1000).alias("time"))
     until = int(
@@ -112,9 +96,9 @@ def read_impressions(folder: pathlib.Path, duplicates: str) -> tuple[pl.DataFram
     return log, taken
 
 
-def read_videos(folder: pathlib.Path, video: pl.Series) -> pl.DataFrame:
+def read_videos(raw: RawFiles, video: pl.Series) -> pl.DataFrame:
     """Static columns of videos, aligned with `video`; null where unknown."""
-    table = pl.read_parquet(folder / "item_features.parquet").select(
+    table = raw.video_table().select(
         pl.col("video_id").alias("video"),
         pl.col("author_id").alias("author"),
         # A video has up to a few tags, "12,65"; the first is its main one.
@@ -125,17 +109,6 @@ def read_videos(folder: pathlib.Path, video: pl.Series) -> pl.DataFrame:
     )
     table = table.unique("video", keep="first")
     return pl.DataFrame({"video": video}).join(table, on="video", how="left", maintain_order="left")
-
-
-def read_watched(folder: pathlib.Path) -> pl.DataFrame:
-    """Videos watched before the slice, in order: user, video, time (the last one's, for all)."""
-    raw = pl.read_parquet(folder / "user_sequences.parquet")
-    raw = raw.select(
-        pl.col("user_id").alias("user"),
-        pl.col("watch_seq").alias("video"),
-        (pl.col("last_time_ms") // 1000).alias("time"),
-    )
-    return raw.explode("video").drop_nulls()
 
 
 def encode_all(
@@ -155,16 +128,16 @@ def encode_all(
 
 
 def build_history(
-    folder: pathlib.Path,
+    raw: RawFiles,
     log: pl.DataFrame,
     v: Mapping[str, Vocabulary],
     users: pl.Series,
     partitions: int,
 ) -> list[Timeline]:
     """Timelines: untimed watched videos first, then clicked or long-viewed impressions."""
-    old = read_watched(folder).filter(pl.col("user").is_in(users.implode()))
+    old = raw.watched().filter(pl.col("user").is_in(users.implode()))
     old = old.join(
-        read_videos(folder, old["video"].unique()), on="video", how="left", maintain_order="left"
+        read_videos(raw, old["video"].unique()), on="video", how="left", maintain_order="left"
     )
     old = old.with_columns(pl.lit(None, log["tab"].dtype).alias("tab"))
     new = log.filter((pl.col("is_click") > 0) | (pl.col("long_view") > 0))
@@ -225,11 +198,11 @@ def prepare(
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
 ) -> pathlib.Path:
-    """Prepares the slice and returns its directory; does nothing when these options were prepared before.
+    """Prepares KuaiRand and returns its directory; does nothing when these options were prepared before.
 
     Args:
       out_dir: Folder that holds prepared data sets.
-      source: Folder with the parquet files; "" means $RECJAX_DATA/kuairand-pure.
+      source: Folder of the files as published, or of the slice; "" means $RECJAX_DATA/kuairand-pure.
       duplicates: Which repeated rows to remove, "event" or "row" (module docstring).
       validation_days: Training days, counted from the last, that become the validation split.
       min_count: Admission to the video, author and music vocabularies, in training impressions.
@@ -241,21 +214,21 @@ def prepare(
     Raises:
       DataError: Files are missing.
     """
-    folder = locate(source)
+    raw = locate(source)
     options: dict[str, Any] = {
         "duplicates": duplicates,
         "validation_days": validation_days,
         "min_count": min_count,
         "partitions": partitions,
-        "source": {name: (folder / f"{name}.parquet").stat().st_size for name in FILES},
+        "source": raw.sizes,
     }
     layout = {"block_size": block_size, "unit": unit, "seed": seed}
     path = prepared_path(out_dir, NAME, options | layout, VERSION)
     if is_prepared(path):
         logging.info("%s is already prepared in %s", NAME, path)
         return path
-    log, taken = read_impressions(folder, duplicates)
-    log = log.with_columns(read_videos(folder, log["video"]).drop("video"))
+    log, taken = read_impressions(raw, duplicates)
+    log = log.with_columns(read_videos(raw, log["video"]).drop("video"))
     last = LAST_TRAIN_DAY - datetime.timedelta(days=validation_days)
     trained = (log["day"] <= last).to_numpy()
     held_out = (log["day"] <= LAST_TRAIN_DAY).to_numpy() & ~trained
@@ -266,7 +239,7 @@ def prepare(
     }
     splits = {split: np.flatnonzero(rows) for split, rows in splits.items() if rows.any()}
     people = pl.DataFrame({"user_id": log["user"]}).join(
-        pl.read_parquet(folder / "user_features.parquet"),
+        raw.user_table(),
         on="user_id",
         how="left",
         maintain_order="left",
@@ -274,7 +247,7 @@ def prepare(
     v, ids = encode_all(log, people, trained, min_count)
     users = log["user"].unique().sort()
     user = users.search_sorted(log["user"]).cast(pl.Int64).to_numpy()
-    timelines = build_history(folder, log, v, users, partitions)
+    timelines = build_history(raw, log, v, users, partitions)
     cut = histories.cutoffs(timelines, user, log["time"].to_numpy())
     columns = {c: ids[c].to_numpy() for c in ids.columns if c != "user"} | {
         "user_id": ids["user"].to_numpy()
@@ -302,6 +275,7 @@ def prepare(
         facts={"counters": names, "last_train_day": str(last)},
         options=options,
         version=VERSION,
+        builder=KuaiRand,
         **layout,
     )
 
@@ -365,9 +339,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder that holds prepared data sets.", required=True)
-    flags.DEFINE_string(
-        "source", "", "Folder with the parquet files; empty: $RECJAX_DATA/kuairand-pure."
-    )
+    flags.DEFINE_string("source", "", "Folder of the files; empty: $RECJAX_DATA/kuairand-pure.")
     flags.DEFINE_enum("duplicates", "event", ["event", "row"], "Which repeated rows to remove.")
     flags.DEFINE_integer("validation_days", 2, "Training days held out for validation.")
     flags.DEFINE_integer("min_count", 2, "Admission to the vocabularies.")

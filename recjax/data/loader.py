@@ -15,10 +15,10 @@ Worker processes start by spawn: guard the entry point with `if __name__ == "__m
 absl flags first.
 """
 
+import collections
 from collections.abc import Generator, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
 import re
 from typing import Any
 
@@ -27,88 +27,17 @@ import grain
 import numpy as np
 import polars as pl
 
-from recjax.data.batches import Assembler, Part
+from recjax.data.batches import Assembler
+from recjax.data.choice import Choice, Index, Period, buckets_of
+from recjax.data.growth import vocabulary_hash
 from recjax.data.layout import BatchError, Capacity, Layout, capacity_levels
+from recjax.data.mixed import MixedSource, side_by_side
 from recjax.data.order import Order, request_starts
 from recjax.data.prepared import Prepared
+from recjax.data.source import BatchSource
 
 PROBES = 8  # batches looked at to size the unique-id lists
-BLOCKS_CACHED = 16  # per process; a block is about a megabyte
 COUNTER_NAMES = re.compile(r"(n|age)_.*|.*_(count|recency)")
-
-
-# --------------------------------------------------------------------------------------- the source
-
-
-@dataclasses.dataclass
-class BatchSource:
-    """Grain source whose element i is batch i, packed. Only what it was given is pickled.
-
-    Attributes:
-      prepared, split: What it reads.
-      orders: Of this process's partitions.
-      assembler: Builds the batches.
-      slots: Requests each partition gives to a batch.
-      per_epoch: Batches in an epoch.
-      epochs: Their number.
-    """
-
-    prepared: Prepared
-    split: str
-    orders: Sequence[Order]
-    assembler: Assembler
-    slots: int
-    per_epoch: int
-    epochs: int = 1
-
-    def __post_init__(self):
-        read = functools.partial(self.prepared.block, self.split)
-        self._block = functools.lru_cache(max(BLOCKS_CACHED, 4 * len(self.orders)))(read)
-        self._timelines: dict[int, dict] = {}
-        schema = self.assembler.layout.schema
-        self._columns = [
-            "time",
-            "weight",
-            "row",
-            *schema.groups,
-            *(f.name for f in schema.features if not f.list),
-        ]
-        self._columns += [f"{name}/{what}" for name in schema.lists for what in ("end", "count")]
-
-    def __reduce__(self):
-        return BatchSource, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
-
-    def __len__(self) -> int:
-        return self.per_epoch * self.epochs
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.assembler.packed(self.parts(i))
-
-    def parts(self, i: int) -> list[Part]:
-        """The partitions' shares of batch i."""
-        epoch, place = divmod(int(i), self.per_epoch)
-        return [self._part(order, epoch, place * self.slots) for order in self.orders]
-
-    def _part(self, order: Order, epoch: int, lo: int) -> Part:
-        rows, counts = order.rows(order.requests(epoch, lo, lo + self.slots))
-        pieces = [(self._block(b), at) for b, at in order.pieces(rows)]
-        if len(pieces) == 1:  # views, where a run is straight
-            columns = {name: pieces[0][0][name][pieces[0][1]] for name in self._columns}
-        elif pieces:
-            columns = {
-                name: np.concatenate([b[name][at] for b, at in pieces]) for name in self._columns
-            }
-        else:  # a partition that ran out before the others
-            columns = {"time": np.empty(0, np.int64)}
-        return Part(columns, self._timeline(order.partition), counts, self.slots)
-
-    def _timeline(self, partition: int) -> dict:
-        if partition not in self._timelines:
-            lists = self.assembler.layout.schema.lists
-            self._timelines[partition] = {
-                name: self.prepared.timeline(name, partition) for name in lists
-            }
-        return self._timelines[partition]
 
 
 # -------------------------------------------------------------------------------------- the batches
@@ -121,13 +50,21 @@ class Batches:
       examples: Impressions in the whole stream, over all epochs and hosts.
       batches_per_epoch: Of the whole stream.
       levels: Capacities of the unique-id lists, small to large: the shapes a step is compiled for.
+      periods: With `online`: where a period ends, and which comes next.
     """
 
-    def __init__(self, source: BatchSource, examples: int, start: int, workers: int):
+    def __init__(
+        self,
+        source: BatchSource | MixedSource,
+        examples: int,
+        start: int,
+        workers: int,
+        periods: Sequence[Period] = (),
+    ):
         self._source, self._start, self._workers = source, start, workers
-        self.examples = examples
+        self.examples, self.periods = examples, tuple(periods)
         self.batches_per_epoch = source.per_epoch
-        self.levels = source.assembler.levels
+        self.levels = source.levels
         self._reset()
 
     def __len__(self) -> int:
@@ -135,16 +72,22 @@ class Batches:
         return len(self._source)
 
     def _reset(self) -> None:
-        self._by_level = [0] * len(self.levels)
-        self._events = {name: [0, 0] for name in self._source.assembler.layout.schema.lists}
+        self._by_level: collections.Counter = collections.Counter()
+        self._by_length: collections.Counter = collections.Counter()
+        self._events = {name: [0, 0] for name in self._source.lists}
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Of the current pass: batches by level, first-level overflows, masked share of histories."""
+        """Of the current pass: batches by capacity level, first-level overflows, batches by history length, and
+        by list the share of history slots of used requests that no event fills."""
+        by_level = [
+            self._by_level[k] for k in range(max([len(self.levels) - 1, *self._by_level]) + 1)
+        ]
         return {
-            "batches": sum(self._by_level),
-            "by_level": list(self._by_level),
-            "overflow": sum(self._by_level[1:]),
+            "batches": sum(by_level),
+            "by_level": by_level,
+            "overflow": sum(by_level[1:]),
+            "by_length": dict(sorted(self._by_length.items())),
             "padding": {
                 n: 1 - kept / slots if slots else 0.0 for n, (kept, slots) in self._events.items()
             },
@@ -156,8 +99,8 @@ class Batches:
             return
         iterator = iter(_pipeline(self._source, self._start, self._workers))
         try:
-            for buffer in iterator:
-                batch, level = self._source.assembler.open(buffer)
+            for i, buffer in enumerate(iterator, self._start):
+                batch, level = self._source.open(i, buffer)
                 self._count(batch, level)
                 yield batch
         finally:
@@ -166,12 +109,13 @@ class Batches:
     def _count(self, batch: dict, level: int) -> None:
         self._by_level[level] += 1
         used = int(batch["valid"].any(1).sum())
+        self._by_length[max((m.shape[1] for m in batch["mask"].values()), default=0)] += 1
         for name, mask in batch["mask"].items():
             self._events[name][0] += int(np.count_nonzero(mask))
             self._events[name][1] += used * mask.shape[1]
 
 
-def _pipeline(source: BatchSource, start: int, workers: int) -> grain.IterDataset:
+def _pipeline(source: BatchSource | MixedSource, start: int, workers: int) -> grain.IterDataset:
     dataset = grain.MapDataset.source(source)[start:]
     if not workers:  # one thread builds the next batches while the device works
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
@@ -197,6 +141,7 @@ class Data:
       schema: Of the batches.
       identity: Name, version, options and hash of the data.
       splits: split -> number of impressions.
+      history: list -> events kept.
     """
 
     def __init__(
@@ -232,6 +177,7 @@ class Data:
             raise BatchError(
                 f"history names {unknown[0]!r}; the lists are {', '.join(self.schema.lists) or 'none'}"
             )
+        self.history: dict[str, int] = by_list
         self._layout = functools.partial(
             Layout, self.schema, history=by_list, candidates=candidates
         )
@@ -241,6 +187,8 @@ class Data:
         )
         self._process = process_index, process_count
         self._levels: dict[tuple, tuple[Capacity, ...]] = {}
+        self._indexes: dict[str, Index] = {}
+        self._streams: dict[tuple, tuple[MixedSource, list[Period]]] = {}
 
     def batches(
         self,
@@ -249,6 +197,11 @@ class Data:
         *,
         start: int = 0,
         examples: int = 0,
+        recent: int = 0,
+        recent_days: float = 0.0,
+        period: tuple[int, int] | None = None,
+        online: str = "",
+        buckets: Sequence[int] = (),
         epochs: int = 1,
         shards: int = 1,
         workers: int = 0,
@@ -263,6 +216,12 @@ class Data:
             valid=False.
           start: First batch to build: to resume, the number of batches already taken.
           examples: Only the first so many impressions of the split (0: all).
+          recent: Only its latest so many (0: all), in stored order; `examples` is a prefix of these.
+          recent_days: Only those of its last so many days (0: all).
+          period: Only those with begin <= request time < end, seconds.
+          online: "1d", "6h", ...: period after period, in time; within one, stored order and all epochs.
+          buckets: History lengths below `history`; a batch then holds requests of one bucket, padded to its
+            length only. Batches of the buckets alternate evenly.
           epochs: Passes over them.
           shards: Device shards of the global batch, each with its own unique ids.
           workers: Worker processes (0: a thread of this one). Changes nothing in the stream.
@@ -273,35 +232,81 @@ class Data:
         Raises:
           BatchError: The sizes do not divide, or `start` is past the end.
         """
-        n = (
-            min(examples, self.splits[split])
-            if examples and split in self.splits
-            else self.splits.get(split, 0)
-        )
-        orders = self._orders(split, n, shuffle_seed)
-        local, mine = self._share(batch_size, shards, len(orders))
+        choice = Choice(examples, recent, recent_days, period)
+        options = dict(epochs=epochs, shards=shards, seed=shuffle_seed, levels=levels)
+        make = functools.partial(self._source, split, batch_size, **options)
+        source: BatchSource | MixedSource
+        if online or buckets:
+            key = (split, batch_size, choice, online, tuple(buckets), *map(str, options.values()))
+            if key not in self._streams:
+                self._streams[key] = self._mixed(
+                    split, choice, online, tuple(buckets), make, epochs
+                )
+            source, periods = self._streams[key]
+        else:
+            source, periods = make(choice), []
+        if not 0 <= start <= len(source):
+            raise BatchError(f"start={start}: the stream of {split!r} has {len(source)} batches")
+        return Batches(source, self._count(split, choice) * epochs, start, workers, periods)
+
+    def _source(
+        self, split, batch_size, choice: Choice, longest: int = 0, *, epochs, shards, seed, levels
+    ) -> BatchSource:
+        """This host's batches of some impressions; their histories have at most `longest` events (0: any)."""
+        orders = self._orders(split, choice, seed)
+        history = {n: min(size, longest or size) for n, size in self.history.items()}
+        whole = self._layout(batch_size=batch_size, shards=shards, history=history)
+        local, mine = self._share(whole, len(orders))
         slots = batch_size // len(orders)
         per_epoch = max(-(-len(order) // slots) for order in orders)
-        if not 0 <= start <= per_epoch * epochs:
-            raise BatchError(
-                f"start={start}: the stream of {split!r} has {per_epoch * epochs} batches"
-            )
-        everything = BatchSource(
-            self.prepared,
-            split,
-            orders,
-            Assembler(self._layout(batch_size=batch_size, shards=shards)),
-            slots,
-            per_epoch,
-        )
-        key = (split, batch_size, n, shards)
+        everything = BatchSource(self.prepared, split, orders, Assembler(whole), slots, per_epoch)
+        key = (split, batch_size, choice, shards, longest)
         if not levels and key not in self._levels:
             self._levels[key] = _probed_levels(everything)
         assembler = Assembler(local, levels or self._levels[key])
-        source = dataclasses.replace(
+        return dataclasses.replace(
             everything, orders=orders[mine], assembler=assembler, epochs=epochs
         )
-        return Batches(source, n * epochs, start, workers)
+
+    def _mixed(
+        self, split: str, choice: Choice, online: str, buckets: tuple[int, ...], make, epochs: int
+    ) -> tuple[MixedSource, list[Period]]:
+        """Periods one after the other, the buckets of each side by side; and where the periods end."""
+        lengths = buckets_of(buckets, max(self.history.values(), default=0))
+        index = self._index(split)
+        spans = index.periods(index.rows(choice), online) if online else [choice.period]
+        levels = {}  # one set of shapes for all periods
+        if online:
+            for b in lengths:
+                part = dataclasses.replace(choice, lengths=b)
+                levels[b] = make(part, longest=b[1]).levels
+        sources, schedules, ends = [], [np.zeros((0, 2), np.int32)], [0]
+        for span in spans:
+            parts = []
+            for b in lengths:
+                part = dataclasses.replace(choice, period=span, lengths=b)
+                given = {"levels": levels[b]} if online else {}
+                parts.append(make(part, longest=b[1], **given))
+            schedules.append(side_by_side([p.per_epoch for p in parts], epochs, len(sources)))
+            sources += parts
+            ends.append(ends[-1] + len(schedules[-1]))
+        periods = [
+            Period(end, *span) for end, span in zip(ends[1:], spans[1:], strict=False)
+        ]  # none after the last
+        per_epoch = ends[-1] // max(epochs, 1)
+        return MixedSource(sources, np.concatenate(schedules), per_epoch), periods
+
+    def _index(self, split: str) -> Index:
+        if split not in self._indexes:
+            self._indexes[split] = Index(self.prepared, split, tuple(self.history))
+        return self._indexes[split]
+
+    def _count(self, split: str, choice: Choice) -> int:
+        """Impressions of a choice."""
+        size = self.splits.get(split, 0)
+        if choice.prefix_only:
+            return min(choice.examples or size, size)
+        return len(self._index(split).rows(choice))
 
     @property
     def report(self) -> dict[str, Any]:
@@ -314,42 +319,52 @@ class Data:
 
     def vocabulary_hash(self, space: str) -> str:
         """Same hash, same rows: a checkpoint's tables fit. "" for a space without a vocabulary."""
-        file = self.prepared.path / "vocab" / f"{space}.parquet"
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+        return vocabulary_hash(self.prepared.path, space)
 
-    def _share(self, batch_size: int, shards: int, partitions: int) -> tuple[Layout, slice]:
+    def _share(self, whole: Layout, partitions: int) -> tuple[Layout, slice]:
         """This host's part of a global batch: its layout and its partitions."""
         index, count = self._process
         for what, size, parts in (
-            ("batch_size", batch_size, ("device shards", shards)),
-            ("batch_size", batch_size, ("partitions of the data", partitions)),
-            ("device shards", shards, ("hosts", count)),
+            ("batch_size", whole.batch_size, ("partitions of the data", partitions)),
+            ("device shards", whole.shards, ("hosts", count)),
             ("partitions of the data", partitions, ("hosts", count)),
         ):
             if size % parts[1]:
                 raise BatchError(
                     f"{what} = {size} does not divide over {parts[1]} {parts[0]}; make it a multiple"
                 )
-        layout = self._layout(batch_size=batch_size // count, shards=shards // count)
+        local = dict(batch_size=whole.batch_size // count, shards=whole.shards // count)
         share = partitions // count
-        return layout, slice(index * share, (index + 1) * share)
+        return dataclasses.replace(whole, **local), slice(index * share, (index + 1) * share)
 
-    def _orders(self, split: str, examples: int, seed: int | None) -> list[Order]:
-        """One order per partition, of the impressions whose row is below `examples`."""
+    def _orders(self, split: str, choice: Choice, seed: int | None) -> list[Order]:
+        """One order per partition, of the chosen impressions."""
         rows = self.prepared.block_rows(split)
+        ends = np.cumsum(rows)
         partitions = self.prepared.block_partitions(split)
-        rows = np.clip(examples - (np.cumsum(rows) - rows), 0, rows)
+        chosen = None
+        if choice.prefix_only:
+            rows = np.clip(self._count(split, choice) - (ends - rows), 0, rows)
+        else:
+            chosen = self._index(split).rows(choice)
         orders = []
         for p in range(self._partitions):
             blocks = np.flatnonzero((partitions == p) & (rows > 0))
             edges = np.r_[0, np.cumsum(rows[blocks])]
-            starts = self._starts(split, blocks, rows) if self._candidates > 1 else None
-            orders.append(Order(p, blocks, edges, starts, seed))
+            kept = None
+            if chosen is not None:  # rows of the split -> places in the partition
+                block = np.searchsorted(ends, chosen, side="right")
+                mine = partitions[block] == p
+                block, at = block[mine], chosen[mine]
+                kept = edges[np.searchsorted(blocks, block)] + at - (ends - rows)[block]
+            starts = self._starts(split, blocks, rows, kept) if self._candidates > 1 else None
+            orders.append(Order(p, blocks, edges, starts, seed, kept))
         return orders
 
-    def _starts(self, split: str, blocks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _starts(self, split: str, blocks: np.ndarray, rows: np.ndarray, kept) -> np.ndarray:
         read = [self.prepared.block(split, int(b))["request"][: rows[b]] for b in blocks]
-        starts = request_starts(np.concatenate(read or [np.empty(0, np.int32)]), self._candidates)
+        request = np.concatenate(read or [np.empty(0, np.int32)])
+        starts = request_starts(request if kept is None else request[kept], self._candidates)
         if len(starts) > 1 and starts[-1] < 1.5 * (len(starts) - 1):
             logging.warning(
                 "%s: %.2f of %d candidates filled: the rows of a request do not lie together; prepare with "

@@ -10,8 +10,9 @@ import polars as pl
 from recjax.data import histories, negatives
 from recjax.data.histories import Timeline
 from recjax.data.log_files import MOMENT, RawLog
-from recjax.data.mapping import LogMapping, seconds_of, span_of
+from recjax.data.mapping import SESSION, LogMapping, seconds_of, span_of
 from recjax.data.prepared import DataError
+from recjax.data.whole import Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,11 @@ class Events:
       time: Seconds, int64 [N].
       request: Number of the request, in time order, int64 [N].
       asked: Time of the request, seconds, int64 [N].
+      groups: Of "page" and "session", those the mapping has, numbers int64 [N].
       labels: label -> float32 [N].
       split: -1 none, else the place in `splits`, int8 [N].
       splits: Names.
+      whole: Where these are a shard's rows, what it must know of the others.
     """
 
     mapping: LogMapping
@@ -40,20 +43,41 @@ class Events:
     time: np.ndarray
     request: np.ndarray
     asked: np.ndarray
+    groups: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     split: np.ndarray
     splits: tuple[str, ...]
+    whole: Whole | None = None
 
     @classmethod
-    def of(cls, log: RawLog, m: LogMapping) -> "Events":
+    def of(cls, log: RawLog, m: LogMapping, whole: Whole | None = None) -> "Events":
         users, user = codes(log.rows[m.user])
-        items, item = codes(log.rows[m.item])
+        items, item = codes(log.rows[m.item], whole and whole.values["item"])
         time = log.rows[MOMENT].to_numpy() // 1_000_000
-        request, asked = _requests(log.rows, m, user, time)
-        split, splits = _split(m, asked)
+        request, asked = requests_of(log.rows, m.request, user, time)
+        groups = {"page": requests_of(log.rows, m.page, user, time)[0]} if m.page else {}
+        if m.session_gap:
+            groups[SESSION] = histories.sessions(user, asked, span_of(m.session_gap))
+        begins = whole.begins if whole else split_begins(m, *np.unique(asked, return_counts=True))
+        split, splits = _split(m, asked, begins)
+        if not whole:
+            check_splits(m, split, splits, asked)
         labels = _labels(log.rows, m)
         return cls(
-            m, log.rows, user, item, users, items, time, request, asked, labels, split, splits
+            m,
+            log.rows,
+            user,
+            item,
+            users,
+            items,
+            time,
+            request,
+            asked,
+            groups,
+            labels,
+            split,
+            splits,
+            whole,
         )
 
     @property
@@ -67,20 +91,22 @@ class Events:
         return self.split == 0
 
 
-def codes(x: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Distinct values, ascending, and each one's place, int64 [N]; null is -1."""
-    values = x.drop_nulls().unique().sort()
+def codes(x: pl.Series, values: pl.Series | None = None) -> tuple[pl.Series, np.ndarray]:
+    """Distinct values, ascending, and each one's place, int64 [N]; null is -1. `values`: those of all shards."""
+    if values is None:
+        values = x.drop_nulls().unique().sort()
+    x = x.cast(values.dtype) if x.dtype != values.dtype else x
     if not len(values):
         return values, np.full(len(x), -1)
     place = x.replace_strict(values, pl.int_range(len(values), eager=True), default=-1)
     return values, place.fill_null(-1).cast(pl.Int64).to_numpy()
 
 
-def _requests(
-    rows: pl.DataFrame, m: LogMapping, user: np.ndarray, time: np.ndarray
+def requests_of(
+    rows: pl.DataFrame, column: str, user: np.ndarray, time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number and time of each row's request; its first row (rows are in time order) says both."""
-    values, key = codes(rows[m.request]) if m.request else codes(pl.Series(time))
+    """Number and time of each row's request (or page); its first row (rows are in time order) says both."""
+    values, key = codes(rows[column]) if column else codes(pl.Series(time))
     _, first, inverse = np.unique(
         user * np.int64(len(values) + 1) + key, return_index=True, return_inverse=True
     )
@@ -89,31 +115,48 @@ def _requests(
     return number[inverse], time[first][inverse]
 
 
-def _split(m: LogMapping, asked: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Which split each row belongs to, and their names; a gap belongs to none."""
+def split_begins(m: LogMapping, times: np.ndarray, counts: np.ndarray) -> tuple[int, ...]:
+    """When each split after the first begins, seconds.
+
+    Args:
+      m: The mapping.
+      times: Distinct request times of all rows, ascending.
+      counts: Rows of each.
+    """
     names = [n for n in ("validation", "test") if n in m.split]
-    begins = []
+    ends, begins = np.cumsum(counts), []
     for i, name in enumerate(names):
         at = m.split[name]
         if isinstance(at, float | int):
             later = sum(m.split[n] for n in names[i:])
-            first = min(round(len(asked) * (1 - later)), len(asked) - 1)
-            begins.append(int(np.partition(asked, first)[first]))
+            first = min(round(int(ends[-1]) * (1 - later)), int(ends[-1]) - 1)
+            begins.append(int(times[np.searchsorted(ends, first, side="right")]))
         else:
             begins.append(seconds_of(at))
     if begins != sorted(begins):
         raise DataError(f"mapping: split={m.split!r}: validation must begin before the test")
+    return tuple(begins)
+
+
+def _split(
+    m: LogMapping, asked: np.ndarray, begins: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which split each row belongs to, and their names; a gap belongs to none."""
     split = np.searchsorted(begins, asked, side="right").astype(np.int8)
     if m.gap:
         following = np.r_[begins, np.iinfo(np.int64).max][split]
         split[asked >= following - span_of(m.gap)] = -1
-    for i, name in enumerate(("train", *names)):
+    return split, ("train", *(n for n in ("validation", "test") if n in m.split))
+
+
+def check_splits(m: LogMapping, split: np.ndarray, splits: tuple[str, ...], asked) -> None:
+    """Raises DataError for a split without a row. `split`: of rows (or all that occur); `asked`: their times."""
+    for i, name in enumerate(splits):
         if not (split == i).any():
             raise DataError(
                 f"no request falls into {name!r} with split={m.split!r} and gap={m.gap!r}; the log's times go from "
                 f"{np.datetime64(int(asked.min()), 's')} to {np.datetime64(int(asked.max()), 's')}"
             )
-    return split, ("train", *names)
 
 
 def _labels(rows: pl.DataFrame, m: LogMapping) -> dict[str, np.ndarray]:
@@ -167,13 +210,25 @@ def impressions(e: Events, found: dict[str, Any]) -> dict[str, Places]:
     if not e.mapping.sampled:
         rows = {name: np.flatnonzero(e.split == i) for i, name in enumerate(e.splits)}
         return {name: events_at(e, r) for name, r in rows.items()}
+    catalogue = catalogue_of(e)
+    found["catalogue"] = len(catalogue.items)
+    last = None if e.whole else last_rows(e)
+    out = {name: _drawn(e, i, catalogue, last, found) for i, name in enumerate(e.splits)}
+    for name, at in out.items():
+        if not len(at.row) and not e.whole:
+            raise DataError(f"no positive of split {name!r} is of an item that training knows")
+    return out
+
+
+def catalogue_of(e: Events) -> negatives.Catalogue:
+    """What negatives are drawn from: the items that the training period's positives took."""
+    kind = e.mapping.negatives
+    if e.whole:
+        return negatives.Catalogue.counted(*e.whole.items, kind)
     taken = e.item[e.trained & e.positive]
     if not len(taken):
         raise DataError("no positive row in the training period; correct labels or split")
-    catalogue = negatives.Catalogue.of(taken, e.mapping.negatives)
-    found["catalogue"] = len(catalogue.items)
-    last = last_rows(e)
-    return {name: _drawn(e, i, catalogue, last, found) for i, name in enumerate(e.splits)}
+    return negatives.Catalogue.of(taken, kind)
 
 
 def last_rows(e: Events) -> Timeline:
@@ -182,11 +237,15 @@ def last_rows(e: Events) -> Timeline:
     return histories.build_timeline(e.item, e.time, rows, len(e.items))
 
 
-def _drawn(e: Events, split: int, catalogue, last: Timeline, found: dict[str, Any]) -> Places:
+def _drawn(
+    e: Events, split: int, catalogue, last: Timeline | None, found: dict[str, Any]
+) -> Places:
+    """Positives and draws of a split. Without `last` no source rows: all shards know them (`recjax.data.whole`)."""
     name, k = e.splits[split], e.mapping.negatives_per_positive
     rows = np.flatnonzero((e.split == split) & e.positive)
     kept = rows[catalogue.holds(e.item[rows])]
-    rng = np.random.default_rng([e.mapping.seed, split])
+    part = [e.whole.partition + 1] if e.whole and e.whole.partitions > 1 else []
+    rng = np.random.default_rng([e.mapping.seed, split, *part])
     owner, item = negatives.draw(rng, catalogue, e.request[kept], e.item[kept], k)
     row = np.concatenate([kept, kept[owner]])
     item = np.concatenate([e.item[kept], item])
@@ -195,8 +254,8 @@ def _drawn(e: Events, split: int, catalogue, last: Timeline, found: dict[str, An
         "outside_catalogue": len(rows) - len(kept),
         "negatives_short": k * len(kept) - len(owner),
     }
-    if not len(kept):
-        raise DataError(f"no positive of split {name!r} is of an item that training knows")
+    if last is None:
+        return Places(row, item, np.full(len(row), -1), positive)
     end, count = last.cutoffs(item, e.asked[row])
     source = np.where(count > 0, last.columns["row"][end - 1], -1)
     return Places(row, item, source, positive)

@@ -1,7 +1,8 @@
 """What a candidate of your own logs looks like: fields, vocabularies, histories and causal counters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -10,15 +11,19 @@ import numpy as np
 import polars as pl
 
 from recjax.data import histories
+from recjax.data.growth import NEW, Growth
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.log_events import Events, Places, codes, events_at
 from recjax.data.log_files import read_table
 from recjax.data.log_values import as_id, as_number, as_vector
+from recjax.data.mapping import SESSION, span_of
 from recjax.data.prepared import DataError
 from recjax.data.vocabulary import Vocabulary
+from recjax.data.whole import SharedCounter, find_last_rows
 from recjax.schema import MISSING, Feature, Schema
 
 LOG_Q = "log_q"
+KEY, LAST_ROWS = "key/", "last_rows"  # of what shards tell each other
 ALL = ("user_id", "hour", "weekday", "scene", "action")  # admitted from one occurrence on
 CROSSED = 3  # user x item id columns that get a counter
 RESERVED = frozenset(
@@ -51,10 +56,10 @@ class Field:
         return "user" if self.name == "user_id" else self.name
 
 
-def feature_name(side: str, column: str, labels: tuple[str, ...]) -> str:
-    """The column's name, if a file can carry it and nothing else is called so."""
+def feature_name(side: str, column: str, taken: tuple[str, ...]) -> str:
+    """The column's name, if a file can carry it and nothing else is called so (`taken`: labels, group keys)."""
     name = re.sub(r"[^\w.-]", "_", column)
-    return f"{side}_{name}" if name in RESERVED or name in labels else name
+    return f"{side}_{name}" if name in RESERVED or name in taken else name
 
 
 def fields(e: Events) -> list[Field]:
@@ -81,7 +86,7 @@ def fields(e: Events) -> list[Field]:
         for c in columns:
             x, at = (joined[c], side) if c in outside else (e.rows[c], where)
             kind = "vector" if c in m.vectors else "dense" if c in m.dense else "id"
-            name = feature_name(side, c, m.label_names)
+            name = feature_name(side, c, m.label_names + m.groups)
             out.append(Field(name, role, kind, x, at, m.dense.get(c, "identity")))
     return out
 
@@ -138,15 +143,15 @@ class Encoded:
     vocabularies: Mapping[str, Vocabulary]
     values: Mapping[str, np.ndarray]
     timelines: Mapping[str, list[Timeline]]
-    indexes: list[CounterIndex]
+    indexes: list[CounterIndex | SharedCounter]
     keys: Mapping[str, tuple[np.ndarray, str]]
 
 
-def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
+def encode(e: Events, features: list[Field], partitions: int, growth: Growth = NEW) -> Encoded:
     """Vocabularies from the training rows; timelines and counters from all of them."""
     everything = events_at(e, np.arange(len(e.item)))
     recorded = remembered(e, features)
-    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values())
+    v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values(), growth)
     remember = {f.name: values[f.name][everything.of(f.where, e)] for f in recorded}
     timelines = {
         name: histories.build_timelines(
@@ -163,18 +168,26 @@ def encode(e: Events, features: list[Field], partitions: int) -> Encoded:
     return Encoded(features, names, v, values, timelines, _counters(e, keys, everything), keys)
 
 
-def _encode_values(e: Events, wanted: Iterable[Field]) -> tuple[dict, dict]:
+def _encode_values(e: Events, wanted: Iterable[Field], growth: Growth) -> tuple[dict, dict]:
     """Vocabularies by space, and by feature the encoded values with those of "nowhere" last."""
-    trained = events_at(e, np.flatnonzero(e.trained))
+    trained, times = events_at(e, np.flatnonzero(e.trained)), e.time[e.trained]
     v, values = {}, {}
     for f in wanted:
         if f.kind != "id":
             values[f.name] = numbers(f)
             continue
-        seen = f.values.gather(trained.of(f.where, e))
-        v[f.space] = Vocabulary.build(f.space, seen, 1 if f.name in ALL else e.mapping.min_count)
+        if e.whole:
+            v[f.space] = e.whole.vocabularies[f.space]
+        else:
+            seen = f.values.gather(trained.of(f.where, e))
+            v[f.space] = growth.vocabulary(f.space, seen, min_count(f, e), times)
         values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
     return v, values
+
+
+def min_count(f: Field, e: Events) -> int:
+    """Training rows a value of an id field needs to get an id of its own."""
+    return 1 if f.name in ALL else e.mapping.min_count
 
 
 def remembered(e: Events, features: list[Field]) -> list[Field]:
@@ -189,16 +202,23 @@ def history_rows(e: Events) -> dict[str, np.ndarray]:
     """Rows of each history list."""
     m = e.mapping
     if m.history:
-        action = e.rows[m.action].cast(pl.String)
-        chosen = {
-            name: action.is_in([str(x) for x in values]).fill_null(False).to_numpy()
-            for name, values in m.history.items()
-        }
+        chosen = {name: _of_actions(e, values) for name, values in m.history.items()}
     elif m.action:
         chosen = {"history": np.ones(len(e.item), bool)}
     else:
         chosen = {"history": np.any([x > 0 for x in e.labels.values()], axis=0)}
+    first = next(iter(chosen.values()))
+    chosen |= {name: _of_actions(e, values) for name, values in m.movelines.items()}
+    chosen |= {SESSION: first} if m.session_gap else {}
     return {name: np.flatnonzero(rows) for name, rows in chosen.items()}
+
+
+def _of_actions(e: Events, values: tuple) -> np.ndarray:
+    """Rows with one of these actions, bool [N]; all rows for none."""
+    if not values:
+        return np.ones(len(e.item), bool)
+    action = e.rows[e.mapping.action].cast(pl.String)
+    return action.is_in([str(x) for x in values]).fill_null(False).to_numpy()
 
 
 def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarray, str]]:
@@ -210,7 +230,9 @@ def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarra
     out = {}
     for f in features:
         if f.name in wanted:
-            out[f.name] = np.append(codes(f.values)[1] + 1, 0), f.where
+            # A shard's own rows do not hold all values; a side table's column is the same in all shards.
+            everywhere = e.whole.values.get(f.values.name) if e.whole else None
+            out[f.name] = np.append(codes(f.values, everywhere)[1] + 1, 0), f.where
     return out
 
 
@@ -224,27 +246,61 @@ def counter_list(keys: Mapping[str, Any], kind: str) -> list[Counter]:
     return [Counter(f"{name(c)}_{kind}", c) for c in combinations]
 
 
-def _counters(e: Events, keys, everything: Places) -> list[CounterIndex]:
+def _counters(e: Events, keys, everything: Places) -> list[CounterIndex | SharedCounter]:
+    """The counters; of a shard, those across users ask all shards."""
+    return [
+        SharedCounter(c, functools.partial(e.whole.load, c.name))
+        if e.whole and across_users(c)
+        else build()
+        for c, build in counter_builders(e, keys, everything)
+    ]
+
+
+def across_users(counter: Counter) -> bool:
+    return "user_id" not in counter.keys
+
+
+def counter_builders(
+    e: Events, keys, everything: Places
+) -> list[tuple[Counter, Callable[[], CounterIndex]]]:
+    """Every counter, and what indexes these rows for it."""
     if not keys:
         return []
     happened = {k: x[everything.of(where, e)] for k, (x, where) in keys.items()} | {"time": e.time}
     sizes = {k: int(x.max()) + 1 for k, (x, _) in keys.items()}
+    if e.whole:  # not all codes need occur here
+        sizes |= {k: len(e.items) + 1 for k in sizes if k == "item"}
+        sizes |= {k: len(e.whole.values[n]) + 1 for k, n in _shared_keys(e).items() if k in sizes}
     kinds = {"taken": e.positive}
-    if not e.positive.all():
+    if not (e.whole.positive if e.whole else e.positive.all()):
         kinds["shown"] = np.ones(len(e.item), bool)
-    out = []
+    out: list[tuple[Counter, Callable[[], CounterIndex]]] = []
     for kind, rows in kinds.items():
         events = {k: x[rows] for k, x in happened.items()}
-        out += [CounterIndex.build(c, events, sizes) for c in counter_list(keys, kind)]
+        for c in counter_list(keys, kind):
+            out.append((c, functools.partial(CounterIndex.build, c, events, sizes)))
     return out
+
+
+def _shared_keys(e: Events) -> dict[str, str]:
+    """Counter keys whose codes are those of a log column's values in all shards: key -> column."""
+    m = e.mapping
+    names = {feature_name("item", c, m.label_names + m.groups): c for c in m.item_columns}
+    names |= {"scene": m.scene} if m.scene else {}
+    return {k: c for k, c in names.items() if c in e.whole.values}
 
 
 def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict[str, np.ndarray]:
     """What `write_prepared` takes for impressions [N]."""
     user, asked = e.user[at.row], e.asked[at.row]
-    out = {"time": asked, "request": e.request[at.row], "user": user}
+    numbers_ = {"request": e.request[at.row], "user": user}
+    numbers_ |= {name: number[at.row] for name, number in e.groups.items()}
+    out = {"time": asked} | {k: e.whole.number(n) if e.whole else n for k, n in numbers_.items()}
     for name, timelines in x.timelines.items():
         cut = histories.cutoffs(timelines, user, asked)
+        if name == SESSION and e.mapping.session_gap:
+            gap = span_of(e.mapping.session_gap)
+            cut["count"] = histories.in_session(timelines, cut, asked, gap)
         out |= {
             f"{name}/end": cut["end"],
             f"{name}/count": cut["count"],
@@ -252,9 +308,27 @@ def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict
         }
     out |= {f.name: x.values[f.name][at.of(f.where, e)] for f in x.fields}
     keys = {k: c[at.of(where, e)] for k, (c, where) in x.keys.items()} | {"time": asked}
+    if e.whole and e.mapping.sampled:
+        found = _last_rows_of_all(e, x, at)
+        out |= {n: v for n, v in found.items() if n in out}
+        keys |= {n.removeprefix(KEY): v for n, v in found.items() if n.startswith(KEY)}
     out |= histories.count_all(x.indexes, keys)
     out |= {label: np.where(at.positive, y[at.row], np.float32(0)) for label, y in e.labels.items()}
     return out if log_q is None else out | {LOG_Q: log_q}
+
+
+def source_columns(x: Encoded) -> dict[str, np.ndarray]:
+    """What is read from an item's last row: features, counter keys under KEY; the last entry is for "nowhere"."""
+    out = {f.name: x.values[f.name] for f in x.fields if f.where == "source"}
+    return out | {KEY + k: c for k, (c, where) in x.keys.items() if where == "source"}
+
+
+def _last_rows_of_all(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray]:
+    nowhere = {n: v[-1] for n, v in source_columns(x).items()}
+    if not nowhere:
+        return {}
+    load = functools.partial(e.whole.load, LAST_ROWS)
+    return find_last_rows(load, at.item, e.asked[at.row], nowhere)
 
 
 def make_schema(e: Events, x: Encoded) -> Schema:
@@ -267,9 +341,10 @@ def make_schema(e: Events, x: Encoded) -> Schema:
     dense = [c for index in x.indexes for c in index.counter.columns]
     features += [Feature(c, "candidate", transform="log1p") for c in dense]
     for name in x.timelines:
+        role = "moveline" if name in e.mapping.movelines else "history"
         for c in x.recorded:
-            features.append(Feature(f"{name}_{c}", "history", c, list=name))
+            features.append(Feature(f"{name}_{c}", role, c, list=name))
     labels = [*e.labels, *([LOG_Q] if e.mapping.sampled else [])]
     features += [Feature(label, "label") for label in labels]
-    groups = ("request", "user") if e.mapping.group == "request" else ("user", "request")
-    return Schema(tuple(v.space for v in x.vocabularies.values()), tuple(features), groups)
+    spaces = tuple(v.space for v in x.vocabularies.values())
+    return Schema(spaces, tuple(features), e.mapping.groups)

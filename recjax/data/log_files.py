@@ -27,6 +27,7 @@ from recjax.data.prepared import DataError
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".parquet")
 FILE, ROW, REASON, COLUMN, MOMENT = "__file", "__row", "__reason", "__column", "__moment"
+PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.sharded`)
 BAD_SHOWN = 8
 
 
@@ -68,7 +69,10 @@ def _matches(pattern: str) -> list[str]:
     if not rest and "*" not in pattern:
         return [pattern]
     folder, _, first = root.rpartition("/")
-    return sorted(map(str, epath.Path(folder).glob(f"{first}*{rest}")))
+    found = epath.Path(folder).glob(f"{first}*{rest}")
+    if "/" in rest:
+        return sorted(map(str, found))
+    return sorted(f"{folder}/{f.name}" for f in found)  # however the file system spells the folder
 
 
 def fingerprint(files: Sequence[str]) -> list[list[Any]]:
@@ -88,6 +92,11 @@ def fingerprint(files: Sequence[str]) -> list[list[Any]]:
 def columns_of(file: str, separator: str = ",") -> list[str]:
     """Column names of a file."""
     return _scan(file, separator).collect_schema().names()
+
+
+def scan_rows(file: str) -> int:
+    """Rows of a Parquet file, from its footer."""
+    return pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
 
 
 def _scan(file: str, separator: str) -> pl.LazyFrame:
@@ -116,8 +125,7 @@ def head(file: str, rows: int, separator: str = ",") -> pl.DataFrame:
         )
     if name.endswith(".parquet"):
         return pl.scan_parquet(file, glob=False).head(rows).collect()
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(file, "rb") as stream:
+    with _open(file) as stream:
         lines = b"".join(line for line, _ in zip(stream, range(rows), strict=False))
     return pl.read_ndjson(io.BytesIO(lines), infer_schema_length=None, ignore_errors=True)
 
@@ -132,8 +140,10 @@ def read_table(file: str, key: str, columns: Sequence[str], separator: str) -> p
     return frame.unique(key, keep="first", maintain_order=True)
 
 
-def _load(file: str, wanted: Sequence[str], separator: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The wanted columns of a file with ROW, and the lines no parser takes."""
+def _load(
+    file: str, wanted: Sequence[str], separator: str, piece: tuple[int, int] | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The wanted columns of a file (or of a piece: first row, rows) with ROW, and the lines no parser takes."""
     try:
         names = columns_of(file, separator)
         for column in wanted:
@@ -141,7 +151,8 @@ def _load(file: str, wanted: Sequence[str], separator: str) -> tuple[pl.DataFram
                 raise DataError(
                     f"{file} has no column {column!r}; it has {', '.join(names)}: correct the mapping"
                 )
-        frame = _scan(file, separator).with_row_index(ROW, 1).select(ROW, *wanted).collect()
+        rows = _scan(file, separator).with_row_index(ROW, 1).select(ROW, *wanted)
+        frame = (rows.slice(*piece) if piece else rows).collect()
         return frame, _bad_lines(file, [])
     except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as e:
         if file.lower().endswith(".parquet"):
@@ -154,10 +165,15 @@ def _load(file: str, wanted: Sequence[str], separator: str) -> tuple[pl.DataFram
     return frame.select(ROW, *wanted), bad
 
 
+def _open(file: str) -> Any:
+    """The bytes of a file, local or in a bucket, unpacked."""
+    stream = epath.Path(file).open("rb")
+    return gzip.GzipFile(fileobj=stream) if file.lower().endswith(".gz") else stream
+
+
 def _salvage(file: str, separator: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Reads line by line what can be read."""
-    opener = gzip.open if file.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8", errors="replace", newline="") as stream:
+    with io.TextIOWrapper(_open(file), encoding="utf-8", errors="replace", newline="") as stream:
         if ".csv" in file.lower() or ".tsv" in file.lower():
             reader = csv.reader(stream, delimiter="\t" if ".tsv" in file.lower() else separator)
             header = next(reader)
@@ -213,29 +229,50 @@ def read_log(files: Sequence[str], m: LogMapping, strict: bool = False) -> RawLo
     Raises:
       DataError: A column is missing; with `strict`, any bad row (file, rows and column are named); nothing is left.
     """
-    now = seconds_of(m.until) + 86_400 if m.until else int(time.time())
-    kept, bad, read, disorder = [], [], 0, 0
-    names = {c for file in files for c in columns_if_sound(file, m.separator)}
-    wanted = log_columns(m, names)
-    for file in files:
-        frame, lines = _load(file, wanted, m.separator)
-        read += frame.height + lines.height
-        typed = _typed(frame, m, now)
-        moment = typed[MOMENT].drop_nulls()
-        disorder += int((moment.diff() < 0).sum() or 0)
-        wrong = typed[REASON].is_not_null()
-        kept.append(
-            typed.filter(~wrong).drop(REASON, COLUMN).with_columns(pl.lit(file).alias(FILE))
-        )
-        bad += [lines, _rejected(file, frame, typed, wrong)]
-    log = _concat(kept).sort(MOMENT, maintain_order=True)
-    log, repeated = _without_duplicates(log, m)
-    refused = pl.concat([*bad, repeated])
+    wanted, now = wanted_columns(files, m), latest_second(m)
+    parts = [read_part(file, wanted, m, now) for file in files]
+    read, disorder = sum(p.read for p in parts), sum(p.out_of_order for p in parts)
+    log, repeated = in_time_order([p.rows for p in parts], m)
+    refused = pl.concat([*(p.bad for p in parts), repeated])
     if strict and refused.height:
         raise DataError(f"{refused.height} bad rows, refused by --strict:\n{describe(refused)}")
     if not log.height:
         raise DataError(f"no usable row in {len(files)} files:\n{describe(refused)}")
     return RawLog(log, refused, read, disorder)
+
+
+def latest_second(m: LogMapping) -> int:
+    """The last second a time stamp may have."""
+    return seconds_of(m.until) + 86_400 if m.until else int(time.time())
+
+
+def wanted_columns(files: Sequence[str], m: LogMapping) -> list[str]:
+    """The columns to read from every file."""
+    return log_columns(m, {c for file in files for c in columns_if_sound(file, m.separator)})
+
+
+def read_part(
+    file: str,
+    wanted: Sequence[str],
+    m: LogMapping,
+    now: int,
+    piece: tuple[int, int] | None = None,
+) -> RawLog:
+    """The usable rows of one file, or of a piece of it (first row, rows), in the log's order, with FILE and ROW."""
+    frame, lines = _load(file, wanted, m.separator, piece)
+    typed = _typed(frame, m, now)
+    disorder = int((typed[MOMENT].drop_nulls().diff() < 0).sum() or 0)
+    wrong = typed[REASON].is_not_null()
+    kept = typed.filter(~wrong).drop(REASON, COLUMN).with_columns(pl.lit(file).alias(FILE))
+    bad = pl.concat([lines, _rejected(file, frame, typed, wrong)])
+    return RawLog(kept, bad, frame.height + lines.height, disorder)
+
+
+def in_time_order(
+    frames: Sequence[pl.DataFrame], m: LogMapping
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows by (time, log order) without repeats, and the repeats. `frames` follow each other in the log."""
+    return _without_duplicates(_concat(list(frames)).sort(MOMENT, maintain_order=True), m)
 
 
 def columns_if_sound(file: str, separator: str) -> list[str]:
@@ -338,7 +375,7 @@ def _without_duplicates(log: pl.DataFrame, m: LogMapping) -> tuple[pl.DataFrame,
         pl.col(ROW).cast(pl.UInt32).alias("row"),
         pl.lit(m.item).alias("column"),
         pl.lit("duplicate").alias("reason"),
-        _records(repeated.drop(FILE, ROW)).alias("record"),
+        _records(repeated.drop(FILE, ROW, PLACE, strict=False)).alias("record"),
     )
     return log.filter(~again).drop(FILE, ROW), bad
 

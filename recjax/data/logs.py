@@ -17,6 +17,7 @@ count and recency of item, user, their pair, user x item ids, scene x item, over
 Vocabularies and the catalogue know the training period only.
 """
 
+from collections.abc import Mapping
 import contextlib
 import functools
 import os
@@ -27,15 +28,18 @@ from typing import Any
 
 from absl import logging
 import numpy as np
+import polars as pl
 
-from recjax.data import negatives, report
-from recjax.data.log_events import Events, Places, impressions
+from recjax.data import report, sharded
+from recjax.data.growth import NEW, Growth
+from recjax.data.log_events import Events, Places, catalogue_of, impressions
 from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
 from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
 from recjax.data.mapping import LogMapping, load_mapping
 from recjax.data.prepared import DataError, Prepared, is_prepared, prepared_path
 from recjax.data.vocabulary import frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
+from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
+from recjax.schema import Schema
 
 NAME, VERSION = "logs", "1.0.0"
 
@@ -49,7 +53,13 @@ def prepare(
     unit: str = "impression",
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
+    shards: int = 0,
+    runner: sharded.Runner | None = None,
+    work: str = "",
     exact_dir: bool = False,
+    head_room: float = 0.0,
+    extends: str = "",
+    reclaim_days: float | None = None,
 ) -> pathlib.Path:
     """Prepares logs and returns the directory; does nothing when the same logs were prepared with the same mapping.
 
@@ -61,10 +71,16 @@ def prepare(
       unit: What the training order permutes, "impression" or "request" (rows of a request stay together).
       block_size: Impressions per record.
       partitions: Of the users.
+      shards: Prepare so many shards of users one after the other (`recjax.data.sharded`), each a partition; 0: the
+        whole log at once. The rows are the same; their numbering, training order and drawn negatives are not.
+      runner: Of the shards' stages; None: this process.
+      work: Folder for the stages' files, which all workers see; "": a temporary one beside `out_dir`.
       exact_dir: `out_dir` itself becomes the prepared directory.
+      head_room, extends, reclaim_days: How vocabularies go on from day to day (`recjax.data.growth`).
 
     Raises:
       DataError: Files, columns or (with `strict`) rows are not as the mapping says.
+      SchemaError: `extends` has no row left for the new values of an id space.
     """
     if not source or not mapping:
         raise DataError(
@@ -72,6 +88,7 @@ def prepare(
             "python -m recjax.data.prepare and give data.dir"
         )
     m, files = load_mapping(mapping), list_files(source)
+    growth = Growth(head_room, extends, reclaim_days)
     tables = [t for t in (m.user_table, m.item_table) if t]
     options = {
         "mapping": m.as_json()
@@ -82,20 +99,36 @@ def prepare(
         "source": fingerprint(files),
         "tables": fingerprint(tables),
         "partitions": partitions,
+        **growth.options(),
     }
+    if shards:
+        if partitions > 1:
+            raise DataError("give shards or partitions: every shard becomes a partition")
+        options["shards"] = shards
     layout = {"block_size": block_size, "unit": unit, "seed": m.seed}
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
     path = pathlib.Path(out_dir) if exact_dir else named
     if _already(path, named.parent.name):
         logging.info("%s is already prepared in %s", source, path)
         return path
+    if shards:
+        with staging(path) as folder:
+            where = work or str(folder / "work")
+            job = sharded.run(
+                where, files, m, shards, runner or sharded.LocalRunner(),
+                unit=unit, block_size=block_size, strict=strict, growth=growth,
+            )  # fmt: skip
+            made = _write_shards(folder, job, options | layout)
+            job.bad().write_parquet(made / "quarantine.parquet")
+            publish(made, path)
+        return path
     log = read_log(files, m, strict)
     if log.bad.height:
         logging.warning("%d bad rows are set aside in quarantine.parquet", log.bad.height)
-    with _staging(path) as folder:
-        made = _write(folder, log, m, options, layout, partitions)
+    with staging(path) as folder:
+        made = write_log(folder, log, m, options, layout, partitions, growth=growth)
         log.bad.write_parquet(made / "quarantine.parquet")
-        _publish(made, path)
+        publish(made, path)
     return path
 
 
@@ -113,7 +146,7 @@ def _already(path: pathlib.Path, wanted: str) -> bool:
 
 
 @contextlib.contextmanager
-def _staging(path: pathlib.Path):
+def staging(path: pathlib.Path):
     """A folder beside `path` that vanishes whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=".preparing-", dir=path.parent)
@@ -123,7 +156,7 @@ def _staging(path: pathlib.Path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(made: pathlib.Path, path: pathlib.Path) -> None:
+def publish(made: pathlib.Path, path: pathlib.Path) -> None:
     """One rename; an empty folder may lie there, and another process may have been first."""
     try:
         os.replace(made, path)
@@ -132,35 +165,89 @@ def _publish(made: pathlib.Path, path: pathlib.Path) -> None:
             raise
 
 
-def _write(folder, log: RawLog, m: LogMapping, options, layout, partitions: int) -> pathlib.Path:
-    """Arrays, report, then the prepared directory inside `folder`."""
+def write_log(
+    folder: pathlib.Path,
+    log: RawLog,
+    m: LogMapping,
+    options: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    partitions: int,
+    *,
+    name: str = NAME,
+    version: str = VERSION,
+    builder: type[BlockBuilder] | None = None,
+    found: Mapping[str, Any] | None = None,
+    described: Mapping[str, pl.DataFrame] | None = None,
+    growth: Growth = NEW,
+) -> pathlib.Path:
+    """Writes a log that is read, with all that its mapping asks for, below `folder`; returns the prepared directory.
+
+    Args:
+      folder: Where to; it should not exist afterwards if this fails (`staging`).
+      log: From `read_log`.
+      m: Its meaning.
+      options: What the content depends on, for `write_prepared`.
+      layout: block_size, unit and seed, for `write_prepared`.
+      partitions: Of the users.
+      name: Of the data set.
+      version: Of the code that read it.
+      builder: Documents the data.
+      found: Goes into the report as it is.
+      described: Texts of an id space's values, kept in its vocabulary.
+      growth: How the vocabularies begin, or go on from earlier ones.
+    """
     e = Events.of(log, m)
-    found: dict[str, Any] = {}
-    places = impressions(e, found)
-    x = encode(e, fields(e), partitions)
+    drawn: dict[str, Any] = {}
+    places = impressions(e, drawn)
+    x = encode(e, fields(e), partitions, growth)
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
-    what = report.make_report(log, e, x, places, found)
+    what = report.make_report(log, e, x, places, drawn) | dict(found or {})
     logging.info("%s", report.report_text(what))
     return write_prepared(
         folder,
-        NAME,
+        name,
         make_schema(e, x),
         {name: [t.columns for t in parts] for name, parts in x.timelines.items()},
         make,
-        vocab=frames(x.vocabularies),
+        vocab=frames(x.vocabularies, described),
         report=what,
         facts={
             "counters": [c for index in x.indexes for c in index.counter.columns],
             "negatives": m.negatives,
+            **growth.facts(x.vocabularies),
+        },
+        options=options,
+        version=version,
+        builder=builder,
+        **layout,
+    )
+
+
+def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Path:
+    """The prepared directory of a finished job, inside `folder`."""
+    text, counters = job.folder.json("made/schema.json")
+    schema = Schema.from_json(text)
+    what = job.report()
+    logging.info("%s", report.report_text(what))
+    return write_blocks(
+        folder,
+        NAME,
+        schema,
+        job.timelines(schema.lists),
+        {split: functools.partial(job.blocks, split) for split in what["splits"]},
+        vocab=sharded.vocabularies(job),
+        report=what,
+        facts={
+            "counters": counters,
+            "negatives": job.mapping.negatives,
+            **job.growth.facts(job.whole(0).vocabularies),
         },
         options=options,
         version=VERSION,
-        **layout,
     )
 
 
 def _columns_of(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray]:
     if not e.mapping.sampled:
         return columns(e, x, at, None)
-    catalogue = negatives.Catalogue.of(e.item[e.trained & e.positive], e.mapping.negatives)
-    return columns(e, x, at, catalogue.log_q(at.item))
+    return columns(e, x, at, catalogue_of(e).log_q(at.item))

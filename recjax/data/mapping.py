@@ -26,9 +26,10 @@ from recjax.data.prepared import DataError
 from recjax.schema import TRANSFORMS
 
 NEGATIVES = ("impressions", "popular", "uniform")
-GROUPS = ("request", "user")
+GROUPS = ("request", "user", "page", "session")
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}  # microseconds in one; ns are divided
 SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+SESSION = "session"  # list and group key of the running session
 POSITIVE = "positive"  # the label of a log that holds positives only
 
 
@@ -47,8 +48,11 @@ class LogMapping:
         row is a positive.
       action: Column of what happened (view, cart, buy).
       request: Column of the page, basket or request id; "": rows of one user and time.
+      page: Column of a page that holds several requests (a user scrolls on); a group key, nothing else.
+      session_gap: A pause longer than this, as "30m", ends a user's session. Gives the group key "session" and the list
+        "session": those events of the first history list that lie in the session the request is part of.
       scene: Column of where it was shown.
-      group: What the grouped metrics group by, "request" or "user".
+      group: What the grouped metrics group by: "request", "user", "page" or "session".
       user_columns, item_columns, context_columns: Features, from the log or from a side table; ids unless named in
         `dense` or `vectors`.
       dense: Number columns and their transform, "identity" or "log1p" (not below zero); a list means "identity".
@@ -60,6 +64,8 @@ class LogMapping:
         else popular.
       negatives_per_positive: How many are drawn.
       history: list -> values of `action` it holds; empty: one list "history" of all events.
+      movelines: list -> values of `action` it holds, () for every row: events with the scene they happened in, for
+        models that follow a user from scene to scene (role "moveline"). Rows with label 0 belong to them too.
       counters: Whether causal counters are made.
       split: {"validation": ..., "test": ...}: the dates they begin at, or their fractions of the requests.
       gap: Time left out of a split before the next one begins, as "1d" or "12h"; its events stay in histories.
@@ -78,6 +84,8 @@ class LogMapping:
     labels: Any = ()
     action: str = ""
     request: str = ""
+    page: str = ""
+    session_gap: str = ""
     scene: str = ""
     group: str = "request"
     user_columns: tuple[str, ...] = ()
@@ -90,6 +98,7 @@ class LogMapping:
     negatives: str = ""
     negatives_per_positive: int = 4
     history: Any = ()
+    movelines: Any = ()
     counters: bool = True
     split: Any = dataclasses.field(default_factory=lambda: {"validation": 0.1, "test": 0.1})
     gap: str = ""
@@ -105,11 +114,12 @@ class LogMapping:
             settle("labels", _strings("labels", self.labels))
         if not isinstance(self.dense, Mapping):
             settle("dense", dict.fromkeys(_strings("dense", self.dense), "identity"))
-        for name in ("labels", "history"):
+        for name in ("labels", "history", "movelines"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 settle(name, {k: _strings(f"{name}[{k!r}]", v) for k, v in value.items()})
         settle("history", dict(self.history))
+        settle("movelines", dict(self.movelines))
         impressions = self.labels and not isinstance(self.labels, Mapping)
         settle("negatives", self.negatives or ("impressions" if impressions else "popular"))
         self._check()
@@ -135,11 +145,29 @@ class LogMapping:
                 )
         if (isinstance(self.labels, Mapping) or self.history) and not self.action:
             raise DataError("mapping: labels or history name action values; set action to a column")
+        self._check_lists()
         if self.negatives == "impressions" and not self.labels:
             raise DataError("mapping: negatives='impressions' needs labels; name the label columns")
         if self.sampled and self.negatives_per_positive < 1:
             raise DataError("mapping: negatives_per_positive must be 1 or more")
         self._check_split()
+
+    def _check_lists(self) -> None:
+        for group in ("page", "session"):
+            if self.group == group and not {"page": self.page, "session": self.session_gap}[group]:
+                needs = {"page": "page to a column", "session": "session_gap"}[group]
+                raise DataError(f"mapping: group={group!r} needs it; set {needs}")
+        if self.movelines and not self.scene:
+            raise DataError("mapping: movelines carry the scene; set scene to a column")
+        if any(self.movelines.values()) and not self.action:
+            raise DataError("mapping: movelines name action values; set action to a column, or ()")
+        lists = [*(self.history or ["history"]), *self.movelines]
+        lists += [SESSION] if self.session_gap else []
+        for name in lists:
+            if lists.count(name) > 1:
+                raise DataError(f"mapping: two lists are called {name!r}; rename one")
+        if self.session_gap:
+            span_of(self.session_gap, "session_gap")
 
     def _check_split(self) -> None:
         unknown = sorted(set(self.split) - {"validation", "test"})
@@ -172,7 +200,14 @@ class LogMapping:
     @property
     def key_columns(self) -> tuple[str, ...]:
         """Columns no row may lack."""
-        return tuple(filter(None, (self.user, self.item, self.request)))
+        return tuple(filter(None, (self.user, self.item, self.request, self.page)))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Group keys, that of the grouped metrics first."""
+        there = ["request", "user", *(["page"] if self.page else [])]
+        there += [SESSION] if self.session_gap else []
+        return (self.group, *(g for g in there if g != self.group))
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values: part of the data's identity."""
@@ -215,11 +250,11 @@ def seconds_of(date: str | datetime.date) -> int:
     return int(moment.timestamp())
 
 
-def span_of(gap: str) -> int:
+def span_of(gap: str, name: str = "gap") -> int:
     """Seconds of "1d", "12h", "30m"."""
     parts = re.fullmatch(r"(\d+)([smhdw])", gap)
     if not parts:
-        raise DataError(f"mapping: gap={gap!r}; write it as 1d, 12h or 30m")
+        raise DataError(f"mapping: {name}={gap!r}; write it as 1d, 12h or 30m")
     return int(parts[1]) * SPAN[parts[2]]
 
 

@@ -27,7 +27,11 @@ class Catalogue:
     @classmethod
     def of(cls, item: np.ndarray, kind: str) -> "Catalogue":
         """From the items taken in the training period [P]; kind "popular" or "uniform"."""
-        items, counts = np.unique(item, return_counts=True)
+        return cls.counted(*np.unique(item, return_counts=True), kind)
+
+    @classmethod
+    def counted(cls, items: np.ndarray, counts: np.ndarray, kind: str) -> "Catalogue":
+        """From ascending item codes and how often each was taken."""
         return cls(items, counts.astype(np.float64) if kind == "popular" else np.ones(len(items)))
 
     def log_q(self, item: np.ndarray) -> np.ndarray:
@@ -58,6 +62,8 @@ def draw(
       Which positive each negative belongs to, ascending, and its item; fewer than k * P where a request has taken
       nearly the whole catalogue.
     """
+    if not len(request):
+        return request, item
     _, request = np.unique(request, return_inverse=True)
     items = int(max(catalogue.items.max(initial=0), item.max(initial=0))) + 1
     edges = np.cumsum(catalogue.weights)

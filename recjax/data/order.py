@@ -1,7 +1,7 @@
 """Which impressions make which batch: the requests of a partition, in the order of any epoch.
 
 Epoch 0 is the stored order, so its first n examples are the nested subset of size n; later epochs
-permute the blocks, and the requests within a block, by (seed, epoch).
+permute the blocks, and the requests within a block, by (seed, epoch). Some impressions may be left out (`kept`).
 """
 
 import dataclasses
@@ -18,9 +18,10 @@ class Order:
       partition: Its number.
       blocks: Its blocks [K], in stored order.
       edges: Impressions before each block, and all of them [K + 1].
-      starts: First impression of each request, and the number of impressions [N + 1]; None when
-        every impression is a request.
+      starts: First (kept) impression of each request, and the number of (kept) impressions [N + 1];
+        None when every impression is a request.
       seed: Of the later epochs' permutations; None: all epochs in stored order.
+      kept: Places of the impressions to read, ascending; None: all.
     """
 
     partition: int
@@ -28,11 +29,13 @@ class Order:
     edges: np.ndarray
     starts: np.ndarray | None = None
     seed: int | None = None
+    kept: np.ndarray | None = None
 
     @functools.cached_property
     def units(self) -> np.ndarray:
         """Requests that begin before each block, and all of them [K + 1]."""
-        return self.edges if self.starts is None else np.searchsorted(self.starts, self.edges)
+        edges = self.edges if self.kept is None else np.searchsorted(self.kept, self.edges)
+        return edges if self.starts is None else np.searchsorted(self.starts, edges)
 
     def __len__(self) -> int:
         return int(self.units[-1])
@@ -60,6 +63,11 @@ class Order:
 
     def rows(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Impressions of some requests, and how many each has (None: one)."""
+        rows, counts = self._numbered(requests)
+        return (rows if self.kept is None else self.kept[rows]), counts
+
+    def _numbered(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `rows`, numbered among the kept."""
         if self.starts is None:
             return requests, None
         first = self.starts[requests]

@@ -2,7 +2,8 @@
 
 Logs are CSV, CSV.gz, TSV, JSONL or Parquet. With --suggest, a first commented mapping is written to --mapping from the
 columns found; with --out too, it is used at once. The report is printed before anything trains and kept in DIR/report.json;
-bad rows go to DIR/quarantine.parquet, or stop everything with --strict. docs/your_own_logs.md leads through it.
+bad rows go to DIR/quarantine.parquet, or stop everything with --strict. A log that does not fit into memory is prepared
+in --shards, here or on Apache Beam with --runner (`recjax.data.sharded`). docs/your_own_logs.md leads through it.
 """
 
 import json
@@ -13,7 +14,7 @@ from absl import app, flags, logging
 import polars as pl
 import tensorflow_datasets as tfds
 
-from recjax.data import logs
+from recjax.data import logs, sharded
 from recjax.data.log_files import list_files
 from recjax.data.prepared import DataError
 from recjax.data.report import report_text
@@ -42,10 +43,16 @@ def run(f) -> None:
         raise DataError("give --out=DIR, the directory to prepare into (or --suggest)")
     if not f.out:
         return
-    names = ("mapping", "strict", "unit", "block_size", "partitions")
-    path = logs.prepare(
-        f.out, source=f.logs, exact_dir=True, **{name: f[name].value for name in names}
-    )
+    names = ("mapping", "strict", "unit", "block_size", "partitions", "shards", "work")
+    names += ("head_room", "extends", "reclaim_days")
+    options = {name: f[name].value for name in names}
+    if f.runner:
+        if not f.shards:
+            raise DataError(
+                "--runner maps over shards; give --shards=N, as many as memory asks for"
+            )
+        options["runner"] = sharded.BeamRunner(f.runner, tuple(f.beam_args))
+    path = logs.prepare(f.out, source=f.logs, exact_dir=True, **options)
     print(report_text(json.loads((path / "report.json").read_text())))
     bad = pl.scan_parquet(path / "quarantine.parquet").select(pl.len()).collect().item()
     if bad:
@@ -77,5 +84,12 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("block_size", BLOCK_SIZE, "Impressions per record.")
     flags.DEFINE_integer("partitions", 1, "Of the users.")
+    flags.DEFINE_integer("shards", 0, "Shards of users to prepare one at a time; 0: all at once.")
+    flags.DEFINE_string("runner", "", "Apache Beam runner of the shards; empty: this process.")
+    flags.DEFINE_list("beam_args", [], "Options of the runner, as on Beam's command line.")
+    flags.DEFINE_string("work", "", "Folder of the stages' files that all workers see.")
+    flags.DEFINE_float("head_room", 0.0, "Spare rows for the values of later days, as a share.")
+    flags.DEFINE_string("extends", "", "Prepared directory whose ids go on (recjax.data.growth).")
+    flags.DEFINE_float("reclaim_days", None, "Give ids unseen for so long to new values.")
     flags.mark_flags_as_required(["logs", "mapping"])
     app.run(main)

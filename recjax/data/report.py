@@ -43,8 +43,8 @@ def make_report(
         "events": len(e.item),
         "users": len(e.users),
         "items": len(e.items),
-        "from": _date(e.time.min()),
-        "until": _date(e.time.max()),
+        "from": date(e.time.min()),
+        "until": date(e.time.max()),
         "train_until": int(e.asked[e.trained].max()),
         "quarantined": dict(reasons.iter_rows()),
         "quarantined_where": describe(log.bad).splitlines(),
@@ -70,7 +70,7 @@ def _offset(e: Events) -> int:
     return round(e.mapping.utc_offset * 3600)
 
 
-def _date(seconds: int) -> str:
+def date(seconds: int) -> str:
     return str(np.datetime64(int(seconds), "s"))
 
 
@@ -101,8 +101,8 @@ def _split_report(e: Events, x: Encoded, at: Places, found: Mapping[str, Any]) -
         "users": len(np.unique(e.user[at.row])),
         "items": len(np.unique(at.item)),
         "label_rate": float(np.where(at.positive, label[at.row], 0).mean()),
-        "from": _date(e.asked[at.row].min()),
-        "until": _date(e.asked[at.row].max()),
+        "from": date(e.asked[at.row].min()),
+        "until": date(e.asked[at.row].max()),
         "history_median": float(np.median(length)),
         "history_p90": float(np.quantile(length, 0.9)),
         "history_max": int(length.max()),

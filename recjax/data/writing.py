@@ -13,9 +13,12 @@ from typing import Any
 import zlib
 
 from absl import logging
+from array_record.python import array_record_module
 import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
+import tqdm
 
 from recjax.data.prepared import (
     PARTITION,
@@ -31,6 +34,7 @@ from recjax.schema import Schema
 
 Columns = Mapping[str, np.ndarray]
 BLOCK_SIZE = 4096
+SHARD_BYTES = 1 << 28  # of a file of blocks, about
 
 
 def write_prepared(
@@ -48,6 +52,7 @@ def write_prepared(
     block_size: int = BLOCK_SIZE,
     unit: str = "impression",
     seed: int = 0,
+    builder: "type[BlockBuilder] | None" = None,
 ) -> pathlib.Path:
     """Writes a prepared data set and returns its directory; does nothing when it is already there.
 
@@ -71,6 +76,7 @@ def write_prepared(
       block_size: Impressions per record.
       unit: What the training permutation moves: "impression", or "request" (its rows stay together).
       seed: Of that permutation.
+      builder: A subclass of `BlockBuilder` that documents the data.
 
     Raises:
       DataError: A column is missing, of another length or type, or a history reaches past its timeline.
@@ -79,6 +85,40 @@ def write_prepared(
         raise DataError(f"unit {unit!r} is not known; use 'impression' or 'request'")
     options = dict(_content_options(schema, timelines, splits) if options is None else options)
     options |= {"block_size": block_size, "unit": unit, "seed": seed}
+    make = functools.partial(
+        split_blocks, schema, timelines, block_size=block_size, unit=unit, seed=seed
+    )
+    blocks = {split: functools.partial(make, split, columns) for split, columns in splits.items()}
+    return write_blocks(
+        out_dir,
+        name,
+        schema,
+        timelines,
+        blocks,
+        vocab=vocab,
+        report=report,
+        facts=facts,
+        options=options,
+        version=version,
+        builder=builder,
+    )
+
+
+def write_blocks(
+    out_dir: str | os.PathLike,
+    name: str,
+    schema: Schema,
+    timelines: Mapping[str, Sequence[Columns]],
+    blocks: Mapping[str, Callable[[], Iterator[dict[str, Any]]]],
+    *,
+    vocab: Mapping[str, pl.DataFrame] | None,
+    report: Mapping[str, Any] | None,
+    facts: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    version: str,
+    builder: "type[BlockBuilder] | None" = None,
+) -> pathlib.Path:
+    """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
     path = prepared_path(out_dir, name, options, version)
     if is_prepared(path):
         logging.info("%s is already prepared in %s", name, path)
@@ -87,19 +127,25 @@ def write_prepared(
     identity = {
         "name": name,
         "version": version,
-        "config": options,
+        "config": dict(options),
         "hash": path.parent.name,
         **(facts or {}),
         "blocks": {},  # filled in while they are written
     }
-    make = functools.partial(
-        _split_blocks, schema, timelines, block_size=block_size, unit=unit, seed=seed
-    )
-    blocks = {split: functools.partial(make, split, columns) for split, columns in splits.items()}
     extras = functools.partial(
         _write_extras, schema=schema, timelines=timelines, vocab=vocab or {}, report=report or {}
     )
-    _build(path, name, version, out_dir, schema, identity, blocks, extras)
+    make_builder = functools.partial(
+        builder or BlockBuilder,
+        name,
+        tfds.core.BuilderConfig(name=path.parent.name, version=version),
+        os.fspath(out_dir),
+        schema,
+        identity,
+        blocks,
+        extras,
+    )
+    _build(path, make_builder)
     return path
 
 
@@ -123,8 +169,11 @@ def _content_options(schema: Schema, timelines: Mapping, splits: Mapping) -> dic
 # ------------------------------------------------------------------------------------------ builder
 
 
-class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes blocks; everything else goes into TFDS's incomplete directory, so one rename publishes all."""
+class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes blocks; everything else goes into TFDS's incomplete directory, so one rename publishes all.
+
+    `recjax.data.published` has subclasses that say what data it is.
+    """
 
     VERSION = None  # the config carries it
 
@@ -133,6 +182,10 @@ class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         self._schema, self._identity = schema, identity
         self._splits, self._extras = splits, write_extras
         super().__init__(data_dir=out_dir, config=config)
+
+    def about(self) -> dict[str, str]:
+        """description, citation, homepage, license of the data, as far as they are known."""
+        return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -145,19 +198,40 @@ class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(self._identity),
             disable_shuffling=True,  # the order is ours: it is the single pass
+            **self.about(),
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {split: self._generate_examples(split) for split in self._splits}
+    def _split_generators(self, dl_manager):  # abstract there; `_generate_splits` needs none
+        raise NotImplementedError
 
-    def _generate_examples(self, split):
-        rows, partitions = [], []
-        for i, block in enumerate(self._splits[split]()):
+    _generate_examples = _split_generators
+
+    def _generate_splits(self, dl_manager, download_config):
+        """Streams the blocks to disk.
+
+        TFDS's own writer holds a split in memory to sort it and, past 1 GiB, wants TensorFlow; blocks are in order.
+        """
+        del dl_manager, download_config
+        return [self._write_split(split) for split in self._splits]
+
+    def _write_split(self, split: str) -> tfds.core.SplitInfo:
+        features, template = self.info.features, self._get_filename_template(split)
+        serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+        rows, partitions, files = [], [], _Files(pathlib.Path(self.data_dir) / split)
+        blocks = self._splits[split]()
+        for block in tqdm.tqdm(
+            blocks, split, unit=" blocks", mininterval=1.0, leave=False, disable=None
+        ):
+            files.add(serializer.serialize_example(features.encode_example(block)))
             rows.append(len(block["row"]))
             partitions.append(int(block[PARTITION]))
-            yield i, block
+        if not rows:
+            raise DataError(f"split {split!r} has no impression; correct what chooses its rows")
+        lengths = files.close(template)
         self.info.metadata["blocks"][split] = {"rows": rows, PARTITION: partitions}
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=files.nbytes, filename_template=template
+        )
 
     def _download_and_prepare(self, dl_manager, download_config):
         super()._download_and_prepare(dl_manager, download_config)
@@ -169,9 +243,50 @@ class _BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     _log_download_done = _log_download_bytes
 
 
-def _build(path, name, version, out_dir, schema, identity, blocks, extras) -> None:
-    config = tfds.core.BuilderConfig(name=path.parent.name, version=version)
-    builder = _BlockBuilder(name, config, os.fspath(out_dir), schema, identity, blocks, extras)
+class _Files:
+    """ArrayRecord files of about `SHARD_BYTES`, one after the other.
+
+    Attributes:
+      nbytes: Of all records.
+    """
+
+    def __init__(self, stem: pathlib.Path):
+        self.nbytes = 0
+        self._stem = stem
+        self._writer: Any = None
+        self._files: list[pathlib.Path] = []
+        self._lengths: list[int] = []
+        self._room = 0
+
+    def add(self, record: bytes) -> None:
+        if self._writer is None or self._room <= 0:
+            self._finish()
+            self._files.append(
+                self._stem.with_name(f"{self._stem.name}-{len(self._files)}.writing")
+            )
+            self._lengths.append(0)
+            self._room = SHARD_BYTES
+            path = os.fspath(self._files[-1])
+            self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        self._writer.write(record)
+        self._lengths[-1] += 1
+        self._room -= len(record)
+        self.nbytes += len(record)
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def close(self, template) -> list[int]:
+        """Names the files, now that their number is known; returns their numbers of records."""
+        self._finish()
+        for i, file in enumerate(self._files):
+            file.rename(template.sharded_filepath(shard_index=i, num_shards=len(self._files)))
+        return self._lengths
+
+
+def _build(path: pathlib.Path, make_builder: Callable[[], BlockBuilder]) -> None:
+    builder = make_builder()
     with tempfile.TemporaryDirectory() as unused_downloads:
         try:
             builder.download_and_prepare(
@@ -182,7 +297,7 @@ def _build(path, name, version, out_dir, schema, identity, blocks, extras) -> No
         except OSError:
             if not is_prepared(path):  # another process published the same data first
                 raise
-    logging.info("Prepared %s in %s", name, path)
+    logging.info("Prepared %s in %s", builder.name, path)
 
 
 def _write_extras(folder: pathlib.Path, *, schema: Schema, timelines, vocab, report) -> None:
@@ -303,10 +418,10 @@ def _check_range(what: str, x: np.ndarray, stop: int) -> None:
 # ------------------------------------------------------------------------------------------- blocks
 
 
-def _split_blocks(
+def split_blocks(
     schema, timelines, split, columns, *, block_size, unit, seed
 ) -> Iterator[dict[str, Any]]:
-    """The records of one split, in order."""
+    """The records of one split, in order: checked columns, permuted if it is a training split."""
     columns = _checked(schema, split, columns() if callable(columns) else columns, timelines)
     dtypes = column_dtypes(schema)
     row = 0

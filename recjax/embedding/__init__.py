@@ -9,7 +9,7 @@
 This package is the only place that knows how a table is laid out or placed. Row PAD is zero and stays zero.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from recjax.schema import PAD, Schema, SchemaError, Table
 
 __all__ = [
     "CapacityError", "Merged", "Plan", "RULES", "Skew", "Tables", "apply", "check", "exchange_ids", "gather", "init",
-    "measure", "merge", "num_parameters", "plan", "update",
+    "measure", "merge", "num_parameters", "plan", "reset", "update",
 ]  # fmt: skip
 
 Tables = dict[str, dict[str, jax.Array]]
@@ -193,6 +193,40 @@ def _step(
         value,
         {"rows": after, **state},
     )
+
+
+def reset(
+    tables: Sequence[Table],
+    values: Tables,
+    fresh: Tables,
+    ids: Mapping[str, np.ndarray],
+    plan: Plan | None = None,
+) -> Tables:
+    """`values` with the rows of some ids, and their optimizer state, as in `fresh`: as `init` made them.
+
+    Args:
+      tables: Declarations.
+      values, fresh: Alike; on the mesh, if there is a plan.
+      ids: id space -> int32 [n].
+      plan: As for `init`.
+    """
+
+    def one(x: jax.Array, new: jax.Array, gone: jax.Array) -> jax.Array:
+        rows = lambda a: a.reshape(gone.size, -1)  # noqa: E731
+        return jnp.where(gone[:, None], rows(new), rows(x)).reshape(x.shape)
+
+    def body(values: Tables, fresh: Tables, gone: dict) -> Tables:
+        out = {
+            p: jax.tree.map(lambda x, f, p=p: one(x, f, gone[p]), values[p], fresh[p]) for p in gone
+        }
+        return jax.lax.with_sharding_constraint(out, plan.shardings(out)) if plan else out
+
+    gone = {}
+    for t in tables:
+        if len(ids.get(t.id_space, ())):
+            gone[t.path] = np.zeros(values[t.path]["rows"].size // t.dim, bool)  # packed or not
+            gone[t.path][ids[t.id_space]] = True
+    return values | (jax.jit(body)(values, fresh, gone) if gone else {})
 
 
 def num_parameters(values: Tables) -> int:

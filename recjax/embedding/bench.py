@@ -21,9 +21,8 @@ import optax
 
 from recjax import embedding
 from recjax.data.batches import unique_ids
-from recjax.data.vocabulary import spread
 from recjax.embedding import huge_pages
-from recjax.schema import IdSpace, Schema, Table
+from recjax.schema import IdSpace, Schema, Table, spread
 
 SETTINGS = {"lists": (2048, 50, 32), "wide": (4096, 26, 16)}  # requests, ids each, D
 EXPONENT = 1.1

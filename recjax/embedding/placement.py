@@ -35,7 +35,7 @@ LAYOUTS = (
 INT32 = np.iinfo(np.int32).max
 MARGIN = 1 << 24  # of 32-bit numbers, for the fillers that follow a table's last id
 SMALL = 20_480  # rows up to which a table is replicated
-MAX_OVERFLOW = 1e-4, 1e-9  # chance per step that a bucket overflows, in one process and in several
+MAX_OVERFLOW = 1e-4  # chance per step that a bucket overflows
 NEXT = 1.5  # the next bucket of a step whose ids do not fit
 
 
@@ -81,11 +81,12 @@ def measure(batches: Iterable[dict], schema: Schema, owners: int) -> dict[str, S
     out = {}
     batches = [b for b in batches if "ids" in b]
     for space in schema.id_spaces if batches else ():
-        ids = np.concatenate([np.asarray(b["ids"][space.name]) for b in batches])  # [k * S, U]
-        counts = np.stack([np.diff(s) for s in _starts(ids, space.rows, owners)])  # [k * S, n]
+        ids = [np.asarray(b["ids"][space.name]) for b in batches]  # each [S, U], U by its level
+        counts = np.concatenate([np.diff(_starts(x, space.rows, owners)) for x in ids])  # [k S, n]
         deviation = max(counts.std(0).max(), math.sqrt(counts.mean() * (1 - 1 / owners)))
-        found = [ids.shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
-        out[space.name] = Skew(ids.shape[1], *_worst(found)[1:])
+        found = [ids[0].shape[1], counts.sum(1).mean(), counts.mean(0).max(), deviation]
+        slots, *rest = _worst(found)
+        out[space.name] = Skew(int(slots), *rest)
     return out
 
 
@@ -101,6 +102,10 @@ def _starts(ids: np.ndarray, rows: int, owners: int) -> np.ndarray:
     """Ascending unique ids [S, U] -> where each owner's bucket starts, [S, n + 1]."""
     edges = np.arange(owners + 1, dtype=np.int64) * -(-rows // owners)
     return np.stack([np.searchsorted(s, edges) for s in ids])
+
+
+def _fullest(starts: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {s: int(np.diff(x).max()) for s, x in starts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +180,21 @@ class Plan:
         return jax.device_put(values, self.shardings(values))
 
     def capacities(self, space: str, slots: int) -> list[int]:
-        """Bucket sizes to try, smallest first. Processes cannot agree on one per batch, so several share one size."""
-        alone = jax.process_count() == 1
+        """Bucket sizes to try, smallest first."""
         skew = self.skew.get(space) or Skew.uniform(slots, self.devices)
-        first = skew.capacity(slots, self.devices, MAX_OVERFLOW[not alone])
-        return [first, min(math.ceil(first * NEXT), slots)] if alone else [first]
+        first = skew.capacity(slots, self.devices, MAX_OVERFLOW)
+        return [first, min(math.ceil(first * NEXT), slots)]
+
+    def need(self, batch: dict) -> dict[str, int]:
+        """The fullest bucket of this process's share of a batch, by id space: what `route` takes a capacity for.
+
+        Of several processes each has its own; they agree on the largest and give it to `route` as batch["need"].
+        """
+        spaces = self.spaces("all_to_all") if "ids" in batch else []
+        return _fullest({s: self._starts(batch, s) for s in spaces})
+
+    def _starts(self, batch: dict, space: str) -> np.ndarray:
+        return _starts(batch["ids"][space], self.rows[space], self.devices)
 
     def route(self, batch: dict) -> dict:
         """The host batch with what each shard asks of each owner, by id space.
@@ -197,23 +212,27 @@ class Plan:
         spaces = self.spaces("all_to_all")
         if not spaces or "ids" not in batch:
             return batch
-        starts = {s: _starts(batch["ids"][s], self.rows[s], self.devices) for s in spaces}
-        send = {s: self._buckets(s, np.asarray(batch["ids"][s]), starts[s]) for s in spaces}
+        starts = {s: self._starts(batch, s) for s in spaces}
+        need = batch.get("need") or _fullest(starts)
+        send = {
+            s: self._buckets(s, np.asarray(batch["ids"][s]), starts[s], need[s]) for s in spaces
+        }
         starts = {s: x.astype(np.int32) for s, x in starts.items()}
         ids = {
             s: x if x.dtype == np.int32 else np.minimum(x, INT32).astype(np.int32)
             for s, x in batch["ids"].items()
         }
+        batch = {k: v for k, v in batch.items() if k != "need"}
         return {**batch, "ids": ids, "send": send, "starts": starts}
 
-    def _buckets(self, space: str, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    def _buckets(self, space: str, ids: np.ndarray, starts: np.ndarray, need: int) -> np.ndarray:
         n, block = self.devices, self.block(space)
         counts = np.diff(starts)
         sizes = self.capacities(space, ids.shape[1])
-        fits = [c for c in sizes if c >= counts.max()]
+        fits = [c for c in sizes if c >= need]
         if not fits:
             raise CapacityError(
-                f"id space {space!r}: one device asks {counts.max()} rows of one owner and the largest bucket holds "
+                f"id space {space!r}: one device asks {need} rows of one owner and the largest bucket holds "
                 f"{sizes[-1]}; spread the ids over rows (recjax.data.vocabulary.spread), or look these tables up with "
                 "--config.embedding.placement=(('.*', 'row:all_gather'),)"
             )

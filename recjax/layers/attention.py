@@ -4,6 +4,7 @@ Logits, biases and softmax are float32 whatever the compute type.
 """
 
 import math
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -13,6 +14,30 @@ import numpy as np
 BUCKET_WIDTH = 0.301  # of ln(seconds), as in HSTU's and SUAN's released code
 # Bucket of the largest int32 gap, plus one: no other bucket can be reached from int32 seconds.
 REACHABLE_BUCKETS = int(math.log(2**31) / BUCKET_WIDTH) + 1
+
+
+class Pairs(NamedTuple):
+    """Which (query, key) pairs attend, and their bias.
+
+    Attributes:
+      mask: bool [B, 1, n, s].
+      bias: float32 [B, heads or 1, n, s], or None.
+    """
+
+    mask: jax.Array
+    bias: jax.Array | None
+
+
+class Layout(NamedTuple):
+    """Static key positions of each query, laid out for one attention kernel.
+
+    Attributes:
+      keys: int [n, s], or None for "all n, in order".
+      allowed: bool [n, s].
+    """
+
+    keys: np.ndarray | None
+    allowed: np.ndarray
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -48,6 +48,34 @@ def candidate_as_event(schema: Schema, inputs: Inputs, events: str) -> jax.Array
     return jnp.concatenate([zero if p is None else p for p in parts], axis=-1)
 
 
+def shared_fields(schema: Schema, events: str) -> tuple[tuple[Feature, Feature], ...]:
+    """(history field, candidate field) of the same id space, for the fields that both have."""
+    own = schema.select("history", kind="id", list=events)
+    both = zip(own, matched_fields(schema, events), strict=True)
+    return tuple((h, c) for h, c in both if c is not None)
+
+
+def event_and_candidate(schema: Schema, inputs: Inputs, events: str) -> tuple[jax.Array, jax.Array]:
+    """Events [B, L, n * d] and candidates [B, C, n * d] in the n fields that both have."""
+    pairs = shared_fields(schema, events)
+    past = jnp.concatenate([inputs.emb[h.name] for h, _ in pairs], axis=-1)
+    return past, jnp.concatenate([inputs.emb[c.name] for _, c in pairs], axis=-1)
+
+
+def check_shared_fields(model: str, schema: Schema, events: str) -> None:
+    """Raises SchemaError unless events and candidates have a field in common."""
+    if not shared_fields(schema, events):
+        raise SchemaError(
+            f"{model} needs a candidate field in an id space of the history list {events!r}; "
+            "there is none"
+        )
+
+
+def beside_event(schema: Schema, events: str) -> Schema:
+    """The schema without the candidate fields that `event_and_candidate` gives: what else there is."""
+    return schema.without(c.name for _, c in shared_fields(schema, events))
+
+
 def per_candidate(x: jax.Array, candidates: int) -> jax.Array:
     """[B, D] -> [B, C, D] (a broadcast)."""
     return jnp.broadcast_to(x[:, None], (x.shape[0], candidates, x.shape[1]))

@@ -114,12 +114,14 @@ class MLP(nn.Module):
       norm: One of `NORMS`.
       activation: One of `ACTIVATIONS`.
       dropout: Rate after each activation.
+      kernel_init: Of the layers.
     """
 
     widths: tuple[int, ...]
     norm: str = "none"
     activation: str = "relu"
     dropout: float = 0.0
+    kernel_init: Callable = nn.initializers.he_normal()
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -128,8 +130,7 @@ class MLP(nn.Module):
         """x [..., D] -> [..., widths[-1]]; batch statistics count rows where `valid`, bool [...]."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i, width in enumerate(self.widths):
-            init = nn.initializers.he_normal()
-            x = nn.Dense(width, kernel_init=init, name=f"dense_{i}", **types)(x)
+            x = nn.Dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(x)
             if self.norm == "batch":
                 x = MaskedBatchNorm(name=f"norm_{i}", **types)(x, train=train, valid=valid)
             elif self.norm != "none":

@@ -29,6 +29,16 @@ class ActivationUnit(nn.Module):
         self, query: jax.Array, events: jax.Array, mask: jax.Array, *, train: bool
     ) -> jax.Array:
         """query [B, C, D], events [B, L, D], mask [B, L] -> [B, C, D]; zeros without events."""
+        scores = self.scores(query, events, mask, train=train)
+        seen = mask[:, None]
+        weights = masked_softmax(scores, seen) if self.softmax else jnp.where(seen, scores, 0.0)
+        return jnp.einsum("bcl,bld->bcd", weights.astype(events.dtype), events)
+
+    @nn.compact
+    def scores(
+        self, query: jax.Array, events: jax.Array, mask: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """The unit's output for each pair, float32 [B, C, L], not masked."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         q, e = query[:, :, None], events[:, None]
         shape = jnp.broadcast_shapes(q.shape, e.shape)  # [B, C, L, D]
@@ -36,6 +46,4 @@ class ActivationUnit(nn.Module):
         x = jnp.concatenate([e, q, e - q, e * q], axis=-1)
         seen = jnp.broadcast_to(mask[:, None], shape[:-1])
         x = MLP(self.widths, activation=self.activation, **types)(x, train=train, valid=seen)
-        scores = nn.Dense(1, name="score", **types)(x)[..., 0].astype(jnp.float32)
-        weights = masked_softmax(scores, seen) if self.softmax else jnp.where(seen, scores, 0.0)
-        return jnp.einsum("bcl,bld->bcd", weights.astype(events.dtype), events)
+        return nn.Dense(1, name="score", **types)(x)[..., 0].astype(jnp.float32)

@@ -10,7 +10,8 @@ a is the activation unit (an MLP on event, candidate, their difference and produ
 an outer product, the authors' code difference and product). Deviations: a candidate field that no
 event has is absent from v_c, an event field that no candidate has meets zeros; mini-batch aware
 regularisation is the tables' `l2` (on touched rows); the sum over history sizes is left out. All
-candidates of a request are scored beside each other.
+candidates of a request are scored beside each other. `exports["correlation"]` is exp(a_j) ||e_j||, what TIN's authors
+compare (see recjax.correlation), with a the activation unit's output in place of their dot product.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,8 +26,8 @@ from recjax.inputs import Inputs
 from recjax.layers import fields
 from recjax.layers.mlp import ACTIVATIONS, MLP, NORMS, Logits
 from recjax.layers.target_attention import ActivationUnit
-from recjax.schema import Schema, SchemaError
-from recjax.system import System, pointwise
+from recjax.schema import Schema
+from recjax.system import System, pointwise, with_correlation
 
 
 class DIN(nn.Module):
@@ -62,11 +63,8 @@ class DIN(nn.Module):
     def __call__(self, inputs: Inputs, *, train: bool = False) -> dict[str, jax.Array]:
         """Logits {output: float32 [B, C]}."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        own = self.schema.select("history", kind="id", list=self.history)
-        events = jnp.concatenate([inputs.emb[f.name] for f in own], axis=-1)  # [B, L, D]
-        query = fields.candidate_as_event(self.schema, inputs, self.history)  # [B, C, D]
-        unit = ActivationUnit(self.attention, self.attention_activation, self.softmax, **types)
-        interest = unit(query, events, inputs.mask[self.history], train=train)
+        unit, query, events, mask = self._attention(inputs)
+        interest = unit(query, events, mask, train=train)
         roles = ("candidate", "context", "profile")
         other = fields.OtherFeatures(self.schema, self.dense_norm, roles, **types)(
             inputs, train=train
@@ -76,6 +74,24 @@ class DIN(nn.Module):
         mlp = MLP(self.head, self.head_norm, self.head_activation, self.dropout, **types)
         x = mlp(x, train=train, valid=valid)
         return Logits(self.outputs, **types)(x, train=train, valid=valid)
+
+    def _attention(self, inputs: Inputs):
+        """The activation unit, candidates [B, C, D], events [B, L, D] and their mask."""
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        own = self.schema.select("history", kind="id", list=self.history)
+        events = jnp.concatenate([inputs.emb[f.name] for f in own], axis=-1)
+        query = fields.candidate_as_event(self.schema, inputs, self.history)
+        widths, activation = self.attention, self.attention_activation
+        unit = ActivationUnit(widths, activation, self.softmax, name="ActivationUnit_0", **types)
+        return unit, query, events, inputs.mask[self.history]
+
+    @nn.compact
+    def correlation(self, inputs: Inputs) -> jax.Array:
+        """exp(a) ||e|| of each behaviour and candidate, float32 [B, C, L]; 0 where masked."""
+        unit, query, events, mask = self._attention(inputs)
+        z = unit.scores(query, events, mask, train=False)
+        cor = jnp.exp(z) * jnp.linalg.norm(events.astype(jnp.float32), axis=-1)[:, None]
+        return jnp.where(mask[:, None], cor, 0.0)
 
 
 INTERNAL = ("schema", "outputs", "dtype", "param_dtype")
@@ -110,24 +126,15 @@ def build(
     options["history"] = fields.history_list(schema, options.get("history", ""))
     module = DIN(schema=schema, outputs=tuple(heads), **dtypes, **options)
     check(module)
-    return pointwise(
-        schema,
-        module,
-        tables,
-        heads=heads,
-        compute_dtype=module.dtype,
-        owner=table.get("owner", ""),
-    )
+    owner = tables[0].owner
+    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
+    return with_correlation(system, module, owner)
 
 
 def check(module: DIN) -> None:
-    """Raises ValueError or SchemaError on options that contradict each other or the schema."""
+    """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
     models.check_choice("din", "head_norm", module.head_norm, NORMS)
     models.check_choice("din", "dense_norm", module.dense_norm, ("batchnorm", "identity"))
     for option in ("head_activation", "attention_activation"):
         models.check_choice("din", option, getattr(module, option), ACTIVATIONS)
-    if not any(fields.matched_fields(module.schema, module.history)):
-        raise SchemaError(
-            f"din needs a candidate field in an id space of the history list {module.history!r}; "
-            "there is none"
-        )
+    fields.check_shared_fields("din", module.schema, module.history)

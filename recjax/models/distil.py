@@ -30,6 +30,57 @@ from recjax.schema import Schema, SchemaError, Table
 from recjax.system import Export, Objective, System, bce, mean, weights_of
 
 SIDES = ("teacher", "student")
+SCHEDULES = ("constant", "decay", "warmup")
+PROGRESS = "distil"  # in the state: examples seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Softening:
+    """How much the soft term counts, and when.
+
+    Attributes:
+      temperature: t, the larger the softer.
+      weight: Of the term, on top of t^2 ("lambda0").
+      schedule: "constant", "decay" (linearly to 0) or "warmup" (linearly from 0).
+      examples: Over so many training examples.
+    """
+
+    temperature: float
+    weight: float
+    schedule: str = "constant"
+    examples: int = 0
+
+    def __post_init__(self):
+        if self.temperature <= 0 or self.weight < 0:
+            raise ValueError(
+                "distil wants temperature > 0 and weight >= 0, "
+                f"got {self.temperature} and {self.weight}"
+            )
+        models.check_choice("distil", "schedule", self.schedule, SCHEDULES)
+        if self.schedule != "constant" and self.examples < 1:
+            raise ValueError(f"distil: schedule={self.schedule!r} needs schedule_examples > 0")
+
+    def progress(self) -> dict[str, jax.Array]:
+        """What the state must hold: the examples seen, if the schedule asks."""
+        return {} if self.schedule == "constant" else {PROGRESS: jnp.zeros((), jnp.float32)}
+
+    def split(self, state: Mapping[str, Any]) -> tuple[dict, dict]:
+        """(progress, the rest) of a state."""
+        return {k: state[k] for k in self.progress()}, {
+            k: v for k, v in state.items() if k not in self.progress()
+        }
+
+    def advance(self, progress: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+        seen = batch["valid"].sum(dtype=jnp.float32)
+        return {k: jnp.minimum(x + seen, self.examples) for k, x in progress.items()}
+
+    def factor(self, progress: Mapping[str, jax.Array]) -> jax.Array | float:
+        """weight t^2, scheduled."""
+        whole = self.weight * self.temperature**2
+        if self.schedule == "constant":
+            return whole
+        done = progress[PROGRESS] / self.examples
+        return whole * (done if self.schedule == "warmup" else 1 - done)
 
 
 def build(
@@ -39,6 +90,8 @@ def build(
     student: Mapping[str, Any],
     temperature: float = 2.0,
     weight: float = 1.0,
+    schedule: str = "constant",
+    schedule_examples: int = 0,
     share_embeddings: bool = False,
     student_history: int | None = None,
     table: Mapping[str, Any] = {},
@@ -50,8 +103,8 @@ def build(
       schema: Of the batches both eat.
       teacher: Model config, `name` and options.
       student: The same; may be the teacher's.
-      temperature: t, the larger the softer.
-      weight: Of the third term, on top of t^2 ("lambda0"); 0 trains two models side by side.
+      temperature, weight, schedule, schedule_examples: See `Softening`; weight 0 trains two models
+        side by side.
       share_embeddings: One set of tables, the student's.
       student_history: The student sees only the last so many events; None: as many as the teacher.
       table: Default for both sides' `table`.
@@ -61,17 +114,14 @@ def build(
       A system with outputs "logits" (the student's; further labels by name) and "teacher"
       ("teacher/<label>").
     """
-    if temperature <= 0 or weight < 0:
-        raise ValueError(
-            f"distil wants temperature > 0 and weight >= 0, got {temperature} and {weight}"
-        )
+    soften = Softening(temperature, weight, schedule, schedule_examples)
     owners = {"teacher": "student" if share_embeddings else "teacher", "student": "student"}
     systems = {
         side: _side(schema, side, config, owners[side], table, compute_dtype)
         for side, config in (("teacher", teacher), ("student", student))
     }
     systems["student"] = last_events_only(systems["student"], student_history)
-    return Pair(systems["teacher"], systems["student"], temperature, weight).system()
+    return Pair(systems["teacher"], systems["student"], soften).system()
 
 
 def student_only(
@@ -110,8 +160,7 @@ class Pair:
 
     teacher: System
     student: System
-    temperature: float
-    weight: float
+    soften: Softening
 
     @property
     def sides(self) -> dict[str, System]:
@@ -133,11 +182,13 @@ class Pair:
     def init(self, rng, rows, batch):
         keys = dict(zip(SIDES, jax.random.split(rng), strict=True))
         both = {side: s.init(keys[side], rows, batch) for side, s in self.sides.items()}
-        return {k: d for k, (d, _) in both.items()}, {k: s for k, (_, s) in both.items()}
+        state = {k: s for k, (_, s) in both.items()} | self.soften.progress()
+        return {k: d for k, (d, _) in both.items()}, state
 
     def loss(self, dense, rows, state, frozen, batch, rng):
         keys = dict(zip(SIDES, jax.random.split(rng), strict=True))
-        outs, changed, total, sums = {}, {}, 0.0, {}
+        progress, _ = self.soften.split(state)
+        outs, changed, total, sums = {}, self.soften.advance(progress, batch), 0.0, {}
         for side, s in self.sides.items():
             args = dense[side], rows, state[side], _of(frozen, side), batch, keys[side]
             outs[side], changed[side] = s.forward(*args)
@@ -150,14 +201,15 @@ class Pair:
                 term = self.soft(
                     outs["student"][o.output], outs["teacher"][o.output], weights_of(batch)
                 )
-                total = total + self.weight * self.temperature**2 * mean(*term)
+                total = total + self.soften.factor(progress) * mean(*term)
                 sums["/".join(filter(None, ("loss/distil", o.name)))] = term
         return total, (changed, sums)
 
     def soft(self, z_s, z_t, weights):
         """Cross-entropy of the student with the softened teacher: sum, and sum of weights."""
-        target = jax.lax.stop_gradient(jax.nn.sigmoid(z_t.astype(jnp.float32) / self.temperature))
-        return bce(z_s / self.temperature, target, weights)
+        t = self.soften.temperature
+        target = jax.lax.stop_gradient(jax.nn.sigmoid(z_t.astype(jnp.float32) / t))
+        return bce(z_s / t, target, weights)
 
     def outputs(self, dense, rows, state, frozen, batch):
         outs = {

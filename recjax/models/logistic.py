@@ -42,21 +42,20 @@ class Logistic(nn.Module):
         numbers = OtherFeatures(self.schema, self.dense_norm, ids=(), dtype=self.dtype)(
             inputs, train=train
         )
-        ids = self._id_weights(inputs)
-        x = ids if numbers is None else jnp.concatenate([numbers, ids], axis=-1)
+        parts = [("ids", 1.0, self._id_weights(inputs)), ("numbers", 0.0, numbers)]
+        parts = [(name, start, x) for name, start, x in parts if x is not None]
         init = nn.initializers.constant
         out = {}
         for name in self.outputs:
-            factors = self.param(f"{name}_ids", init(1.0), (ids.shape[-1],))
-            slopes = self.param(f"{name}_numbers", init(0.0), (x.shape[-1] - ids.shape[-1],))
-            bias = self.param(f"{name}_bias", init(0.0), ())
-            out[name] = (x @ jnp.concatenate([slopes, factors]).astype(x.dtype)).astype(
-                jnp.float32
-            ) + bias
+            logit = self.param(f"{name}_bias", init(0.0), ())
+            for part, start, x in parts:
+                slopes = self.param(f"{name}_{part}", init(start), (x.shape[-1],))
+                logit = logit + (x @ slopes.astype(x.dtype)).astype(jnp.float32)
+            out[name] = logit
         return out
 
-    def _id_weights(self, inputs: Inputs) -> jax.Array:
-        """One number per id field, [B, C, fields]; a history's is the mean over its events."""
+    def _id_weights(self, inputs: Inputs) -> jax.Array | None:
+        """One number per id field, [B, C, fields], None without any; a history's is the mean over its events."""
         parts = []
         for f in self.schema.select("profile", "context", "candidate", "history", kind="id"):
             w = inputs.emb[f.name][..., 0]
@@ -66,7 +65,7 @@ class Logistic(nn.Module):
             if w.ndim == 1:
                 w = jnp.broadcast_to(w[:, None], (w.shape[0], inputs.candidates))
             parts.append(w)
-        return jnp.stack(parts, axis=-1)
+        return jnp.stack(parts, axis=-1) if parts else None
 
 
 def build(

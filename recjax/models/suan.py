@@ -46,7 +46,15 @@ import numpy as np
 from recjax import models
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
-from recjax.layers.attention import PairBias, attend, masked_softmax, merge_heads, split_heads
+from recjax.layers.attention import (
+    Layout,
+    PairBias,
+    Pairs,
+    attend,
+    masked_softmax,
+    merge_heads,
+    split_heads,
+)
 from recjax.layers.mlp import MLP, Logits, ReluFFN, SwiGLU
 from recjax.layers.norm import make_norm
 from recjax.schema import Schema, SchemaError
@@ -61,30 +69,6 @@ CHOICES = {
     "target": ("projected", "zero_fill"),
     "dense_norm": ("batchnorm", "identity"),
 }
-
-
-class Pairs(NamedTuple):
-    """Which (query, key) pairs attend, and their bias.
-
-    Attributes:
-      mask: bool [B, 1, n, s].
-      bias: float32 [B, heads or 1, n, s], or None.
-    """
-
-    mask: jax.Array
-    bias: jax.Array | None
-
-
-class Layout(NamedTuple):
-    """Static key positions of each query, laid out for one attention kernel.
-
-    Attributes:
-      keys: int [n, s], or None for "all n, in order".
-      allowed: bool [n, s].
-    """
-
-    keys: np.ndarray | None
-    allowed: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -702,7 +686,10 @@ def cache_exports(module: SUAN, owner: str) -> dict[str, Export]:
             {"params": dense, **state}, batch["cache"], inputs, method=SUAN.score_candidates
         )
 
-    return {"prefix": Export(prefix, "event"), "candidates": Export(candidates, "candidate")}
+    return {
+        "prefix": Export(prefix, "event"),
+        "candidates": Export(candidates, "candidate", {"cache": "prefix"}),
+    }
 
 
 def block_parameters(width: int, dim: int) -> int:

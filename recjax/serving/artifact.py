@@ -7,6 +7,7 @@
     tables/<path>.npz           rows, quantised row by row (see quantize.py)
     vocab/<id space>.parquet    value, id
     derived.npz                 whatever was computed from the quantised rows (codes, item vectors); optional
+    snapshot/                   counters and histories as of a time (see counters.py, events.py); optional
     check.npz                   made-up inputs and what the model answered: `Scorer.verify` compares
 
 The directory appears by one rename and its bytes depend on the numbers and the config only, not on the mesh. It is
@@ -31,9 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from recjax.data.event_log import EventLog
 from recjax.embedding import packing
 from recjax.schema import NUM_RESERVED, Schema
-from recjax.serving import files, program, quantize
+from recjax.serving import files, program, quantize, snapshot
+from recjax.serving.counters import Counters
+from recjax.serving.events import Past
 from recjax.serving.files import ArtifactError
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ class Artifact:
       tables: Table path -> its quantised rows.
       functions: Name -> `jax.export.Exported`; call it with (parameters, rows, inputs).
       derived: Name -> array.
+      counters: Causal counters as of the snapshot's time; None without a snapshot.
+      past: List -> histories as of then.
     """
 
     path: pathlib.Path
@@ -69,6 +75,8 @@ class Artifact:
     tables: dict[str, quantize.Rows]
     functions: dict[str, Any]
     derived: dict[str, np.ndarray]
+    counters: Counters | None = None
+    past: dict[str, Past] = dataclasses.field(default_factory=dict)
 
     @property
     def stamp(self) -> str:
@@ -111,6 +119,8 @@ def export_artifact(
     platforms: Sequence[str] = PLATFORMS,
     functions: Sequence[str] | None = None,
     derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+    log: EventLog | None = None,
+    until: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes an artifact; returns its manifest.
@@ -128,6 +138,8 @@ def export_artifact(
       platforms: To lower for; none of them need be present.
       functions: Names among `system.exports`; None takes all.
       derive: Trees, with tables {path: {"rows": dequantised [V, d]}} -> {name: array}, stored as derived.npz.
+      log: Of the data set: counters and histories go into the artifact.
+      until: Seconds; only events up to then. None: all.
       overwrite: Replace an artifact that lies at `path`.
 
     Raises:
@@ -152,6 +164,8 @@ def export_artifact(
             tuple(platforms),
             derive,
         )
+        if log is not None:
+            manifest["snapshot"] = snapshot.write(out, system.schema, batch, log, until)
         manifest |= {"metadata": metadata, "files": out.files}
         manifest["stamp"] = _stamp(manifest)
         out.text("manifest.json", json.dumps(manifest, indent=1))
@@ -175,9 +189,7 @@ def _write(
 ) -> dict:
     """Everything but the manifest, which it returns."""
     dense = {k: _host(trees.get(k) or {}, k) for k in ("dense", "state", "frozen")}
-    programs = {
-        name: _trace(name, e.fn, system, dense, batch, platforms) for name, e in exports.items()
-    }
+    programs, batch = _programs(exports, system, dense, batch, platforms)
     tables = _quantized_tables(system, trees["tables"], programs, rows_format)
     used = sorted({n for p in programs.values() for n in p.parameters})
     parameters = program.flatten(dense)
@@ -228,6 +240,20 @@ def _host(tree: Any, name: str) -> Any:
         return np.asarray(x)
 
     return jax.tree.map(fetch, tree)
+
+
+def _programs(exports, system, dense: dict, batch: Any, platforms: tuple):
+    """The programs, those that read others' outputs last, and the batch with room for those outputs."""
+    programs: dict[str, program.Program] = {}
+    for name, e in sorted(exports.items(), key=lambda item: bool(item[1].reads)):
+        for key, source in e.reads.items():
+            if source not in programs:
+                raise ArtifactError(
+                    f"function {name!r} reads {source!r}, which is not exported; export both"
+                )
+            batch = {**batch, key: programs[source].outputs}
+        programs[name] = _trace(name, e.fn, system, dense, batch, platforms)
+    return {name: programs[name] for name in exports}, batch
 
 
 def _trace(
@@ -427,6 +453,7 @@ def _read(path: pathlib.Path, manifest: dict[str, Any]) -> Artifact:
         derived=files.read_arrays(path / "derived.npz")
         if "derived.npz" in manifest["files"]
         else {},
+        **snapshot.read(path, manifest.get("snapshot")),
     )
 
 

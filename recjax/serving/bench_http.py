@@ -2,10 +2,11 @@
 
     python -m recjax.serving.bench_http --artifact=DIR --candidates=100 --seconds=10
 
-Three phases on one service, in a thread of its own process:
+Phases on one service, in a thread of its own process:
   alone     one client, one request at a time, in turns with the same request scored in this process without HTTP
   busy      as many clients as keep it saturated: its sustainable rate
   overload  requests arrive at twice that rate, whether earlier ones are answered or not
+  soak      with --soak_minutes=10: half that rate, every tenth call an event of one of 1,000 users; resident memory
 Clients and service share the machine's cores, so on a small machine the rates are low estimates.
 """
 
@@ -102,8 +103,10 @@ class Client:
         return data
 
 
-def measure(path: str, candidates: int, seconds: float, limits: Limits) -> dict[str, Any]:
-    """p50_ms and p99_ms over HTTP and in process, rates, and what overload does."""
+def measure(
+    path: str, candidates: int, seconds: float, limits: Limits, soak_minutes: float = 0
+) -> dict[str, Any]:
+    """p50_ms and p99_ms over HTTP and in process, rates, what overload does, and memory over time."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(path, limits, theirs), daemon=True)
@@ -121,7 +124,11 @@ def measure(path: str, candidates: int, seconds: float, limits: Limits) -> dict[
         before = _resident(process.pid)
         over = _overload(client.port, sent, seconds, 2 * busy["requests_per_s"])
         over["memory_growth_mib"] = round(_resident(process.pid) - before, 1)
-        return {"body_bytes": len(sent[0]), "alone": alone, "busy": busy, "overload": over}
+        out = {"body_bytes": len(sent[0]), "alone": alone, "busy": busy, "overload": over}
+        if soak_minutes:
+            rate = busy["requests_per_s"] / 2
+            out["soak"] = _soak(client.port, process.pid, made, 60 * soak_minutes, rate)
+        return out
     finally:
         process.kill()
 
@@ -205,6 +212,56 @@ def _overload(port: int, sent: list[bytes], seconds: float, rate: float) -> dict
     }
 
 
+def _soak(port: int, pid: int, made: list[dict], seconds: float, rate: float) -> dict[str, Any]:
+    """Resident memory while scores and events arrive: medians of the second and of the last tenth of the time."""
+    calls = [(b"POST /v1/score", json.dumps(m).encode()) for m in made for _ in range(9)]
+    calls += [
+        (
+            b"POST /v1/events",
+            json.dumps({"user": f"u{k}", "events": _events(made[k % len(made)])}).encode(),
+        )
+        for k in range(1000)
+    ]
+    order = np.random.default_rng(0).permutation(len(calls))
+    end, lock, sent = time.monotonic() + seconds, threading.Lock(), iter(range(10**9))
+    start, statuses, resident = time.monotonic(), [], []
+
+    def ask(_: int) -> None:
+        client = Client(port)
+        while True:
+            with lock:
+                k = next(sent)
+            time.sleep(max(0.0, start + k / rate - time.monotonic()))
+            if time.monotonic() > end:
+                return
+            statuses.append(client.ask(*calls[order[k % len(order)]]))
+
+    with concurrent.futures.ThreadPoolExecutor(_CLIENTS) as pool:
+        asking = [pool.submit(ask, i) for i in range(_CLIENTS)]
+        while time.monotonic() < end:
+            resident.append(_resident(pid))
+            time.sleep(min(1.0, seconds / 100))
+        for future in asking:
+            future.result()
+    tenth = max(1, len(resident) // 10)
+    early, late = np.median(resident[tenth : 2 * tenth]), np.median(resident[-tenth:])
+    return {
+        "minutes": round(seconds / 60, 2),
+        "requests_per_s": round(len(statuses) / seconds, 1),
+        "answers": {str(s): statuses.count(s) for s in sorted(set(statuses))},
+        "resident_mib": [round(float(early), 1), round(float(late), 1)],
+        "growth_mib": round(float(late - early), 1),
+    }
+
+
+def _events(body: dict[str, Any]) -> dict[str, Any]:
+    """The last event of each of a request's histories, as a new one."""
+    return {
+        name: {n: x[-1:] for n, x in columns.items()}
+        for name, columns in body.get("history", {}).items()
+    }
+
+
 def _cpu_seconds(pid: int) -> float:
     """Time the process has computed, on all cores; 0 where /proc is not there. Busy neighbours do not add to it."""
     try:
@@ -226,7 +283,7 @@ def _resident(pid: int) -> float:
 
 def main(_) -> None:
     limits = Limits(candidates=(_CANDIDATES.value,), queue=_QUEUE.value)
-    result = measure(_ARTIFACT.value, _CANDIDATES.value, _SECONDS.value, limits)
+    result = measure(_ARTIFACT.value, _CANDIDATES.value, _SECONDS.value, limits, _SOAK.value)
     print(json.dumps(result, indent=1))
 
 
@@ -235,4 +292,5 @@ if __name__ == "__main__":
     _CANDIDATES = flags.DEFINE_integer("candidates", 100, "candidates a request", lower_bound=1)
     _SECONDS = flags.DEFINE_float("seconds", 10, "of each phase", lower_bound=0.1)
     _QUEUE = flags.DEFINE_integer("queue", Limits.queue, "requests that may wait", lower_bound=1)
+    _SOAK = flags.DEFINE_float("soak_minutes", 0, "of a further phase; 0: none", lower_bound=0)
     app.run(main)

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from recjax.schema import Feature, Schema
 from recjax.serving.artifact import Artifact, ArtifactError
+from recjax.serving.counters import Counters
 
 LAST_SECOND = 253_402_300_799  # of the year 9999; what is later is not in seconds
 MAX_TEXT = 1024
@@ -83,10 +84,17 @@ class Bodies:
 
     Attributes:
       lists: List of events -> its columns, "time" first.
+      appended: The same for events that are stored, which counters may want to know more of.
     """
 
-    def __init__(self, schema: Schema, kinds: Mapping[str, str], max_candidates: int):
-        """`kinds`: id space -> "integer" or "string", what its vocabulary holds."""
+    def __init__(
+        self,
+        schema: Schema,
+        kinds: Mapping[str, str],
+        max_candidates: int,
+        counters: Counters | None = None,
+    ):
+        """`kinds`: id space -> "integer" or "string", what its vocabulary holds; `counters`: that the service keeps."""
         self._sections = {r: schema.select(r) for r in _SECTIONS if schema.select(r)}
         self._candidates = [f.name for f in schema.select("candidate")]
         self.lists = {
@@ -101,7 +109,11 @@ class Bodies:
         self._types |= {f"{name}/time": pa.list_(pa.int64()) for name in schema.lists}
         self._types |= {"time": pa.int64()} if schema.lists else {}
         events = self._events(schema)
+        self._kept = {n for s in counters.specs for n in s.features} if counters else set()
         self._score = TypeAdapter(self._score_type(schema, events, max_candidates))
+        self.appended = dict(self.lists)
+        if counters and counters.specs:
+            self.appended[counters.list] = self._counted(schema, counters, events)
         lists = _object("Lists", {name: NotRequired[t] for name, t in events.items()})
         self._append = TypeAdapter(_object("EventsRequest", {"user": _USER, "events": lists}))
 
@@ -111,6 +123,16 @@ class Bodies:
             fields = {f.name: self._value(f) for f in schema.features if f.list == name}
             out[name] = _rows_or_columns(f"Event_{name}", {"time": _TIME, **fields})
         return out
+
+    def _counted(self, schema: Schema, counters: Counters, events: dict[str, Any]) -> list[str]:
+        """Adds to the events of the counters' list what counters read and the model does not."""
+        known = self.lists.get(counters.list, ["time"])
+        own = {f.name: self._value(f) for f in schema.features if f.list == counters.list}
+        for name, request in counters.fields.items():
+            own.setdefault(name, self._value(schema.feature(request)))
+        fields = {"time": _TIME, **own}
+        events[counters.list] = _rows_or_columns(f"Counted_{counters.list}", fields)
+        return [*known, *(n for n in own if n not in known)]
 
     def _score_type(self, schema: Schema, events: Mapping[str, Any], max_candidates: int) -> Any:
         fields: dict[str, Any] = {
@@ -125,7 +147,9 @@ class Bodies:
             fields["history"] = NotRequired[history]
         if self._candidates:
             values = {f.name: self._value(f) for f in schema.select("candidate")}
-            fields["candidates"] = _rows_or_columns("Candidate", values, 1, max_candidates)
+            fields["candidates"] = _rows_or_columns(
+                "Candidate", values, 1, max_candidates, self._kept
+            )
         return _object("ScoreRequest", fields)
 
     def _value(self, f: Feature) -> Any:
@@ -158,8 +182,10 @@ class Bodies:
             values |= {f"{name}/time" if n == "time" else n: v for n, v in columns.items()}
         candidates = 1
         if self._candidates:
-            columns = _columns(got["candidates"], self._candidates, "candidates")
-            candidates = len(columns[self._candidates[0]])
+            sent = [n for n in self._candidates if n not in self._kept]
+            sent += _sent_by_all(got["candidates"], self._kept)
+            columns = _columns(got["candidates"], sent, "candidates")
+            candidates = len(columns[sent[0]])
             values |= columns
         user = got.get("user", "")
         if self.lists and not user and "history" not in got:
@@ -172,12 +198,15 @@ class Bodies:
     def events(self, body: bytes) -> EventsRequest:
         """Raises BodyError."""
         got = _read(self._append, body)
-        lists = {n: _columns(e, self.lists[n], f"events.{n}") for n, e in got["events"].items()}
+        lists = {n: _columns(e, self.appended[n], f"events.{n}") for n, e in got["events"].items()}
         return EventsRequest(got["user"], lists)
 
-    def columns(self, requests: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-        """Columns that `Encoder.encode` takes, of complete `ScoreRequest.values`."""
-        return {n: pa.array([r[n] for r in requests], t) for n, t in self._types.items()}
+    def columns(
+        self, requests: Sequence[Mapping[str, Any]], names: Iterable[str] = ()
+    ) -> dict[str, pa.Array]:
+        """Columns that `Encoder.encode` takes (all, or some), of complete `ScoreRequest.values`."""
+        types = {n: self._types[n] for n in names or self._types}
+        return {n: pa.array([r[n] for r in requests], t) for n, t in types.items()}
 
     def json_schemas(self) -> dict[str, Any]:
         """JSON schemas by name, as OpenAPI has them in components."""
@@ -208,13 +237,32 @@ def _object(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def _rows_or_columns(
-    name: str, fields: Mapping[str, Any], least: int = 0, most: int = 2**31
+    name: str,
+    fields: Mapping[str, Any],
+    least: int = 0,
+    most: int = 2**31,
+    optional: Iterable[str] = (),
 ) -> Any:
+    need = lambda n, t: NotRequired[t] if n in optional else t  # noqa: E731
     size = Field(min_length=least, max_length=most, fail_fast=True)
-    rows = Annotated[list[_object(name, fields)], size]
-    columns = {n: Annotated[list[t], size] for n, t in fields.items()}
+    rows = Annotated[list[_object(name, {n: need(n, t) for n, t in fields.items()})], size]
+    columns = {n: need(n, Annotated[list[t], size]) for n, t in fields.items()}
     # Each side refuses the other's brackets at once, so the union costs nothing.
     return Annotated[rows | _object(f"{name}_columns", columns), Field(union_mode="left_to_right")]
+
+
+def _sent_by_all(candidates: Any, optional: set[str]) -> list[str]:
+    """The optional fields that were sent: for every candidate, or for none."""
+    if isinstance(candidates, dict):
+        return [n for n in candidates if n in optional]
+    sent = [n for n in candidates[0] if n in optional]
+    for i, row in enumerate(candidates):
+        if differs := set(sent) ^ (row.keys() & optional):
+            raise BodyError(
+                f"candidates[{i}] and candidates[0] do not both have {sorted(differs)[0]!r}; send it for all "
+                "candidates, or for none to use the counters kept here"
+            )
+    return sent
 
 
 def _columns(value: Any, names: Sequence[str], where: str) -> dict[str, list]:

@@ -1,5 +1,6 @@
 """One artifact, loaded and warm: what the service switches between."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
@@ -11,19 +12,29 @@ from typing import Any
 import numpy as np
 
 from recjax.serving import artifact as artifacts
-from recjax.serving import bodies
+from recjax.serving import bodies, prefix
 from recjax.serving.artifact import ArtifactError
+from recjax.serving.counters import Counters
+from recjax.serving.prefix import PrefixCache
 from recjax.serving.requests import RequestError
 from recjax.serving.scorer import Scorer, probability_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A scorer and the bodies that fit it; hashed by identity, so that no batch mixes two."""
+    """A scorer and the bodies that fit it; hashed by identity, so that no batch mixes two.
+
+    Attributes:
+      buckets: Of candidates.
+      counters: As of the artifact's snapshot, those of the features the model reads; None without any.
+      prefix: For requests that stand on stored events; None where the artifact has no such functions.
+    """
 
     scorer: Scorer
     bodies: bodies.Bodies
-    buckets: tuple[int, ...]  # of candidates
+    buckets: tuple[int, ...]
+    counters: Counters | None = None
+    prefix: PrefixCache | None = None
 
     @property
     def stamp(self) -> str:
@@ -35,19 +46,32 @@ class Model:
     def score(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, list] | RequestError]:
         """Outputs and probabilities of each request (`ScoreRequest.values`, complete), or why it has none."""
         try:
-            part = self.scorer.encoder.encode(self.bodies.columns(requests))
+            out, counts = self._outputs(requests)
         except RequestError as e:
             return [e] if len(requests) == 1 else [self.score([r])[0] for r in requests]
-        out = self.scorer.score_part(part)
         out |= {
             p: self.scorer.probability(out[n])
             for n, p in probability_names(self.scorer.logits).items()
         }
-        cuts = np.cumsum(part.counts)[:-1]
+        cuts = np.cumsum(counts)[:-1]
         split = {
             n: np.split(x, cuts) if self.scorer.by_candidate(n) else list(x) for n, x in out.items()
         }
         return [_finite({n: x[i] for n, x in split.items()}) for i in range(len(requests))]
+
+    def _outputs(self, requests: Sequence[Mapping[str, Any]]) -> tuple[dict, np.ndarray]:
+        if self.prefix and all(prefix.KEY in r for r in requests):
+            return self.prefix.score(requests, self.bodies.columns)
+        part = self.scorer.encoder.encode(self.bodies.columns(requests))
+        return self.scorer.score_part(part), part.counts
+
+    def looked_up(self) -> tuple[Counter, Counter]:
+        """Feature -> values looked up so far, and how many of them were unknown."""
+        scorers = [self.scorer]
+        if self.prefix:
+            scorers += [self.prefix.prefix, self.prefix.candidates]
+        seen = sum((s.encoder.seen for s in scorers), Counter())
+        return seen, sum((s.encoder.unknown for s in scorers), Counter())
 
 
 def _finite(out: dict[str, np.ndarray]) -> dict[str, list] | RequestError:
@@ -66,8 +90,9 @@ def load(
     function: str = "",
     requests: Sequence[int],
     candidates: Sequence[int],
+    prefix_bytes: int = 0,
 ) -> Model:
-    """Loads, verifies and compiles an artifact.
+    """Loads, verifies and compiles an artifact; `prefix_bytes` bounds the prefix cache, 0 leaves it out.
 
     Raises:
       ArtifactError: It cannot be served. A directory replaced meanwhile is read again.
@@ -77,7 +102,7 @@ def load(
         here = path.resolve()  # `path` may be a link that is pointed elsewhere
         before = _stamp(here)
         try:
-            model = _load(here, function, requests, candidates)
+            model = _load(here, function, requests, candidates, prefix_bytes)
         except ArtifactError:
             if attempt == 4 or (before and _stamp(path) == before):
                 raise
@@ -89,20 +114,48 @@ def load(
     raise ArtifactError(f"{path} changes faster than it can be loaded; publish less often")
 
 
-def _load(path: pathlib.Path, function: str, requests, candidates) -> Model:
+def _load(path: pathlib.Path, function: str, requests, candidates, prefix_bytes) -> Model:
     scorer = Scorer(artifacts.load(path), function, requests=requests, candidates=candidates)
     for name, x in scorer.artifact.check.items():
         if "/out/" in name and not np.isfinite(x).all():
             raise ArtifactError(f"{path}: {name.split('/out/')[1]!r} is not finite; train again")
     kinds = bodies.kinds(scorer.artifact, scorer.schema)
+    counters = _counters(scorer)
     model = Model(
-        scorer, bodies.Bodies(scorer.schema, kinds, max(candidates)), tuple(sorted(candidates))
+        scorer,
+        bodies.Bodies(scorer.schema, kinds, max(candidates), counters),
+        tuple(sorted(candidates)),
+        counters,
+        _prefix_cache(scorer, requests, candidates, prefix_bytes),
     )
-    assert (
-        scorer.encoder is not None
-    )  # builds the vocabularies' look-ups now, not in the first request
+    model.looked_up()  # builds the vocabularies' look-ups now, not in the first request
     scorer.warm()
+    if model.prefix:
+        model.prefix.warm()
     return model
+
+
+def _counters(scorer: Scorer) -> Counters | None:
+    stored = scorer.artifact.counters
+    if stored is None:
+        return None
+    features = {f.name for f in scorer.schema.features}
+    counters = stored.restricted({*features, "time"}, features)
+    return counters if counters.specs else None
+
+
+def _prefix_cache(scorer: Scorer, requests, candidates, limit_bytes: int) -> PrefixCache | None:
+    made, functions = scorer.artifact, scorer.artifact.functions
+    if (
+        not limit_bytes
+        or scorer.function != "score"
+        or not {"prefix", "candidates"} <= set(functions)
+    ):
+        return None
+    # Compiled alike, so that any batch of the service fits.
+    first = Scorer(made, "prefix", requests=requests, candidates=(1,))
+    second = Scorer(made, "candidates", requests=requests, candidates=candidates)
+    return PrefixCache(first, second, limit_bytes)
 
 
 def _stamp(path: pathlib.Path) -> str:

@@ -44,7 +44,7 @@ def document(
         "/readyz": {"get": _get("readyz", "An artifact is loaded and warm")},
         "/metrics": {"get": _get("metrics", "Prometheus metrics")},
     }
-    if bodies.lists:
+    if bodies.appended:
         schemas["Stored"] = {"type": "object", "properties": {"stored": stored}}
         summary = "Append events of one user"
         paths["/v1/events"] = {"post": _post("events", summary, "EventsRequest", "Stored")}

@@ -87,14 +87,21 @@ def input_shape(schema: Schema, dims: Mapping[str, Any], leaf: str, example: tup
         return (dims["b"], example[1])
     if kind in _BY_CANDIDATE:
         return (dims["b"], dims["c"])
-    return (dims["b"],) if kind == "group" else tuple(example)
+    if kind == "group":  # a key a request, or one a candidate
+        return (dims["b"], dims["c"])[: len(example)]
+    return tuple(example)
 
 
 def input_specs(schema: Schema, dims: Mapping[str, Any], batch: Any) -> dict[str, Any]:
     """Abstract leaves of a batch like `batch`, by name."""
     specs = {}
+    by_symbol = {str(d): d for d in dims.values()}
     for name, leaf in flatten(batch).items():
-        shape = input_shape(schema, dims, name, np.shape(leaf))
+        example = np.shape(leaf)
+        if not all(isinstance(s, int) for s in example):  # another program's output
+            shape = tuple(s if isinstance(s, int) else by_symbol[str(s)] for s in example)
+        else:
+            shape = input_shape(schema, dims, name, example)
         if len(shape) != np.ndim(leaf):
             raise ValueError(
                 f"batch leaf {name!r} has shape {np.shape(leaf)}, the schema says {shape}"

@@ -62,6 +62,7 @@ def main(_) -> None:
         body_bytes=_BODY.value,
         events=_EVENTS.value,
         events_per_list=_PER_LIST.value,
+        prefix_mib=_PREFIX.value,
     )
     token = read_token(_TOKEN.value)
     if _HOST.value not in _LOOPBACK and not token:
@@ -111,6 +112,9 @@ if __name__ == "__main__":
     _EVENTS = flags.DEFINE_integer("events", _DEFAULT.events, "stored in all", 1)
     _PER_LIST = flags.DEFINE_integer(
         "events_per_list", _DEFAULT.events_per_list, "stored of one user in one list", 1
+    )
+    _PREFIX = flags.DEFINE_integer(
+        "prefix_mib", _DEFAULT.prefix_mib, "of the prefix cache; 0: none", 0
     )
     _GRACE = flags.DEFINE_integer("grace_s", 30, "for requests in flight at SIGTERM", 1)
     for name in ("batch_sizes", "candidate_sizes"):

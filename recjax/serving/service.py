@@ -1,7 +1,8 @@
 """The HTTP service: an ASGI application around `Batcher`, `Model` and `Events`.
 
     POST /v1/score            a request (see bodies.py) -> {"stamp", "outputs": {name: [value a candidate]}}
-    POST /v1/events           {"user", "events": {list: [...]}} -> {"stamp", "stored": {list: events held}}
+    POST /v1/events           {"user", "events": {list: [...]}} -> {"stamp", "stored": {list: events held}};
+                              histories, causal counters and the prefix cache follow them
     POST /v1/artifact/reload  loads the artifact's directory again and switches when it is warm
     GET  /healthz /readyz /metrics /docs /openapi.json
 
@@ -11,7 +12,6 @@ has a recjax-stamp header.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 import contextlib
 import dataclasses
@@ -29,10 +29,11 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recjax.serving import live, openapi
+from recjax.serving import live, openapi, prefix
 from recjax.serving.artifact import ArtifactError
 from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded
-from recjax.serving.bodies import BodyError, ScoreRequest
+from recjax.serving.bodies import BodyError, EventsRequest, ScoreRequest
+from recjax.serving.counters import Counters
 from recjax.serving.events import Events
 from recjax.serving.requests import RequestError
 from recjax.serving.telemetry import Telemetry
@@ -54,6 +55,7 @@ class Limits:
       body_bytes: Of a request.
       events: Stored in all.
       events_per_list: Stored of one user in one list.
+      prefix_mib: Of the prefix cache; 0 scores every request whole.
     """
 
     requests: tuple[int, ...] = (1, 4, 16)
@@ -64,6 +66,7 @@ class Limits:
     body_bytes: int = 1 << 20
     events: int = 1_000_000
     events_per_list: int = 1000
+    prefix_mib: int = 256
 
 
 class Service:
@@ -89,6 +92,8 @@ class Service:
         self._path, self._function, self._token = path, function, token
         self.on_failure = on_failure
         self._loading = asyncio.Lock()
+        self._joining: Counters | None = None  # of an artifact that is about to be served
+        self._behind: set[str] = set()  # users whose events it has not counted yet
         self._events = Events(limits.events, limits.events_per_list)
         self._batcher = Batcher(
             self._score_batch,
@@ -101,6 +106,8 @@ class Service:
         gauge("recjax_event_users", "Users with stored events.", lambda: len(self._events))
         gauge("recjax_events", "Events stored.", lambda: self._events.count)
         gauge("recjax_event_users_evicted", "To make room.", lambda: self._events.evicted)
+        for name in ("hits", "misses", "bytes"):
+            gauge(f"recjax_prefix_{name}", "Of the prefix cache.", lambda n=name: self._prefix(n))
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
@@ -154,13 +161,31 @@ class Service:
         """
         async with self._loading:
             make = dict(requests=self.limits.requests, candidates=self.limits.candidates)
-            loaded = await asyncio.to_thread(live.load, self._path, function=self._function, **make)
+            make |= dict(function=self._function, prefix_bytes=self.limits.prefix_mib << 20)
+            loaded = await asyncio.to_thread(live.load, self._path, **make)
             if self.model and self.model.stamp == loaded.stamp:
                 return False
+            await self._catch_up(loaded.counters)
             self.model = loaded  # one assignment: requests hold the model they came for
+            self._joining = None
             self.telemetry.serving(loaded.stamp)
             _log.info("serving artifact %s from %s", loaded.stamp[:12], self._path)
             return True
+
+    async def _catch_up(self, counters: Counters | None) -> None:
+        """Counts the stored events that the snapshot of a new artifact lacks; events go on arriving meanwhile."""
+        if counters is None:
+            return
+        self._joining, self._behind = counters, set(self._events.users)
+        while self._behind:
+            user = self._behind.pop()
+            counters.add(
+                user, self._events.since(user, counters.list, counters.fields, counters.until)
+            )
+            await asyncio.sleep(0)
+
+    def _prefix(self, what: str) -> int:
+        return getattr(self.model.prefix, what) if self.model and self.model.prefix else 0
 
     # --- scoring
 
@@ -173,19 +198,27 @@ class Service:
         asked = model.bodies.score(await self._body(request))
         allowed = min(asked.deadline_ms or self.limits.deadline_ms, self.limits.deadline_ms)
         values = self._complete(model, asked)
-        group = model, model.bucket(asked.candidates)
+        group = model, model.bucket(asked.candidates), prefix.KEY in values
         outputs = await self._batcher.submit(group, values, arrived + allowed / 1e3)
         self.telemetry.candidates.inc(asked.candidates)
         return _json({"stamp": model.stamp, "outputs": outputs}, model.stamp)
 
     def _complete(self, model: live.Model, asked: ScoreRequest) -> dict[str, Any]:
-        """With the time, and the lists left out: the user's stored events, or none."""
+        """With the time, and what was left out: the user's stored events, or none, and the counters as of now."""
         values = {"time": int(time.time()), **asked.values}
+        stored = []
         for name, columns in model.bodies.lists.items():
             if f"{name}/time" not in values:
-                length = model.scorer.history[name]
-                got = self._events.read(asked.user, name, columns, values["time"], length)
+                got = self._events.read(
+                    asked.user,
+                    name,
+                    columns,
+                    values["time"],
+                    model.scorer.history[name],
+                    model.scorer.artifact.past.get(name),
+                )
                 values |= {f"{name}/time" if n == "time" else n: v for n, v in got.items()}
+                stored.append((name, len(got["time"]), got["time"][-1:]))
                 continue
             latest = max(values[f"{name}/time"], default=-1)
             if latest >= values["time"]:
@@ -193,17 +226,25 @@ class Service:
                     f"history.{name} has an event at {latest}, not before the request at {values['time']}; "
                     "leave out what had not happened yet"
                 )
+        if model.prefix and asked.user and len(stored) == len(model.bodies.lists):
+            # A version's events before some time are known by their number and the last one's time.
+            profile = [values[f.name] for f in model.scorer.schema.select("profile")]
+            version = self._events.version(asked.user)
+            values[prefix.KEY] = repr((asked.user, version, stored, profile))
+        if model.counters:
+            values |= model.counters.fill(values, asked.candidates)
         return values
 
-    def _score_batch(self, group: tuple[live.Model, int], requests: list) -> list:
+    def _score_batch(self, group: tuple[live.Model, int, bool], requests: list) -> list:
         """In the scorer's thread."""
-        model, encoder = group[0], group[0].scorer.encoder
-        seen, unknown = Counter(encoder.seen), Counter(encoder.unknown)
+        model = group[0]
+        seen, unknown = model.looked_up()
         start = time.perf_counter()
         answers = model.score(requests)
         self.telemetry.batch_seconds.observe(time.perf_counter() - start)
         self.telemetry.batch.observe(len(requests))
-        self.telemetry.looked_up(encoder.seen - seen, encoder.unknown - unknown)
+        now_seen, now_unknown = model.looked_up()
+        self.telemetry.looked_up(now_seen - seen, now_unknown - unknown)
         return answers
 
     # --- the rest
@@ -212,7 +253,18 @@ class Service:
         model = self._ready()
         asked = model.bodies.events(await self._body(request))
         stored = {n: self._events.append(asked.user, n, c) for n, c in asked.lists.items()}
+        for counters in (self.model.counters, self._joining):
+            behind = counters is self._joining and asked.user in self._behind
+            if counters and not behind:
+                self._count(counters, asked)
         return _json({"stamp": model.stamp, "stored": stored}, model.stamp)
+
+    def _count(self, counters: Counters, asked: EventsRequest) -> None:
+        columns = asked.lists.get(counters.list, {})
+        if (
+            counters.fields.keys() <= columns.keys()
+        ):  # the body may have been checked for another artifact
+            counters.add(asked.user, columns)
 
     async def _reload(self, _: Request) -> Response:
         if self._loading.locked():

@@ -7,7 +7,10 @@ import polars as pl
 import pytest
 
 from recjax.data import histories
+from recjax.data.batches import Assembler, Part
 from recjax.data.histories import NEVER, Clock, Counter, CounterIndex
+from recjax.data.layout import Layout
+from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
 
 USERS, ITEMS = 4, 3  # few users, items and seconds: ties and duplicates in every example
 COUNTERS = (Counter("item", ("item",)), Counter("user_item", ("user", "item")))
@@ -15,6 +18,16 @@ COUNTERS = (Counter("item", ("item",)), Counter("user_item", ("user", "item")))
 row = st.tuples(st.integers(0, USERS - 1), st.integers(0, ITEMS - 1), st.integers(-5, 5))
 rows = st.lists(row, max_size=30)
 examples = settings(max_examples=200, deadline=None)
+SEEN = Schema(
+    (IdSpace("item", NUM_RESERVED + ITEMS), IdSpace("place", NUM_RESERVED + 30)),
+    (
+        Feature("item", "candidate", "item"),
+        Feature("seen", "history", "item", list="past"),
+        Feature("place", "history", "place", list="past"),
+        Feature("y", "label"),
+    ),
+)
+SHORT = 4  # events a batch keeps: less than many a history
 
 
 def columns(table, origin):
@@ -62,6 +75,53 @@ def test_every_history_is_the_brute_force_join(event_rows, request_rows, origin,
         assert history(parts, cut, i) == brute_history(
             events, requests["user"][i], requests["time"][i]
         )
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(rows, rows, st.sampled_from([0, 1_500_000_000]), st.integers(1, 3))
+def test_from_an_unsorted_log_with_repeats_to_a_batch_every_history_is_the_brute_force_join(
+    log_rows, request_rows, origin, partitions
+):
+    """The whole way: repeats are taken out, events stored, requests cut off, a batch assembled."""
+    log = pl.DataFrame(columns(log_rows, origin)).with_row_index("place")
+    event = ["user", "item", "time"]
+    kept, found = histories.quarantine(
+        log, ids=("user", "item"), time="time", until=origin + 5, unique=event
+    )
+    assert found == {"null_id": 0, "future": 0, "duplicate": len(log_rows) - len(set(log_rows))}
+    events = {c: kept[c].to_numpy().astype(np.int64) for c in kept.columns}
+    fields = {"seen": NUM_RESERVED + events["item"], "place": NUM_RESERVED + events["place"]}
+    parts = histories.build_timelines(events["user"], events["time"], fields, USERS, partitions)
+    requests = columns(request_rows, origin)
+    mask, age, seen, place = batch_of(parts, requests)
+    for i, (user, _, _) in enumerate(request_rows):
+        past = brute_history(events, user, requests["time"][i])[-SHORT:]
+        n = len(past)
+        assert mask[i].tolist() == [False] * (SHORT - n) + [True] * n
+        for got, want in ((seen, events["item"][past]), (place, events["place"][past])):
+            assert got[i].tolist() == [0] * (SHORT - n) + (NUM_RESERVED + want).tolist()
+        assert age[i, SHORT - n :].tolist() == (requests["time"][i] - events["time"][past]).tolist()
+
+
+def batch_of(parts, requests):
+    """Mask, ages, items and places [N, SHORT] of each request's history, as a model would get them."""
+    cut = histories.cutoffs(parts, requests["user"], requests["time"])
+    out = [np.zeros((len(cut["end"]), SHORT), t) for t in (bool, np.int32, np.int32, np.int32)]
+    for p, timeline in enumerate(parts):
+        mine = np.flatnonzero(cut["partition"] == p)
+        if not len(mine):
+            continue
+        impressions = {f"past/{c}": cut[c][mine] for c in ("end", "count")}
+        impressions |= {"time": requests["time"][mine], "item": requests["item"][mine]}
+        batch = Assembler(Layout(SEEN, len(mine), {"past": SHORT})).build(
+            [Part(impressions, {"past": timeline.columns})]
+        )
+        ids = [
+            batch["ids"][SEEN.feature(f).id_space][0][batch["pos"][f]] for f in ("seen", "place")
+        ]
+        for whole, x in zip(out, (batch["mask"]["past"], batch["age"]["past"], *ids), strict=True):
+            whole[mine] = x
+    return out
 
 
 @examples

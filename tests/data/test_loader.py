@@ -133,6 +133,39 @@ def test_the_first_epoch_is_the_stored_order_and_a_prefix_is_a_nested_subset(dat
     )
 
 
+def times(data, split="train") -> np.ndarray:
+    prepared = data.prepared
+    return np.concatenate([prepared.block(split, i)["time"] for i in range(prepared.blocks(split))])
+
+
+def test_the_latest_impressions_in_stored_order(data):
+    latest = np.sort(np.argsort(times(data), kind="stable")[-700:])
+    stream = data.batches("train", 128, recent=700)
+    assert (stream.examples, len(stream)) == (700, 6)
+    np.testing.assert_array_equal(rows(stream), latest)
+    np.testing.assert_array_equal(
+        rows(data.batches("train", 128, recent=700, examples=90)), latest[:90]
+    )
+    later = rows(data.batches("train", 100, recent=700, epochs=2, shuffle_seed=1)).reshape(2, 700)
+    np.testing.assert_array_equal(np.sort(later[1]), latest)
+    assert (later[1] != latest).any()
+    everything = data.batches("train", 128, recent=data.splits["train"] + 5)
+    np.testing.assert_array_equal(rows(everything), np.arange(data.splits["train"]))
+
+
+def test_the_latest_impressions_of_partitions_and_of_whole_requests(split_data, path):
+    whole = split_data()
+    latest = np.sort(np.argsort(times(whole), kind="stable")[-700:])
+    np.testing.assert_array_equal(np.sort(rows(whole.batches("train", 128, recent=700))), latest)
+    grouped = Data(Prepared(path), history=L, candidates=4)
+    stream = list(grouped.batches("valid", 16, recent=41))
+    assert len(rows(stream)) == 41
+    request = np.concatenate([grouped.prepared.block("valid", i)["request"] for i in range(2)])
+    for batch in stream:
+        for row, valid in zip(batch["row"], batch["valid"], strict=True):
+            assert len(set(request[row[valid]])) <= 1
+
+
 def test_the_last_batch_is_filled_up(data):
     last = list(data.batches("train", 128, examples=130))[-1]
     assert last["valid"].sum() == 2 and last["valid"][:2].all()
@@ -213,7 +246,7 @@ def test_hosts_build_the_halves_of_the_batch_one_host_would_build(split_data):
 
 def test_sizes_that_do_not_divide_are_refused(data, split_data):
     for source, size, shards, message in (
-        (data, 100, 8, "batch_size = 100 does not divide over 8 device shards"),
+        (data, 100, 8, "a batch of 100 requests does not split over 8 device shards"),
         (split_data(), 66, 1, "batch_size = 66 does not divide over 4 partitions"),
         (split_data(0, 3), 12, 3, "partitions of the data = 4 does not divide over 3 hosts"),
         (split_data(0, 2), 64, 1, "device shards = 1 does not divide over 2 hosts"),

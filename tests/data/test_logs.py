@@ -668,3 +668,102 @@ def test_the_page_shows_a_mapping_that_works(tmp_path, shop):
     mapping = page.read_text().split("```python\n")[1].split("```")[0]
     frame = shop.rename({"item_id": "article", "timestamp": "sold_at"})
     assert set(prepare(tmp_path, frame, mapping).splits) == {"train", "validation", "test"}
+
+
+# ------------------------------------------------------------- sessions, movelines, group keys
+
+
+def acted(rows=1_500) -> pl.DataFrame:
+    """Views and purchases in three scenes; pauses of seconds to days; pages of four rows."""
+    frame = feed(rows).sort("user", "at", maintain_order=True)
+    kinds = pl.Series(["view", "view", "buy"] * rows)[: len(frame)]
+    return frame.with_columns(action=kinds, page=pl.int_range(pl.len()) // 4).sample(
+        fraction=1, shuffle=True, seed=1
+    )
+
+
+ACTED = (
+    'user, item, time, action, scene = "user", "item", "at", "action", "device"\n'
+    'labels = {"buy": ["buy"]}\nhistory = {"bought": ["buy"]}\nmin_count = 1\n'
+)
+
+
+def test_sessions_end_at_pauses_and_movelines_carry_scenes(tmp_path):
+    mapping = ACTED + 'session_gap = "3d"\nmovelines = {"moves": ["view"], "all": []}\n'
+    data = prepare(tmp_path, acted(), mapping + SPLIT, partitions=2)
+    assert data.schema.lists == ("bought", "moves", "all", "session")
+    roles = {f.list: f.role for f in data.schema.features if f.list}
+    assert roles == {"bought": "history", "moves": "moveline", "all": "moveline", "session": "history"}  # fmt: skip
+    assert {"moves_scene", "all_action", "session_item"} <= {f.name for f in data.schema.features}
+    log = acted().sort("at", maintain_order=True)
+    lengths, in_session = set(), 0
+    for i in range(data.blocks("test")):
+        b = data.block("test", i)
+        users = values(data, "user", b["user_id"])
+        for j in range(0, len(b["time"]), 5):
+            past = log.filter((pl.col("at") < b["time"][j]) & (pl.col("user") == users[j]))
+            bought = past.filter(pl.col("action") == "buy")
+            latest, session = int(b["time"][j]), []
+            for at, item in reversed(list(bought.select("at", "item").iter_rows())):
+                if latest - at > 3 * DAY:
+                    break
+                session.append(item)
+                latest = at
+            for name, items in (
+                ("session", session[::-1]),
+                ("bought", bought["item"].to_list()),
+                ("moves", past.filter(pl.col("action") == "view")["item"].to_list()),
+                ("all", past["item"].to_list()),
+            ):
+                t = data.timeline(name, int(b["partition"]))
+                end, count = b[f"{name}/end"][j], b[f"{name}/count"][j]
+                assert values(data, "item", t[f"{name}_item"][end - count : end]) == items
+            scenes = data.timeline("all", int(b["partition"]))["all_scene"]
+            end, count = b["all/end"][j], b["all/count"][j]
+            got = values(data, "scene", scenes[end - count : end])
+            assert got == past["device"].to_list()
+            lengths.add(len(session))
+            in_session += len(session) < len(bought)
+    assert lengths >= {0, 1} and in_session > 20
+
+
+def test_pages_and_sessions_are_group_keys(tmp_path):
+    mapping = ACTED + 'page, session_gap, group = "page", "2d", "session"\n'
+    data = prepare(tmp_path, acted(), mapping + SPLIT)
+    assert data.schema.groups == ("session", "request", "user", "page")
+    rows = read(data, "train")
+    users = values(data, "user", rows["user_id"])
+    by_page, by_session = {}, {}
+    for user, page, session, time in zip(
+        users, rows["page"].tolist(), rows["session"].tolist(), rows["time"].tolist(), strict=True
+    ):
+        by_page.setdefault(page, set()).add(user)
+        by_session.setdefault(session, set()).add((user, time))
+    assert all(len(u) == 1 for u in by_page.values()) and len(by_page) > 50
+    last: dict = {}
+    for seen in sorted(by_session.values(), key=min):
+        assert len({user for user, _ in seen}) == 1
+        user, first = min(seen)
+        assert first - last.get(user, -DAY * 9) > 0
+        last[user] = max(seen)[1]
+    assert max(len({t for _, t in s}) for s in by_session.values()) > 1
+    batch = next(iter(open_data({"dir": str(data.path), "history": 4}).batches("train", 8)))
+    assert set(batch["group"]) == set(data.schema.groups)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        (FEED + 'movelines = {"moves": []}', "movelines carry the scene; set scene"),
+        (
+            FEED + 'scene = "device"\ncontext_columns = []\nmovelines = {"m": ["view"]}',
+            "movelines name action values; set action",
+        ),
+        (FEED + 'group = "page"', "group='page' needs it; set page"),
+        (FEED + 'session_gap = "half an hour"', "session_gap='half an hour'; write it as"),
+        (ACTED + 'movelines = {"bought": []}', "two lists are called 'bought'"),
+    ],
+)
+def test_lists_and_groups_that_contradict_are_refused(tmp_path, mapping, message):
+    with pytest.raises(DataError, match=message):
+        prepare(tmp_path, acted(300), mapping + "\n")

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import prepared, vocabulary
+from recjax.data import prepared, vocabulary, writing
 from recjax.data.prepared import DataError, Prepared
-from recjax.data.vocabulary import Vocabulary
+from recjax.data.vocabulary import DAY, Vocabulary
 from recjax.data.writing import write_prepared
 from recjax.schema import MISSING, OOV, Feature, IdSpace, Schema, SchemaError
 
@@ -92,6 +92,20 @@ def test_training_order_is_one_seeded_permutation_and_others_are_by_request(tmp_
         read(first, "train_matched")["request"], np.sort(columns()["request"])
     )
     np.testing.assert_array_equal(read(first, "test")["request"], np.sort(columns()["request"]))
+
+
+def test_a_split_goes_to_several_files_and_never_through_tfds_s_buffer(tmp_path, monkeypatch):
+    """TFDS's own writer sorts a split in memory and needs TensorFlow for one of more than 1 GiB."""
+    whole = write(tmp_path / "one")
+    monkeypatch.setattr(writing, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)
+    parts = write(tmp_path / "many")
+    files = sorted(f.name for f in parts.path.glob("*.array_record*"))
+    assert len(files) > 3 and files[1].endswith(f"-00001-of-{len(files):05d}")
+    assert not list(parts.path.glob("*.writing"))
+    one, many = read(whole, "train"), read(parts, "train")
+    for name, x in one.items():
+        np.testing.assert_array_equal(x, many[name], err_msg=name)
 
 
 def test_an_empty_split_is_refused(tmp_path):
@@ -304,3 +318,30 @@ def test_vocabularies_are_stored_with_the_data(tmp_path):
     data = write(tmp_path, vocab=vocabulary.frames({"item": v}))
     assert data.vocabulary("item").to_dict(as_series=False)["value"] == [7, 8]
     assert "vocab/item.parquet" in json.loads((data.path / "files.json").read_text())
+
+
+def test_vocabularies_keep_ids_from_day_to_day_and_reclaim_the_longest_unseen():
+    first = Vocabulary.build(
+        "item", pl.Series(["a", "a", "b", "c"]), times=np.array([0, 9, 5, 3]) * DAY, head_room=1.0
+    )
+    assert first.rows == 16 and first.frame()["last"].to_list() == [9 * DAY, 5 * DAY, 3 * DAY]
+    later = pl.Series(["b", *"opqrstuvwx"])  # ten new values, exactly the spare rows
+    second = first.extend(later, 1, np.full(11, 10 * DAY), 1)
+    assert second.rows == 16 and second.space.size == 16
+    same = [*"abc"]
+    np.testing.assert_array_equal(second.encode(pl.Series(same)), first.encode(pl.Series(same)))
+    assert sorted(second.ids) == list(range(3, 16)) and second.since.tolist() == [0] * 3 + [1] * 10
+    assert second.last[:3].tolist() == [9 * DAY, 10 * DAY, 3 * DAY]
+    with pytest.raises(SchemaError, match="'item': 2 new values, but 0 of its 16 rows are spare"):
+        second.extend(pl.Series(["y", "z"]), 1, np.full(2, 11 * DAY), 2)
+    with pytest.raises(SchemaError, match="1 were not seen for 7 days"):
+        second.extend(pl.Series(["y", "z"]), 1, np.full(2, 11 * DAY), 2, reclaim_days=7)
+    third = second.extend(pl.Series(["y", "y", "z", "a"]), 1, np.full(4, 12 * DAY), 2, 1.5)
+    # c was unseen for 9 days and goes first; then b and the new ones tie at two days, b and o have one row each: b's
+    # place is taken because it comes first. a is older still, but it is in the new data.
+    assert third.encode(pl.Series(["c", "b"])).tolist() == [OOV, OOV]
+    np.testing.assert_array_equal(
+        third.encode(pl.Series(["y", "z", "a"])), first.encode(pl.Series(["c", "b", "a"]))
+    )
+    again = Vocabulary.load("item", third.frame(), third.rows)
+    assert again.frame().equals(third.frame()) and again.since[:3].tolist() == [0, 2, 2]

@@ -216,7 +216,7 @@ def training(rule, optimizer, steps=50):
 
 def zipf(seed, rows=1_000_000, draws=51_200, exponent=1.1):
     """One shard's unique ids: Zipf ranks through the vocabulary's bijection."""
-    from recjax.data.vocabulary import spread
+    from recjax.schema import spread
 
     r = np.random.default_rng(seed)
     rank = np.minimum(r.zipf(exponent, 2 * draws), 2**31)

@@ -1,6 +1,6 @@
 """One of two processes with 4 fake devices each, or one with all 8 (port 0): digests of rows read and of tables.
 
-python -m tests.embedding.on_processes <process> <port or 0> <out.json>
+python -m tests.embedding.on_processes <process> <port or 0> <out.json> [<checkpoint to write> [<one to read>]]
 """
 
 import hashlib
@@ -53,6 +53,33 @@ def run(mine: slice) -> dict[str, str]:
     return out
 
 
+def checkpoints(write: str, read: str = "") -> dict[str, str]:
+    """Digests of random tables and row-optimizer state, written, and of those read."""
+    from recjax import checkpoint, embedding
+    from recjax import mesh as meshes
+    from tests.embedding.on_mesh import SCHEMA, TABLES
+
+    plan, r = embedding.plan(TABLES, SCHEMA, meshes.make(), {}, ((".*", "row"),)), np.random
+    shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0), TABLES, SCHEMA))
+    draw = lambda s: r.default_rng(s.size).normal(size=s.shape).astype(s.dtype)  # noqa: E731
+    values = plan.place(jax.tree.map(draw, shapes))
+    store = checkpoint.Checkpoints(write)
+    store.save(1, {"tables": values}, {})
+    store.close()
+    trees = {"written": values}
+    if read:
+        zeros = plan.place(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
+        store = checkpoint.Checkpoints(read)
+        trees["read"] = store.restore({"tables": zeros})[1]["tables"]
+        store.close()
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    return {
+        f"{jax.tree_util.keystr(p)} {s.index}": digest(s.data)
+        for p, x in leaves
+        for s in x.addressable_shards
+    }
+
+
 if __name__ == "__main__":
     process, port = int(sys.argv[1]), sys.argv[2]
     mine = slice(None)
@@ -60,4 +87,5 @@ if __name__ == "__main__":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
         mine = slice(4 * process, 4 * process + 4)
-    Path(sys.argv[3]).write_text(json.dumps(run(mine)))
+    found = checkpoints(*sys.argv[4:]) if sys.argv[4:] else run(mine)
+    Path(sys.argv[3]).write_text(json.dumps(found))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments import compare
 from experiments.baselines import judging, popularity
 from recjax import metrics
 from recjax.data.prepared import Prepared
@@ -100,7 +101,7 @@ def test_popularity_without_a_list_counts_positives(data):
 
 
 def test_popularity_is_worth_its_share_and_nothing_without_it(data):
-    found = popularity.run(data, "train", ["test", "test_flat"])["test"]
+    found = popularity.run(data, "train", ["test", "test_flat"])[0]["test"]
     assert found["test"]["auc"] > 0.65 and found["test"]["gauc_visit"] > 0.65
     assert (
         abs(found["test_flat"]["auc"] - 0.5) < 0.03
@@ -113,14 +114,13 @@ def test_trees_come_near_the_truth_and_shuffled_labels_do_not(data):
     params = dict(max_categories=20, num_iterations=60, num_leaves=15, seed=0)
     truth, logits = world(2, popular=False)
     best = metrics.auc(logits, truth["bought"])
-    found = boosted_trees.run(data, "train", ["test_flat"], **params)["test"]["test_flat"]
+    found = boosted_trees.run(data, "train", ["test_flat"], **params)[0]["test"]["test_flat"]
     assert best - 0.04 < found["auc"] < best + 0.01
     assert (
         found["ece"] < 0.1 and found["logloss"] < 0.65 and found["examples"] == VISITS * PER_VISIT
     )
-    shuffled = boosted_trees.run(data, "train_shuffled", ["test_flat"], **params)["test"][
-        "test_flat"
-    ]
+    shuffled, _ = boosted_trees.run(data, "train_shuffled", ["test_flat"], **params)
+    shuffled = shuffled["test"]["test_flat"]
     assert (
         abs(shuffled["auc"] - 0.5) < 0.08
     )  # of few inputs, a random function errs by some hundredths
@@ -154,11 +154,18 @@ def test_a_wrong_feature_is_named():
     assert judging.candidate_id(SCHEMA) == "item"
 
 
-def test_the_command_writes_json(data, tmp_path, run_python):
-    args = [f"--data={data.path}", "--test=test", f"--out={tmp_path / 'popularity.json'}"]
-    done = run_python("experiments.baselines.popularity", *args, devices=1)
-    written = json.loads((tmp_path / "popularity.json").read_text())
-    assert json.loads(done.stdout) == written
-    assert (
-        written["data"]["hash"] == data.identity["hash"] and written["test"]["test"]["auc"] > 0.65
-    )
+def test_the_command_prints_figures_and_keeps_scores_to_compare(data, tmp_path, run_python):
+    for name, feature in (("items", "item"), ("departments", "department")):
+        args = ["--test=test", f"--feature={feature}", f"--keep={tmp_path / name}"]
+        done = run_python(
+            "experiments.baselines.popularity", f"--data={data.path}", *args, devices=1
+        )
+        printed, kept = json.loads(done.stdout), tmp_path / name / "summary.json"
+        assert json.loads(kept.read_text())["test"] == printed["test"]["test"]
+        assert printed["data"]["hash"] == data.identity["hash"]
+    both = compare.entries([str(tmp_path / "departments"), str(tmp_path / "items")])
+    found = compare.run(both, tmp_path / "compared", 1, splits=["test"], resamples=20)
+    d = found["differences"]["items"]["test"]["auc"]
+    values = [found["models"][m]["test"]["auc"]["mean"] for m in ("departments", "items")]
+    assert d["difference"] == pytest.approx(values[1] - values[0], abs=1e-6)
+    assert d["interval_over_groups"][0] > 0.1

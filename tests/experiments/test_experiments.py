@@ -11,8 +11,19 @@ FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
 
 
+FOLDERS = {
+    "kuairand": "kuairand-pure",
+    "hillstrom": "hillstrom",
+    "oa-mine": "extractgpt-ave",
+    "ae-110k": "extractgpt-ave",
+    "mave": "wdc-pave",
+    "next_item": "amazon-sequences",
+}
+
+
 def source_of(config, real_data) -> str:
-    return str(real_data("kuairand-pure")) if config.data.name == "kuairand" else ""
+    name = config.data.prepare.get("set", config.data.name)
+    return str(real_data(FOLDERS[name])) if name in FOLDERS else ""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)

@@ -36,6 +36,13 @@ def test_logistic_is_a_sum_of_weights():
     close(m.logits(W), want)
 
 
+def test_logistic_without_numbers_has_no_slopes():
+    """A parameter of size zero cannot be saved."""
+    schema = SCHEMA.without(["income", "count", "recency"])
+    m = make(models.build(schema, dict(name="logistic")), world(b=4, c=3, n=6, schema=schema))
+    assert set(m.dense) == {"logits_ids", "logits_bias"}
+
+
 def test_logistic_tables_have_one_column():
     assert {
         t.dim for t in models.build(SCHEMA, dict(name="logistic", table=dict(dim=16))).tables

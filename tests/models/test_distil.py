@@ -71,7 +71,7 @@ def test_the_loss_is_three_cross_entropies():
 
 
 def soft_gradient(z_s, z_t, temperature):
-    pair = distil.Pair(None, None, temperature, 1.0)
+    pair = distil.Pair(None, None, distil.Softening(temperature, 1.0))
     z_s, z_t = jnp.asarray(z_s), jnp.asarray(z_t)
     return jax.grad(lambda s: temperature**2 * pair.soft(s, z_t, jnp.ones_like(s))[0])(z_s)
 
@@ -173,3 +173,49 @@ def test_bad_settings_are_named():
         models.build(
             SCHEMA, dict(name="distil", student=STUDENT, teacher=dict(name="distil", **OPTIONS))
         )
+
+
+def offline(**options):
+    return models.build(SCHEMA, dict(name="distil_offline", student=STUDENT, **options))
+
+
+def taught(*logits):
+    return {**W.batch(), "teacher": {str(i): jnp.asarray(z) for i, z in enumerate(logits)}}
+
+
+def offline_loss(system, m, batch, state=None):
+    state = m.state if state is None else state
+    loss = jit(lambda b: system.loss(m.dense, m.rows(b), state, {}, b, jax.random.key(0)))
+    return loss(batch)
+
+
+def test_offline_is_the_third_term_of_the_pair():
+    """Same values, the teacher's logits as a column: the same soft term, and the student's own trees."""
+    m = make(offline(weight=0.7, temperature=3.0), W)
+    z = np.random.default_rng(0).normal(size=W.batch()["valid"].shape).astype(np.float32)
+    total, (_, sums) = offline_loss(m.system, m, taught(z))
+    terms = {k: float(a / b) for k, (a, b) in sums.items()}
+    np.testing.assert_allclose(total, terms["loss"] + 0.7 * 9 * terms["loss/distil"], rtol=1e-6)
+    twice = offline_loss(m.system, m, taught(z, z))[0]
+    np.testing.assert_allclose(twice, total, rtol=1e-6)
+    assert abs(offline_loss(m.system, m, taught(z, z + 3))[0] - total) > 1e-3  # a second one counts
+    plain = offline_loss(make(models.build(SCHEMA, STUDENT), W).system, m, W.batch())[0]
+    close(offline_loss(m.system, m, W.batch())[0], plain, 1e-6)  # nobody teaches
+
+
+def test_schedules_follow_the_examples_seen():
+    z = np.ones(W.batch()["valid"].shape, np.float32)
+    n = int(W.batch()["valid"].sum())
+    for schedule, factors in (("decay", (1, 0.5, 0)), ("warmup", (0, 0.5, 1))):
+        m = make(offline(weight=0.5, schedule=schedule, schedule_examples=2 * n), W)
+        state, got = m.state, []
+        for _ in factors:
+            total, (state, sums) = offline_loss(m.system, m, taught(z), state)
+            terms = {k: float(a / b) for k, (a, b) in sums.items()}
+            got.append((float(total) - terms["loss"]) / (0.5 * terms["loss/distil"]))
+        np.testing.assert_allclose(got, factors, atol=1e-4)
+        assert (
+            m.outputs(W)["logits"].shape == W.batch()["valid"].shape
+        )  # the count is no collection
+    with pytest.raises(ValueError, match="needs schedule_examples"):
+        offline(schedule="decay")

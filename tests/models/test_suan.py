@@ -67,9 +67,9 @@ def test_self_attention_is_causal():
         params = module.init(key(0), x, pairs, method="behaviours")
         return module.apply(params, x, pairs, method="behaviours")[0]
 
-    before, j = run(x), 3
-    x[:, j] += 1.0
-    after = run(x)
+    before, j, changed = run(x), 3, x.copy()  # JAX may still be reading x
+    changed[:, j] += 1.0
+    after = run(changed)
     np.testing.assert_array_equal(after[:, :j], before[:, :j])
     assert far(after[:, j:], before[:, j:])
 
@@ -79,8 +79,9 @@ def test_only_the_causal_gate_makes_a_causal_block(gate_pool):
     _, params, apply = block(gate_pool=gate_pool)
     b, c, e = rows()
     before, _ = apply(params, b, c, e)
-    b[:, 4] += 1.0
-    after, _ = apply(params, b, c, e)
+    changed = b.copy()  # JAX may still be reading b
+    changed[:, 4] += 1.0
+    after, _ = apply(params, changed, c, e)
     if gate_pool == "causal":
         close(after[:, :4], before[:, :4], 1e-6)
     else:  # documents the conflict: attention is causal, the block is not

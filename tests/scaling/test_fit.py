@@ -183,51 +183,20 @@ def test_study_is_plain_json():
 # ----------------------------------------------------------------------------------------------------- points
 
 
-def test_points_read_trials(tmp_path):
+def test_points_of_trials():
     rows = [
         {"run": "a", "kind": "train", "examples": 10, "auc": 0.6},
         {"run": "b", "kind": "train", "examples": 5, "metrics": {"auc": 0.5}},
         {"run": "c", "kind": "distil", "examples": 5, "auc": 0.9},
         {"run": "d", "kind": "train", "examples": 7, "auc": None},
     ]
-    path = tmp_path / "trials.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"run": "torn')
-    x, y = fit.points(fit.read_trials(path), "examples", "auc", kind="train")
+    x, y = fit.points(rows, "examples", "auc", kind="train")
     assert x.tolist() == [5, 10]
     assert y.tolist() == [0.5, 0.6]
     with pytest.raises(fit.FitError, match="no row has a finite 'ece'"):
         fit.points(rows, "examples", "ece")
     with pytest.raises(fit.FitError, match="'a' has no number in column 'grade'"):
         fit.points(rows, "grade", "auc")
-    path.write_text('{"run"\n{}\n')
-    with pytest.raises(fit.FitError, match="line 1 is not JSON"):
-        fit.read_trials(path)
-
-
-# -------------------------------------------------------------------------------------------------- joint law
-
-
-def grid(noise=0.0):
-    n, d = (v.ravel() for v in np.meshgrid([1e4, 3e4, 1e5, 4e5], [1e4, 1e5, 1e6]))
-    y = 0.2 + 3 * n**-0.5 + 5 * d**-0.4
-    return n, d, y + noise * np.random.default_rng(0).normal(size=len(y))
-
-
-def test_joint_law_is_recovered():
-    got = joint.fit_joint(*grid(), draws=3)
-    np.testing.assert_allclose(
-        (got.E, got.A, got.a, got.B, got.b), (0.2, 3, 0.5, 5, 0.4), rtol=1e-3
-    )
-    assert got.predict(1e5, 1e5) == pytest.approx(0.2 + 3 * 1e5**-0.5 + 5 * 1e5**-0.4)
-    noisy = joint.fit_joint(*grid(0.0005), draws=20)
-    assert noisy.intervals["b"][0] < noisy.b < noisy.intervals["b"][1]
-    json.dumps(noisy.to_json(), allow_nan=False)
-
-
-def test_joint_law_needs_three_sizes_on_each_axis():
-    n, d, y = grid()
-    with pytest.raises(fit.FitError, match="2 values of 'n_blocks'"):
-        joint.fit_joint(n[n < 5e4], d[n < 5e4], y[n < 5e4])
 
 
 # --------------------------------------------------------------------------------------------------- coverage

@@ -1,5 +1,7 @@
 """The report holds its numbers, loads nothing, escapes what it is given and survives missing stages."""
 
+import base64
+import hashlib
 from html.parser import HTMLParser
 import json
 import re
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from recjax.comparison import Paired
-from scaling import fit, report, rivals
+from scaling import charts, fit, report, rivals
 
 EVIL = "<script>alert('x')</script>"
 
@@ -78,7 +80,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag not in ("meta", "br", "line", "circle", "path"):
+        if tag not in ("meta", "br", "line", "circle", "path", "input"):
             self.open.append(tag)
         self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
 
@@ -89,7 +91,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 
@@ -97,7 +99,8 @@ class Page(HTMLParser):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "new"
     path = report.write_report(str(folder), context())
-    assert [p.name for p in folder.iterdir()] == ["report.html"]  # the temporary file is gone
+    found = sorted(p.name for p in folder.rglob("*") if p.is_file())
+    assert found == ["grid.svg", "law-0.svg", "report.html"]  # the temporary files are gone
     return open(path, encoding="utf-8").read()
 
 
@@ -130,26 +133,36 @@ def test_the_grid_reads_nested_metrics(written):
 def test_it_loads_nothing(written):
     page = Page(written)
     assert page.loads == []
-    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
-    assert not re.search(r"https?://|url\(|@import", written)
-    assert "default-src 'none'" in written
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", written)
+
+
+def test_only_its_own_script_may_run(written):
+    script = written.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in written
+    assert written.count("<script>") == 1
+
+
+def test_every_tag_is_closed(written):
+    page = Page(written)
     assert page.open == []  # every tag is closed
 
 
 def test_what_it_is_given_is_escaped(written):
     assert EVIL not in written
     assert "&lt;script&gt;alert" in written
-    chart = report.law_chart(context()["fits"][0] | {"label": EVIL, "axis": EVIL})
+    chart = charts.law_chart(context()["fits"][0] | {"label": EVIL, "axis": EVIL})
     assert "<script" not in chart
 
 
 def test_charts_draw_every_point_inside_the_frame(written):
     f = context()["fits"][0]
-    chart = str(report.law_chart(f))
+    chart = str(charts.law_chart(f))
     dots = re.findall(r'class="dot s0" cx="([\d.]+)" cy="([\d.]+)"', chart)
     assert len(dots) == len(f["x"])
     assert all(
-        report.LEFT <= float(x) <= report.WIDTH and 0 <= float(y) <= report.HEIGHT for x, y in dots
+        charts.LEFT <= float(x) <= charts.WIDTH and 0 <= float(y) <= charts.HEIGHT for x, y in dots
     )
     heights = [float(y) for _, y in sorted(dots, key=lambda d: float(d[0]))]
     assert heights[0] > heights[-1]  # larger is drawn higher
@@ -161,9 +174,9 @@ def test_a_huge_interval_does_not_flatten_the_points():
     f["curve"] = [c | {"low": 0.0, "high": 1.0} for c in f["curve"]]
     heights = [
         float(y)
-        for y in re.findall(r'class="dot s0" cx="[\d.]+" cy="([\d.]+)"', str(report.law_chart(f)))
+        for y in re.findall(r'class="dot s0" cx="[\d.]+" cy="([\d.]+)"', str(charts.law_chart(f)))
     ]
-    assert max(heights) - min(heights) > report.HEIGHT / 4
+    assert max(heights) - min(heights) > charts.HEIGHT / 4
 
 
 def test_missing_stages_say_so(tmp_path):

@@ -72,9 +72,30 @@ def test_a_failed_trial_is_recorded_and_tried_again(tmp_path, monkeypatch):
         return real(c, workdir)
 
     monkeypatch.setattr(sweep, "train", broken)
-    with pytest.raises(RuntimeError, match="1 of 2 trials failed"):
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
         sweep.run_sweep(trials(), tmp_path)
     failed = next((tmp_path / "runs").glob("*/failed.json"))
-    assert "loss is NaN" in json.loads(failed.read_text())["error"]
+    assert sweep.failures(tmp_path) == json.loads(failed.read_text())
+    assert "loss is NaN" in sweep.failures(tmp_path)[0]["error"]
     monkeypatch.setattr(sweep, "train", real)
     assert len(sweep.run_sweep(trials(), tmp_path)) == 6
+    assert not sweep.failures(tmp_path)
+
+
+def test_a_trial_is_what_it_changes():
+    one = trials()[0]
+    assert one.run != trials()[1].run
+    moved, newer = (ConfigDict(one.config.to_dict()) for _ in range(2))
+    moved.data.dir = "elsewhere"
+    assert sweep.Trial(moved, one.columns).run == one.run
+    del newer.data["counters"]  # at its default, as if it had come later
+    assert sweep.Trial(newer, one.columns).run == one.run
+    newer.data.counters = False
+    assert sweep.Trial(newer, one.columns).run != one.run
+
+
+def test_shards_are_written_as_i_of_n():
+    assert sweep.parse_shard("1/4") == (1, 4)
+    for wrong in ("4/4", "1", "a/b", "-1/2"):
+        with pytest.raises(ValueError, match="i/n"):
+            sweep.parse_shard(wrong)

@@ -38,6 +38,12 @@ def test_float_formats(fmt, tolerance):
     )
 
 
+@pytest.mark.parametrize("dim", [16, 32])
+def test_int8_takes_a_third_of_the_bytes(dim):
+    x = np.ones((100, dim), np.float32)
+    assert quantize(x, "int8").nbytes <= 0.35 * x.nbytes < quantize(x, "float16").nbytes
+
+
 def test_take_is_a_slice_of_the_whole():
     q = quantize(rows())
     ids = np.array([7, 3, 49, 3])

@@ -1,6 +1,7 @@
 """The command, from a parquet file and from prepared data to a parquet file of scores."""
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -178,19 +179,29 @@ def test_a_prepared_split_scores_as_the_file(exported, prepared, raw_file, tmp_p
         score.score(exported.path, prepared, out, split="week")
 
 
-def test_data_with_another_vocabulary_is_refused(exported, prepared, tmp_path):
-    import shutil
-
+def test_data_with_another_vocabulary_is_scored_by_its_values(exported, prepared, tmp_path):
+    """The vocabulary turned round: every stored id now means another item."""
     other = shutil.copytree(prepared, tmp_path / "other")
     file = other / "vocab" / "item.parquet"
     frame = pl.read_parquet(file)
-    frame.with_columns(id=pl.col("id").reverse()).write_parquet(file)
+    turned = frame.with_columns(value=pl.col("value").reverse())
+    turned.write_parquet(file)
     sizes = json.loads((other / "files.json").read_text())
     (other / "files.json").write_text(
         json.dumps(sizes | {"vocab/item.parquet": file.stat().st_size})
     )
-    with pytest.raises(score.ScoreError, match="vocabulary 'item' .* is not the artifact's"):
-        score.score(exported.path, other, tmp_path / "out.parquet")
+    means = dict(zip(frame["value"], turned["value"], strict=True))
+    rows = raw_rows()
+    seen = [[means.get(i, i) for i in past] for past in rows["hist_item"].to_list()]
+    items = [means.get(i, i) for i in rows["item"]]
+    raw_rows(item=items, hist_item=seen).write_parquet(tmp_path / "turned.parquet")
+    for source in ("other", "turned.parquet"):
+        score.score(exported.path, tmp_path / source, tmp_path / f"{source}.out")
+    mine, theirs = (pl.read_parquet(tmp_path / f"{n}.out") for n in ("other", "turned.parquet"))
+    np.testing.assert_allclose(mine.sort("request")["logit"], theirs["logit"], atol=1e-6)
+    score.score(exported.path, prepared, tmp_path / "as_it_was")
+    before = pl.read_parquet(tmp_path / "as_it_was")
+    assert abs(before["logit"] - mine["logit"]).max() > 0.01
 
 
 def test_the_command(exported, raw_file, tmp_path, run_python):

@@ -198,7 +198,8 @@ def test_where_the_token_comes_from(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_load_generator_measures_all_phases(exported):
     limits = Limits(requests=(1, 4), candidates=(4,), queue=8)
-    got = bench_http.measure(str(exported.path), 4, 1.0, limits)
+    got = bench_http.measure(str(exported.path), 4, 1.0, limits, soak_minutes=0.05)
+    assert set(got["soak"]["answers"]) == {"200"} and got["soak"]["resident_mib"][0] > 0
     assert 0 < got["alone"]["in_process_p50_ms"] < got["alone"]["http_p50_ms"]
     assert got["busy"]["requests_per_s"] > 0
     assert set(got["overload"]["answers"]) <= {"200", "429", "504"}

@@ -1,0 +1,30 @@
+"""AW-MoE with its contrast on The Complete Journey, one epoch, history 50, counters.
+
+    python -m recjax.train --config=experiments/aw_moe_complete_journey.py --workdir=runs/aw_moe_complete_journey
+
+Against its decisive baseline, DIN, and against itself without the contrast, paired, three seeds:
+
+    python -m experiments.compare --config=experiments/din_complete_journey.py:decisive \\
+        --config=experiments/aw_moe_complete_journey.py:decisive \\
+        --config="experiments/aw_moe_complete_journey.py:decisive model.contrast=0" --seeds=3 --workdir=runs/compare/aw_moe
+
+`--long_tail=3,20%` on that command adds long-tail rows, fixed before any training: requests with at most three past events,
+and the fifth of the requests with the fewest.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import suan_complete_journey
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = suan_complete_journey.get_config(arg)
+    c.model = ConfigDict()
+    c.model.name = "aw_moe"
+    c.model.table = dict(dim=8, lr=0.05)
+    c.model.user_key = "household"
+    c.model.experts = 8
+    c.opt.lr = 1e-3
+    c.opt.weight_decay = 1e-4  # AdamW
+    c.train.microbatches = 1
+    return c

@@ -1,0 +1,55 @@
+"""What boards of rivals share: every scored row of a finished run, and intervals over seeds."""
+
+import dataclasses
+
+from etils import epath
+from ml_collections import ConfigDict
+import numpy as np
+from scipy import stats
+
+from recjax import configs
+from recjax.evaluator import evaluator_for, open_run
+
+Columns = dict[str, np.ndarray]
+
+
+def config_of(file: str, seed: int, source: str, changes: dict) -> ConfigDict:
+    """An experiment's config with another seed, of the split too, source and `changes` (flat)."""
+    path, _, arg = file.partition(":")
+    c = configs.load(path, arg)
+    c.seed = seed
+    c.data.source = source
+    c.data.prepare.seed = seed
+    with c.unlocked():
+        c.update_from_flattened_dict(changes)
+    return c
+
+
+def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")):
+    """(data, {split: what `System.measure` sees}) of a finished run, best checkpoint where it has one."""
+    best = bool(list((epath.Path(run) / "checkpoints").glob("*best*")))
+    config, data, system, trees = open_run(run, best=best)
+    out = {}
+    for split in splits:
+        rows: Columns = {}
+
+        def keep(columns: Columns, rows: Columns = rows) -> dict:
+            rows.update(columns)
+            return {}
+
+        evaluator = evaluator_for(dataclasses.replace(system, measure=keep), config)
+        evaluator(trees, data.batches(split, config.eval.batch, examples=config.eval.examples))
+        out[split] = rows
+    return data, out
+
+
+def half_width(values: np.ndarray, level: float = 0.95) -> float:
+    """Of Student's t interval of the mean; NaN for one value."""
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    return float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+
+
+def deviation(values: np.ndarray) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

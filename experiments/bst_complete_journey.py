@@ -1,0 +1,18 @@
+"""BST: a Transformer over history and candidate on The Complete Journey, one epoch, history 50, counters.
+
+python -m recjax.train --config=experiments/bst_complete_journey.py --workdir=runs/bst_complete_journey
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import suan_complete_journey
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = suan_complete_journey.get_config(arg)
+    c.model = ConfigDict()
+    c.model.name = "bst"
+    c.model.table = dict(dim=8, lr=0.05)
+    c.opt.lr = 1e-3
+    c.train.microbatches = 1
+    return c

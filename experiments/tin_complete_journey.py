@@ -1,0 +1,26 @@
+"""TIN (temporal encoding by position, published representation) on The Complete Journey, one epoch, history 50, counters.
+
+    python -m recjax.train --config=experiments/tin_complete_journey.py --workdir=runs/tin_complete_journey
+
+Against its decisive baseline, DIN, paired, three seeds (recjax/models/README.md has the figures):
+
+    python -m experiments.compare --config=experiments/din_complete_journey.py:decisive \\
+        --config=experiments/tin_complete_journey.py:decisive --seeds=3 --workdir=runs/compare/tin
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import suan_complete_journey
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = suan_complete_journey.get_config(arg)
+    c.model = ConfigDict()
+    c.model.name = "tin"
+    c.model.table = dict(dim=8, lr=0.05)
+    c.model.time = "position"
+    c.model.tr_mode = "inner"
+    c.opt.lr = 1e-3
+    c.opt.clip = 5.0
+    c.train.microbatches = 1
+    return c

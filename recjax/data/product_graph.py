@@ -1,0 +1,721 @@
+"""Graphs of products, aspects and categories: the batches that HyperPAVE trains on. NumPy only.
+
+An *aspect* is an attribute with its value within a category ("color: red" of Shirts). A batch is one category's
+graph and B products to score against C aspects each:
+
+    x      {type: float32 [N_type, F]}   text vectors of product, aspect and category nodes; zeros fill up
+    id     {type: int32 [N_type]}        node numbers, for the control that learns an embedding per node
+    attribute int32 [A]                  attribute name of each aspect; OOV for one that training never saw
+    hyper  {kind: {node, edge, writes, weight}}   incidences of view, buy, pa, cpa over all nodes, numbered
+                                         products first, then aspects, then categories (recjax.layers.hypergraph)
+    sage   {edge type: {source, target}} numbered within their type
+    product int32 [B], aspect int32 [B, C]        what is scored
+    label, weight, valid, group, row     as in recjax.inputs; group "unseen": 0 an aspect with a training link,
+                                         1 one held out on purpose, 2 one that only held-out products have
+
+Only training links make P-A and C-P-A hyperedges and SAGE edges, and in training only those that the batch
+does not ask for. Products of validation and test have a category and, where given, behaviour lists; they read
+their category's hyperedge and write to nothing else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recjax.data import attribute_values
+from recjax.data import text as texts
+from recjax.schema import NUM_RESERVED, OOV, Feature, IdSpace, Schema
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+TYPES = ("product", "aspect", "category")
+KINDS = ("view", "buy", "pa", "cpa")
+SUPERVISE = ("links", "products")
+
+
+class GraphError(ValueError):
+    """A graph cannot be built; the message names the option and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """Products with aspects, vectors and a split.
+
+    Attributes:
+      x: Text vectors {type: float32 [N_type, F]}.
+      names: {type: values}, and "attribute".
+      category: int [P], of each product.
+      aspect_category: int [A].
+      attribute: int [A], index into names["attribute"].
+      links: int [K, 2], (product, aspect).
+      split: int [P], of `SPLITS`.
+      chosen: bool [A], aspects held out on purpose.
+      lists: {"view" | "buy": int [M, 2], (product, listed product)}.
+    """
+
+    x: Mapping[str, np.ndarray]
+    names: Mapping[str, Sequence[str]]
+    category: np.ndarray
+    aspect_category: np.ndarray
+    attribute: np.ndarray
+    links: np.ndarray
+    split: np.ndarray
+    chosen: np.ndarray
+    lists: Mapping[str, np.ndarray]
+
+    def __post_init__(self):
+        if self.chosen[self.links[self.trained, 1]].any():
+            raise GraphError("a held-out aspect has a training link: the split leaks")
+
+    @functools.cached_property
+    def trained(self) -> np.ndarray:
+        """Training links, bool [K]."""
+        return self.split[self.links[:, 0]] == TRAIN
+
+    @functools.cached_property
+    def unseen(self) -> np.ndarray:
+        """[A]: 0 has a training link, 1 held out on purpose, 2 only held-out products have it."""
+        seen = np.bincount(self.links[self.trained, 1], minlength=len(self.attribute)) > 0
+        return np.where(seen, 0, np.where(self.chosen, 1, 2))
+
+
+# ---- the split ----------------------------------------------------------------------------------------------
+
+
+def disjoint_split(
+    links: np.ndarray,
+    aspect_category: np.ndarray,
+    products: int,
+    *,
+    share: float = 0.2,
+    least: int = 3,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A zero-shot split: chosen aspects, and every product that has one, never train.
+
+    In each category a `share` of the aspects with `least` or more products is chosen; the products linked to
+    any go to validation and test, half and half, with all their links.
+
+    Returns:
+      split int [P], chosen bool [A].
+    """
+    rng = np.random.default_rng(seed)
+    common = np.bincount(links[:, 1], minlength=len(aspect_category)) >= least
+    chosen = np.zeros(len(aspect_category), bool)
+    for c in np.unique(aspect_category):
+        own = np.flatnonzero(common & (aspect_category == c))
+        take = int(round(share * len(own)))
+        chosen[rng.permutation(own)[:take]] = True
+    return hold_out(links, chosen, products, rng), chosen
+
+
+def hold_out(
+    links: np.ndarray, chosen: np.ndarray, products: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Split of the products [P], those linked to a chosen aspect half in validation, half in test."""
+    split = np.full(products, TRAIN)
+    held = rng.permutation(np.unique(links[chosen[links[:, 1]], 0]))
+    split[held] = TEST
+    split[held[: len(held) // 2]] = VALIDATION
+    return split
+
+
+# ---- from products ------------------------------------------------------------------------------------------
+
+
+def build(
+    products: Sequence[attribute_values.Product],
+    *,
+    text: str = "wordllama",
+    split: str = "disjoint",
+    unseen: float = 0.2,
+    seed: int = 0,
+    limit: int = 0,
+) -> Catalog:
+    """A catalog of products read from files.
+
+    Args:
+      products: From `attribute_values.read`.
+      text: Encoder (recjax.data.text).
+      split: "disjoint" (`disjoint_split`), or "published": the publisher's test file, a tenth of the rest
+        validates, no aspect is chosen.
+      unseen: Share of the aspects that "disjoint" chooses.
+      seed: Of the split.
+      limit: Products per category, 0 for all.
+    """
+    if split not in ("disjoint", "published"):
+        raise GraphError(f"data.prepare.split={split!r} is unknown; use disjoint or published")
+    products = [p for p in _limited(products, limit) if p.values]
+    categories = sorted({p.category for p in products})
+    aspects = sorted({(p.category, *v) for p in products for v in p.values})
+    attributes = sorted({a for _, a, _ in aspects})
+    of_category = {c: i for i, c in enumerate(categories)}
+    of_aspect = {a: i for i, a in enumerate(aspects)}
+    of_attribute = {a: i for i, a in enumerate(attributes)}
+    links = np.array(
+        [[i, of_aspect[p.category, *v]] for i, p in enumerate(products) for v in p.values]
+    )
+    aspect_category = np.array([of_category[c] for c, _, _ in aspects])
+    if split == "disjoint":
+        parts, chosen = disjoint_split(
+            links, aspect_category, len(products), share=unseen, seed=seed
+        )
+    else:
+        parts, chosen = _published(products, seed), np.zeros(len(aspects), bool)
+    trained = links[parts[links[:, 0]] == TRAIN, 1]
+    encode = texts.encoder(text)
+    described = [_describe(c, [aspects[a] for a in trained]) for c in categories]
+    x = {
+        "product": encode([p.text for p in products]),
+        "aspect": encode([f"{a} is {v}" for _, a, v in aspects]),
+        "category": encode(described),
+    }
+    names = {
+        "product": [p.key for p in products],
+        "aspect": [f"{c}|{a}: {v}" for c, a, v in aspects],
+        "category": categories,
+        "attribute": attributes,
+    }
+    return Catalog(
+        x=x,
+        names=names,
+        category=np.array([of_category[p.category] for p in products]),
+        aspect_category=aspect_category,
+        attribute=np.array([of_attribute[a] for _, a, _ in aspects]),
+        links=links,
+        split=parts,
+        chosen=chosen,
+        lists=_lists(products),
+    )
+
+
+def _limited(products, limit: int) -> list:
+    if not limit:
+        return list(products)
+    counts: dict[str, int] = {}
+    out = []
+    for p in products:
+        counts[p.category] = counts.get(p.category, 0) + 1
+        if counts[p.category] <= limit:
+            out.append(p)
+    return out
+
+
+def _published(products, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    validates = rng.random(len(products)) < 0.1
+    return np.array(
+        [
+            TEST if p.test else VALIDATION if v else TRAIN
+            for p, v in zip(products, validates, strict=True)
+        ]
+    )
+
+
+def _describe(category: str, linked: list[tuple[str, str, str]], most: int = 5) -> str:
+    """A category's name and the attribute names its training products have most often."""
+    counts: dict[str, int] = {}
+    for c, attribute, _ in linked:
+        if c == category:
+            counts[attribute] = counts.get(attribute, 0) + 1
+    often = sorted(counts, key=lambda a: (-counts[a], a))[:most]
+    return f"{category}: {', '.join(often)}" if often else category
+
+
+def _lists(products) -> dict[str, np.ndarray]:
+    number = {p.key: i for i, p in enumerate(products)}
+    out = {}
+    for kind in ("view", "buy"):
+        pairs = [
+            (i, number[k])
+            for i, p in enumerate(products)
+            for k in getattr(p, f"also_{kind}")
+            if k in number
+        ]
+        out[kind] = np.array(pairs, np.int64).reshape(-1, 2)
+    return out
+
+
+# ---- graphs -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Fixed sizes of the graphs of a split: the largest category's, rounded up."""
+
+    products: int
+    aspects: int
+    links: int
+    listed: Mapping[str, int]
+
+    def entries(self, kind: str) -> tuple[int, int]:
+        """(incidences, hyperedges) that a kind can have."""
+        p, a = self.products, self.aspects
+        if kind in ("view", "buy"):
+            return self.listed[kind] + 2 * p, p
+        return (self.links + p + a, p + a) if kind == "pa" else (p + a + 1, a + 1)
+
+
+def incidences(
+    kind: str, products: np.ndarray, listed: np.ndarray, links: np.ndarray, aspects: int, new
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(node, edge, writes) of one kind's hyperedges of one category, without singletons.
+
+    Args:
+      kind: Of `KINDS`.
+      products: Local numbers 0 .. P - 1.
+      listed: [M, 2] local (product, listed product).
+      links: [K, 2] local (product, aspect) that carry messages.
+      aspects: A.
+      new: bool [P], products that read only.
+    """
+    p = len(products)
+    if kind in ("view", "buy"):
+        owners = np.unique(listed[listed[:, 0] != listed[:, 1], 0])  # more than one member
+        pairs = np.unique(np.concatenate([np.stack([owners, owners], 1), listed]), axis=0)
+        pairs = pairs[np.isin(pairs[:, 0], owners)]
+        edge = np.searchsorted(owners, pairs[:, 0])
+        return pairs[:, 1], edge, np.ones(len(edge))
+    if kind == "pa":
+        owners = np.unique(links[:, 0])
+        node = np.concatenate([owners, p + links[:, 1]])
+        edge = np.searchsorted(owners, np.concatenate([owners, links[:, 0]]))
+        return node, edge, np.ones(len(node))
+    node = np.concatenate([products, p + np.unique(links[:, 1]), [p + aspects]])
+    writes = np.ones(len(node))
+    writes[:p] = ~new
+    return node, np.zeros(len(node), np.int64), writes
+
+
+def with_singletons(
+    node: np.ndarray, edge: np.ndarray, writes: np.ndarray, nodes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gives every one of `nodes` that no hyperedge covers a hyperedge to itself."""
+    alone = np.setdiff1d(nodes, node)
+    first = int(edge.max(initial=-1)) + 1
+    return (
+        np.concatenate([node, alone]),
+        np.concatenate([edge, first + np.arange(len(alone))]),
+        np.concatenate([writes, np.ones(len(alone))]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Category:
+    """One category's part of a catalog, restricted to some products; numbers are local.
+
+    Attributes:
+      catalog: Whole.
+      number: Of the category.
+      products, aspects: Global numbers of its nodes.
+      shuffle: Seed of a permutation of the nodes' memberships, None for the truth.
+    """
+
+    catalog: Catalog
+    number: int
+    products: np.ndarray
+    aspects: np.ndarray
+    shuffle: int | None = None
+
+    @functools.cached_property
+    def new(self) -> np.ndarray:
+        return self.catalog.split[self.products] != TRAIN
+
+    @functools.cached_property
+    def links(self) -> np.ndarray:
+        """Training links, local [K, 2]."""
+        c = self.catalog
+        return self.local(
+            c.links[c.trained & (c.aspect_category[c.links[:, 1]] == self.number)], "aspect"
+        )
+
+    def local(self, pairs: np.ndarray, second: str) -> np.ndarray:
+        """Pairs of global numbers as local ones; those not in this graph are left out."""
+        to = self.aspects if second == "aspect" else self.products
+        inside = np.isin(pairs[:, 0], self.products) & np.isin(pairs[:, 1], to)
+        pairs = pairs[inside]
+        return np.stack(
+            [np.searchsorted(self.products, pairs[:, 0]), np.searchsorted(to, pairs[:, 1])], 1
+        )
+
+    def graph(self, links: np.ndarray, slots: Slots) -> dict[str, Any]:
+        """Leaves x, id, attribute, hyper and sage of a batch in which `links` [K, 2] carry messages."""
+        c = self.catalog
+        chosen = {
+            "product": self.products,
+            "aspect": self.aspects,
+            "category": np.array([self.number]),
+        }
+        size = {"product": slots.products, "aspect": slots.aspects, "category": 1}
+        named = np.zeros(len(c.names["attribute"]), bool)
+        named[c.attribute[c.links[c.trained, 1]]] = True
+        attribute = np.where(named[c.attribute], c.attribute + NUM_RESERVED, OOV)[self.aspects]
+        return {
+            "x": {t: padded(c.x[t][n], size[t]) for t, n in chosen.items()},
+            "id": {
+                t: padded((n + NUM_RESERVED).astype(np.int32), size[t]) for t, n in chosen.items()
+            },
+            "attribute": padded(attribute.astype(np.int32), slots.aspects),
+            "hyper": {kind: self._hyper(kind, links, slots) for kind in KINDS},
+            "sage": self._sage(links, slots),
+        }
+
+    def _hyper(self, kind: str, links: np.ndarray, slots: Slots) -> dict[str, np.ndarray]:
+        p, a = len(self.products), len(self.aspects)
+        listed = self.local(self.catalog.lists.get(kind, np.zeros((0, 2), np.int64)), "product")
+        given = incidences(kind, np.arange(p), listed, links, a, self.new)
+        if self.shuffle is not None:
+            rng = np.random.default_rng(self.shuffle)
+            moved = np.concatenate([rng.permutation(p), p + rng.permutation(a), [p + a]])
+            given = moved[given[0]], given[1], given[2]
+        nodes = {"view": np.arange(p), "buy": np.arange(p), "pa": np.arange(p + a)}
+        node, edge, writes = with_singletons(*given, nodes.get(kind, np.arange(p + a + 1)))
+        # Fillers lie between the types: products first, then aspects, then the category.
+        node = node + (node >= p) * (slots.products - p) + (node >= p + a) * (slots.aspects - a)
+        entries, edges = slots.entries(kind)
+        past = slots.products + slots.aspects + 1
+        weight = np.zeros(edges, np.float32)
+        weight[: int(edge.max(initial=-1)) + 1] = 1.0
+        return {
+            "node": padded(node.astype(np.int32), entries, past),
+            "edge": padded(edge.astype(np.int32), entries, edges),
+            "writes": padded(writes.astype(np.float32), entries),
+            "weight": weight,
+        }
+
+    def _sage(self, links: np.ndarray, slots: Slots) -> dict[str, dict[str, np.ndarray]]:
+        every, known = np.arange(len(self.products)), np.flatnonzero(~self.new)
+        past = {"product": slots.products, "aspect": slots.aspects, "category": 1}
+        pairs = {
+            ("product", "category"): (known, 0 * known),
+            ("category", "product"): (0 * every, every),
+            ("product", "aspect"): (links[:, 0], links[:, 1]),
+            ("aspect", "product"): (links[:, 1], links[:, 0]),
+        }
+        out = {}
+        for (source, target), (i, j) in pairs.items():
+            size = slots.links if "aspect" in (source, target) else slots.products
+            out[f"{source}_{target}"] = {
+                "source": padded(i.astype(np.int32), size, past[source]),
+                "target": padded(j.astype(np.int32), size, past[target]),
+            }
+        return out
+
+
+def padded(x: np.ndarray, size: int, value: float = 0) -> np.ndarray:
+    """`x` followed by `value` up to `size` rows."""
+    if len(x) > size:
+        raise GraphError(f"{len(x)} rows do not fit {size} slots")
+    out = np.full((size, *x.shape[1:]), value, x.dtype)
+    out[: len(x)] = x
+    return out
+
+
+# ---- batches ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How training asks.
+
+    Attributes:
+      supervised: Share of a category's training links that a step asks for; the others carry messages.
+      supervise: "links" draws them one by one; "products" draws products and asks for all their links, so
+        that they look as new ones will.
+      negatives: Per positive; the first half uniform, the rest of the same attribute. Never a positive.
+      shuffle: Permute the membership of hyperedges: the control.
+      seed: Of the draws.
+    """
+
+    supervised: float = 0.3
+    supervise: str = "links"
+    negatives: int = 2
+    shuffle: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.supervise not in SUPERVISE:
+            raise GraphError(
+                f"data.prepare.supervise={self.supervise!r} is unknown; use one of {', '.join(SUPERVISE)}"
+            )
+        if not 0 < self.supervised < 1 or self.negatives < 1:
+            raise GraphError(
+                "data.prepare: supervised lies between 0 and 1 and negatives is at least 1"
+            )
+
+
+def draw_supervised(
+    links: np.ndarray, options: Options, most: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Which links a step asks for, bool [K]; at most `most`, at least one."""
+    want = min(max(1, round(options.supervised * len(links))), most)
+    if options.supervise == "links":
+        asked = np.zeros(len(links), bool)
+        asked[rng.permutation(len(links))[:want]] = True
+        return asked
+    owners, count = np.unique(links[:, 0], return_counts=True)
+    order = rng.permutation(len(owners))
+    fits = np.cumsum(count[order]) <= want
+    fits[0] = count[order[0]] <= most
+    return np.isin(links[:, 0], owners[order[fits]])
+
+
+def draw_negatives(
+    products: np.ndarray,
+    aspects: np.ndarray,
+    positive: np.ndarray,
+    attribute: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Aspects [R, count] that the products do not have, and where there was one, bool [R, count].
+
+    Args:
+      products, aspects: [R], the positives.
+      positive: bool [P, A].
+      attribute: [A].
+      count: Of negatives; from the middle on of the positive's own attribute, where it has another value.
+    """
+    allowed = ~positive[products]  # [R, A]
+    same = allowed & (attribute[aspects][:, None] == attribute)
+    hard = np.where(same.any(1, keepdims=True), same, allowed)
+    drawn = []
+    for i in range(count):
+        keys = rng.random(allowed.shape, np.float32) + (allowed if i < (count + 1) // 2 else hard)
+        drawn.append(keys.argmax(1))
+    out = np.stack(drawn, 1)
+    return out, np.take_along_axis(allowed, out, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """A resumable sequence: batch i is a function of i alone."""
+
+    data: "Data"
+    split: str
+    size: int
+    start: int
+    stop: int
+    examples: int
+    levels: tuple = ()
+
+    def __len__(self) -> int:
+        return self.stop
+
+    def __iter__(self) -> Iterator[dict]:
+        make = self.data.training if self.split == "train" else self.data.scoring
+        return (make(self.split, i, self.size) for i in range(self.start, self.stop))
+
+
+class Data:
+    """What the training loop reads (see `recjax.data`).
+
+    Args:
+      catalog: Products, aspects and their split.
+      options: Of training batches.
+      identity: Says where the catalog came from.
+    """
+
+    def __init__(self, catalog: Catalog, options: Options, identity: Mapping[str, Any]):
+        self.catalog, self.options, self.identity = catalog, options, dict(identity)
+        self.schema = schema(catalog)
+        self.splits = {n: int((catalog.split == s).sum()) for n, s in SPLITS.items()}
+        shuffle = options.seed if options.shuffle else None
+        self.categories = {
+            split: [c for c in _categories(catalog, split, shuffle) if _has_rows(c, split)]
+            for split in SPLITS
+        }
+        if not self.categories["train"]:
+            raise GraphError(
+                "no product is left to train on; lower data.prepare.unseen, or read more products"
+            )
+        self.slots = {"train": _slots(self.categories["train"])}
+        held = [c for s in ("validation", "test") for c in self.categories[s]]
+        self.slots |= dict.fromkeys(("validation", "test"), _slots(held) if held else None)
+
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        start: int = 0,
+        examples: int = 0,
+        epochs: int = 1,
+        shards: int = 1,
+        workers: int = 0,
+        shuffle_seed: int | None = None,
+        levels: tuple = (),
+    ) -> Batches:
+        """Batches of `batch_size` rows: positives in training (an epoch asks once of each category), else products.
+
+        `shards`, `workers` and `levels` are other sources' concerns: every device sees the whole graph.
+        """
+        del shards, workers, shuffle_seed, levels
+        if split not in self.splits:
+            raise GraphError(f"there is no split {split!r}; there are {', '.join(self.splits)}")
+        chunks = self.chunks(split, batch_size)
+        stop = epochs * len(chunks)
+        if examples:
+            stop = min(stop, max(1, examples // batch_size))
+        return Batches(self, split, batch_size, start, stop, stop * batch_size)
+
+    def chunks(self, split: str, size: int) -> list[tuple[Category, np.ndarray]]:
+        """(category, local products asked about) of each batch of an epoch."""
+        out = []
+        for c in self.categories[split]:
+            mine = np.flatnonzero(self.catalog.split[c.products] == SPLITS[split])
+            step = len(mine) if split == "train" else size
+            out += [(c, mine[at : at + step]) for at in range(0, len(mine), step)]
+        return out
+
+    def training(self, split: str, index: int, size: int) -> dict[str, Any]:
+        """Training batch number `index`: some links are asked for, the others carry messages."""
+        categories = self.categories[split]
+        epoch, at = divmod(index, len(categories))
+        order = np.random.default_rng((self.options.seed, epoch)).permutation(len(categories))
+        c = categories[order[at]]
+        rng = np.random.default_rng((self.options.seed, epoch, at, 1))
+        asked = draw_supervised(c.links, self.options, size, rng)
+        positive = np.zeros((len(c.products), len(c.aspects)), bool)
+        positive[c.links[:, 0], c.links[:, 1]] = True
+        product, aspect = c.links[asked].T
+        names = self.catalog.attribute[c.aspects]
+        drawn = product, aspect, positive, names, self.options.negatives, rng
+        negatives, real = draw_negatives(*drawn)
+        candidates = np.concatenate([aspect[:, None], negatives], 1)
+        valid = np.concatenate([np.ones((len(aspect), 1), bool), real], 1)
+        labels = np.zeros(candidates.shape, np.float32)
+        labels[:, 0] = 1.0
+        graph = c.graph(c.links[~asked], self.slots[split])
+        return graph | self._rows(c, product, candidates, labels, valid, size)
+
+    def scoring(self, split: str, index: int, size: int) -> dict[str, Any]:
+        """Scoring batch: held-out products against every aspect of their category."""
+        c, product = self.chunks(split, size)[index]
+        slots = self.slots[split]
+        count = len(c.aspects)
+        mine = c.local(self.catalog.links, "aspect")
+        labels = np.zeros((len(c.products), slots.aspects), np.float32)
+        labels[mine[:, 0], mine[:, 1]] = 1.0
+        candidates = np.broadcast_to(np.arange(slots.aspects), (len(product), slots.aspects))
+        valid = np.broadcast_to(np.arange(slots.aspects) < count, candidates.shape)
+        graph = c.graph(c.links, slots)
+        return graph | self._rows(c, product, candidates, labels[product], valid, size)
+
+    def standing(self, number: int) -> tuple[Category, dict[str, Any]]:
+        """A category's training products with all its aspects, and their graph: what new products are put to."""
+        split = "test" if self.categories["test"] else "train"
+        found = next((c for c in self.categories[split] if c.number == number), None)
+        if found is None:
+            names = [self.catalog.names["category"][c.number] for c in self.categories[split]]
+            raise GraphError(f"there is no graph of that category; there are {', '.join(names)}")
+        known = found.products[self.catalog.split[found.products] == TRAIN]
+        c = dataclasses.replace(found, products=known)
+        return c, c.graph(c.links, self.slots[split])
+
+    def _rows(self, c: Category, product, candidates, labels, valid, size) -> dict[str, Any]:
+        """The scored part of a batch, filled up to `size` rows."""
+        inside = np.minimum(candidates, len(c.aspects) - 1)
+        aspect = c.aspects[inside]
+        row = c.products[product][:, None] * len(self.catalog.attribute) + aspect
+        row = np.where(valid, row, -1)
+        return {
+            "product": padded(product.astype(np.int32), size),
+            "aspect": padded(candidates.astype(np.int32), size),
+            "label": {"linked": padded(labels, size)},
+            "weight": np.ones((size, candidates.shape[1]), np.float32),
+            "valid": padded(np.asarray(valid), size, False),
+            "group": {
+                "product": padded(c.products[product].astype(np.int32), size),
+                "aspect": padded(aspect.astype(np.int32), size),
+                "unseen": padded(self.catalog.unseen[aspect].astype(np.int32), size),
+            },
+            "row": padded(row.astype(np.int32), size, -1),
+        }
+
+    def vocabulary(self, space: str) -> pl.DataFrame:
+        """Columns value, id and count of an id space."""
+        ids = np.arange(NUM_RESERVED, self.schema.space(space).size)
+        values = list(self.catalog.names[space])
+        return pl.DataFrame({"value": values, "id": ids, "count": np.ones_like(ids)})
+
+    def vocabulary_hash(self, space: str) -> str:
+        text = "\n".join(map(str, self.catalog.names[space]))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _has_rows(c: Category, split: str) -> bool:
+    if split == "train":
+        return len(c.links) > 0
+    return bool((c.catalog.split[c.products] == SPLITS[split]).any())
+
+
+def _categories(catalog: Catalog, split: str, shuffle: int | None) -> list[Category]:
+    """Each category's training products, with those of `split`, and the aspects known then."""
+    out = []
+    for number in range(len(catalog.names["category"])):
+        inside = np.isin(catalog.split, (TRAIN, SPLITS[split])) & (catalog.category == number)
+        own = catalog.aspect_category == number
+        aspects = own & (catalog.unseen == 0) if split == "train" else own
+        out.append(
+            Category(catalog, number, np.flatnonzero(inside), np.flatnonzero(aspects), shuffle)
+        )
+    return out
+
+
+def _slots(categories: Sequence[Category]) -> Slots:
+    def most(sizes):
+        return -(-max(sizes, default=1) // 8) * 8
+
+    lists = {
+        k: most(
+            len(c.local(c.catalog.lists.get(k, np.zeros((0, 2), np.int64)), "product"))
+            for c in categories
+        )
+        for k in ("view", "buy")
+    }
+    return Slots(
+        products=most(len(c.products) for c in categories),
+        aspects=most(len(c.aspects) for c in categories),
+        links=most(len(c.links) for c in categories),
+        listed=lists,
+    )
+
+
+def schema(catalog: Catalog) -> Schema:
+    """Id spaces of the nodes and attribute names; the text vector; the label."""
+    spaces = {t: len(catalog.names[t]) + NUM_RESERVED for t in (*TYPES, "attribute")}
+    width = catalog.x["product"].shape[1]
+    return Schema(
+        tuple(IdSpace(n, s) for n, s in spaces.items()),
+        (Feature("text", "profile", vector=width), Feature("linked", "label")),
+        groups=("product", "aspect", "unseen"),
+    )
+
+
+# ---- the data set -------------------------------------------------------------------------------------------
+
+
+def open_data(config: Mapping[str, Any]) -> Data:
+    """Opens `data.source` as `data.prepare.set` says; see `build` and `Options` for the other keys of prepare."""
+    options = dict(config.get("prepare", {}))
+    name = options.pop("set", "oa-mine")
+    ask = {k: options.pop(k) for k in list(options) if k in _names(Options) - {"seed"}}
+    known = ("text", "split", "unseen", "seed", "limit")
+    for key in options:
+        if key not in known:
+            every = sorted({"set", *known, *_names(Options)})
+            raise GraphError(f"data.prepare.{key} is unknown; there are {', '.join(every)}")
+    products, report = attribute_values.read(config.get("source", ""), name)
+    catalog = build(products, **options)
+    identity = {"name": "product_graph", "config": {"set": name, **options, **ask}}
+    return Data(catalog, Options(seed=options.get("seed", 0), **ask), identity | {"report": report})
+
+
+def _names(record) -> set[str]:
+    return {f.name for f in dataclasses.fields(record)}

@@ -1,0 +1,203 @@
+"""Evaluation of a system on batches, and everything of a finished run that it takes.
+
+Sums are kept on the device and merged; predictions are kept on the host up to 10 M rows, for exact AUC and grouped
+AUC. The command is `recjax.evaluate`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+import functools
+import json
+from typing import TYPE_CHECKING
+
+from absl import logging
+from etils import epath
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from recjax import checkpoint, embedding, hosts, metrics, models, transfer
+from recjax import mesh as meshes
+from recjax.collector import Collector, SliceCollector
+from recjax.data import open_data
+from recjax.system import System, weights_of
+
+if TYPE_CHECKING:  # a data set of one's own need not bring TFDS
+    from recjax.data.slices import Slice
+
+Tree = dict
+
+
+class Evaluator:
+    """Compiled evaluation of one system; call it with trees and batches.
+
+    Args:
+      system: What to evaluate.
+      mesh: Where.
+      plan: Placement of the trees' tables; default: the planner's.
+
+    Attributes:
+      outputs: (trees, batch from `put`) -> {output: array}.
+    """
+
+    def __init__(self, system: System, mesh: Mesh, plan: embedding.Plan | None = None):
+        self.system, self.mesh = system, mesh
+        self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
+        self._step = jax.jit(self._measure, donate_argnums=1)
+        self.outputs = jax.jit(self._forward)
+
+    def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
+        rows = embedding.gather(self.system.tables, trees["tables"], batch, self.plan)
+        return self.system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+
+    def put(self, batch: dict) -> dict:
+        return meshes.put(self.mesh, self.plan.route(batch))
+
+    def _measure(self, trees: Tree, sums: dict, batch: dict):
+        """New sums, and what `_collect` takes: the rows of all processes, everywhere."""
+        outputs, out = self._forward(trees, batch), {}
+        for o in self.system.objectives:
+            args = outputs[o.output], batch["label"][o.label], weights_of(batch)
+            out[o.name] = metrics.update(sums[o.name], *args)
+        seen = {k: batch[k] for k in ("label", "weight", "valid", "row", "group")}
+        names = {o.output for o in self.system.objectives} | set(self.system.kept)
+        wanted = {name: outputs[name] for name in sorted(names)}
+        everywhere = meshes.replicated(self.mesh)
+        return out, jax.lax.with_sharding_constraint((seen, wanted), everywhere)
+
+    def __call__(
+        self,
+        trees: Tree,
+        batches: Iterable[dict],
+        poll: Callable[[], None] = lambda: None,
+        slices: Sequence["Slice"] = (),
+    ) -> dict:
+        """Metrics of every objective (see recjax.metrics.compute), those of named ones prefixed "<name>/".
+
+        Args:
+          trees: dense, tables, state, frozen.
+          batches: Host batches.
+          poll: Called once a batch; may raise to end early.
+          slices: Of the split; with any, the result has "slices": slice -> part -> metrics, exact like the others.
+        """
+        objectives = self.system.objectives
+        sums = {o.name: metrics.init() for o in objectives}
+        rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
+        kept: dict[str, list] = {name: [] for name in self.system.kept}
+        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        ahead = None
+        for batch in batches:
+            poll()
+            sums, seen = self._step(params, sums, self.put(batch))
+            if ahead is not None:
+                self._collect(rows, kept, *jax.device_get(ahead))
+            ahead = seen
+        if ahead is not None:
+            self._collect(rows, kept, *jax.device_get(ahead))
+        out = {}
+        for o in objectives:
+            prefix = f"{o.name}/" if o.name else ""
+            whole, parts = rows[o.name]
+            measured = metrics.compute(jax.device_get(sums[o.name])) | whole.compute()
+            measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
+            measured |= {"slices": parts.compute()} if slices else {}
+            out.update({prefix + k: v for k, v in measured.items()})
+        if self.system.measure is not None:
+            out.update(self.system.measure(_columns(objectives, rows, kept)))
+        return hosts.from_first(out)  # decisions follow: the last bit must not differ
+
+    def predictions(
+        self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
+    ) -> dict[str, np.ndarray]:
+        """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
+        rows = {o.name: [Collector()] for o in self.system.objectives}
+        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        for batch in batches:
+            poll()
+            self._collect(rows, {}, batch, self.outputs(params, self.put(batch)))
+        return rows[self.system.objectives[0].name][0].rows()
+
+    def _collect(self, rows: dict, kept: dict, batch: dict, outputs: dict) -> None:
+        weights = batch["weight"] * batch["valid"]
+        for name in kept:
+            kept[name].append(np.asarray(outputs[name])[weights > 0])
+        for o in self.system.objectives:
+            own = outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]
+            for collector in rows[o.name]:
+                collector.add(*own)
+
+
+def _columns(objectives: tuple, rows: dict, kept: dict) -> dict[str, np.ndarray]:
+    """What `System.measure` sees."""
+    first, *others = objectives
+    columns = rows[first.name][0].rows()
+    for o in others:
+        own = rows[o.name][0].rows()
+        columns |= {f"{o.name}/{k}": own[k] for k in ("logit", "label")}
+    return columns | {name: np.concatenate(parts) for name, parts in kept.items()}
+
+
+def placement(system: System, config: ConfigDict, mesh: Mesh) -> embedding.Plan:
+    """The plan for reading a run's tables on this mesh: not measured, so rows travel by the exact all_gather."""
+    rules = config.get("embedding", {}).get("placement", ())
+    return embedding.plan(system.tables, system.schema, mesh, rules=rules)
+
+
+def evaluator_for(system: System, config: ConfigDict) -> Evaluator:
+    """The evaluator of an opened run on all devices."""
+    mesh = meshes.make()
+    return Evaluator(system, mesh, placement(system, config, mesh))
+
+
+def open_both(config: ConfigDict, data_dir: str):
+    """(data to evaluate on, with the ids of, data that was trained on); the same without `data_dir`."""
+    share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    if not data_dir:
+        return (data := open_data(config.data, **share)), data
+    other = ConfigDict({**config.data.to_dict(), "dir": data_dir})
+    data = open_data(other, **share)
+    try:
+        trained = open_data(config.data, **share)
+    except (ValueError, OSError):  # moved or deleted: then `data_dir` must hold the same
+        config.data.dir = data_dir
+        return data, data
+    spaces = [s.name for s in trained.schema.id_spaces]
+    if data.identity == trained.identity or all(
+        data.vocabulary_hash(s) == trained.vocabulary_hash(s) for s in spaces
+    ):
+        return data, trained
+    return open_data(other, ids_of=trained, **share), trained
+
+
+def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
+    """(config, data, system, trees) of a run that has a checkpoint.
+
+    Args:
+      run: Its workdir.
+      data_dir: A prepared directory to use in place of the run's own. Where its vocabularies are others, its ids are
+        translated (`recjax.data.translate`), for which the run's own data must still be there.
+      best: The best checkpoint rather than the newest.
+    """
+    path = epath.Path(run) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the --workdir of a recjax.train run")
+    config = ConfigDict(json.loads(path.read_text()))
+    data, trained = open_both(config, data_dir)
+    system = models.build(trained.schema, config.model)
+    split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
+    mesh = meshes.make()
+    plan = placement(system, config, mesh)
+    batches = data.batches(split, config.eval.batch, shards=mesh.size)
+    example = meshes.put(mesh, plan.route(next(iter(hosts.in_step(batches, plan)))))
+    trees, sums = transfer.start(system, config, trained, epath.Path(run), example, plan)
+    checkpoints = checkpoint.Checkpoints(epath.Path(run) / "checkpoints")
+    check = functools.partial(transfer.check_data, data=trained, where=run)
+    restored = checkpoints.restore(dict(trees=trees, sums=sums), best=best, check=check)
+    checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(
+            f"{run} has no {'best ' if best else ''}checkpoint yet; train it first"
+        )
+    step, saved, _ = restored
+    logging.info("evaluating step %d of %s", step, run)
+    return config, data, system, saved["trees"]

@@ -1,0 +1,131 @@
+"""From a finished run to an artifact.
+
+    python -m recjax.serving.export --run=runs/lightsuan --out=artifacts/lightsuan
+
+The newest checkpoint, rows as int8. Of a distilled pair only the student goes in. Where the data set has an event log
+(`recjax.data.event_log`), so do its causal counters and histories as of `--until` (default: its end), and the service
+keeps them up to date.
+"""
+
+from collections.abc import Mapping
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from recjax import models
+from recjax.data.event_log import EventLog
+from recjax.evaluator import open_run
+from recjax.models import distil
+from recjax.run import set_up
+from recjax.serving import artifact
+from recjax.serving.quantize import FORMATS
+
+
+def export_run(
+    run: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    rows_format: str = "int8",
+    until: int | None = None,
+    snapshot: bool = True,
+    data_dir: str = "",
+    best: bool = False,
+) -> dict[str, Any]:
+    """Exports a run, replacing what lies at `out`; returns the manifest.
+
+    Args:
+      run: Its workdir.
+      out: Local directory.
+      rows_format: float32, float16 or int8.
+      until: Seconds; counters and histories as of then. None: as of the end of the log.
+      snapshot: False leaves counters and histories out: clients send them.
+      data_dir: A prepared directory in place of the run's own.
+      best: The best checkpoint rather than the newest.
+
+    Raises:
+      ArtifactError, FileNotFoundError: Saying what is missing.
+    """
+    config, data, system, trees = open_run(run, data_dir, best=best)
+    if config.model.name == "distil":
+        system, trees = _student(data.schema, config, trees)
+    log = _event_log(config, data) if snapshot else None
+    used = {t.id_space for t in system.tables}
+    return artifact.export_artifact(
+        out,
+        system,
+        trees,
+        batch=next(iter(data.batches(config.data.train, 64))),
+        config=json.loads(config.to_json()),
+        vocab={s: data.vocabulary(s) for s in used},
+        metadata={"keep_prob": keep_probability(data.identity, config.data.train)},
+        rows_format=rows_format,
+        log=log,
+        until=until,
+        overwrite=True,
+    )
+
+
+def _student(schema, config: ConfigDict, trees: Mapping[str, Any]):
+    """Its functions, parameters and tables: serving costs what the student costs."""
+    options = {k: v for k, v in models.plain(config.model).items() if k != "name"}
+    system = distil.student_only(schema, **options)
+    return system, dict(
+        dense=trees["dense"]["student"],
+        state=trees["state"].get("student", {}),
+        tables={t.path: trees["tables"][t.path] for t in system.tables},
+        frozen={},
+    )
+
+
+def _event_log(config: ConfigDict, data) -> EventLog | None:
+    """Of the data set, if its module has one."""
+    name = config.data.name
+    try:
+        module = importlib.import_module(name if "." in name else f"recjax.data.{name}")
+    except ModuleNotFoundError:
+        return None
+    make = getattr(module, "event_log", None)
+    return make(data.prepared, config.data.source) if make else None
+
+
+def keep_probability(identity: Mapping[str, Any], split: str) -> float:
+    """The one probability with which a split's negatives were kept, by which served probabilities are corrected.
+
+    Matched negatives have none (their number multiplies each product's popularity), so a model trained on them serves
+    uncorrected probabilities.
+    """
+    return 1.0 if split.endswith("_matched") else identity.get("keep", {}).get(split, 1.0)
+
+
+def main(_) -> None:
+    set_up()
+    try:
+        manifest = export_run(
+            _RUN.value,
+            _OUT.value,
+            rows_format=_ROWS.value,
+            until=_UNTIL.value,
+            snapshot=_SNAPSHOT.value,
+            data_dir=_DATA.value,
+            best=_BEST.value,
+        )
+    except (artifact.ArtifactError, FileNotFoundError) as e:
+        sys.exit(f"error: {e}")
+    size = sum(f["bytes"] for f in manifest["files"].values())
+    print(f"{_OUT.value}: {manifest['stamp'][:12]}, {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    _RUN = flags.DEFINE_string("run", None, "workdir of the run", required=True)
+    _OUT = flags.DEFINE_string("out", None, "directory of the artifact", required=True)
+    _ROWS = flags.DEFINE_enum("rows", "int8", FORMATS, "storage of the tables")
+    _UNTIL = flags.DEFINE_integer("until", None, "seconds; snapshot of counters and histories")
+    _SNAPSHOT = flags.DEFINE_bool("snapshot", True, "counters and histories go in")
+    _DATA = flags.DEFINE_string("data_dir", "", "a prepared directory in place of the run's own")
+    _BEST = flags.DEFINE_bool("best", False, "the best checkpoint rather than the newest")
+    app.run(main)

@@ -1,0 +1,206 @@
+"""The board of distillation: five kinds of model, n seeds each, on the same data, with paired differences.
+
+    python -m scaling.board --config=experiments/suan_complete_journey.py --workdir=runs/board-cj --seeds=5 \
+        --config.data.train=train_matched --config.data.counters=False --config.train.examples=300000
+    python -m scaling.board --config=experiments/suan_kuairand.py --workdir=runs/board-kuairand --seeds=5
+
+  teacher       SUAN of the teacher's grade
+  suan          SUAN of the student's grade
+  suan_above    SUAN one grade higher
+  lightsuan     the student, undistilled
+  distilled     the student, taught by its own seed's teacher (offline; --teachers=all: by all seeds' together)
+
+Every run is a directory, so the same command goes on where it stopped. Writes board.json and board.md: metrics on every
+test split as mean and spread over seeds, parameters, time of one request on one core of this machine, and for AUC the
+distilled student minus each other kind, with an interval that draws both test groups and seeds with replacement.
+"""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+import numpy as np
+
+from recjax.comparison import paired_bootstrap
+from recjax.data import open_data
+from recjax.run import plain, set_up, write_text
+from recjax.teach import teach
+from recjax.train import train
+from scaling.distill import cached, latency, light
+from scaling.grades import LADDER
+
+ROLES = ("teacher", "suan", "suan_above", "lightsuan", "distilled")
+
+
+def models_of(
+    base: Mapping[str, Any], teacher: str, student: str, options: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Role -> model config; the distilled student's is the student's own."""
+    grades = list(LADDER)
+    above = grades[min(grades.index(student) + 1, len(grades) - 1)]
+    suan = lambda grade: {**base, **LADDER[grade].options()}  # noqa: E731
+    return {
+        "teacher": suan(teacher),
+        "suan": suan(student),
+        "suan_above": suan(above),
+        "lightsuan": light(base, student, options),
+        "distilled": light(base, student, options),
+    }
+
+
+def config_of(
+    base: ConfigDict, role: str, model: Mapping[str, Any], soft: Mapping[str, float], seed: int,
+    teachers: tuple[str, ...],
+) -> ConfigDict:  # fmt: skip
+    config = ConfigDict(base.to_dict())
+    config.seed = seed
+    if role == "distilled":
+        model = dict(name="distil_offline", student=model, **soft)
+        config.data.teachers = teachers
+    config.model = ConfigDict(model)
+    return config
+
+
+def train_all(
+    base: ConfigDict, models: Mapping[str, Any], soft: Mapping[str, float], seeds: int,
+    together: bool, root: epath.Path,
+) -> dict[str, list[dict]]:  # fmt: skip
+    """Role -> summaries by seed. Teachers first: students read what they answered."""
+    out: dict[str, list[dict]] = {role: [] for role in ROLES}
+    runs = tuple(str(root / f"teacher-{seed}") for seed in range(seeds))
+    for role in ROLES:
+        for seed in range(seeds):
+            logging.info("%s, seed %d of %d", role, seed, seeds)
+            teachers = runs if together else (runs[seed],)
+            config = config_of(base, role, models[role], soft, seed, teachers)
+            out[role].append(train(config, str(root / f"{role}-{seed}")))
+            if role == "teacher":
+                teach(root / f"teacher-{seed}", base.data.train, examples=base.train.examples)
+    return out
+
+
+def predictions(root: epath.Path, role: str, seeds: int, split: str, rows: int) -> list[np.ndarray]:
+    """Logits of the first `rows` impressions of a split, by seed."""
+    files = [teach(root / f"{role}-{s}", split, examples=rows) for s in range(seeds)]
+    return [np.load(f)[:rows] for f in files]
+
+
+def truth(data: Any, split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(label, group) of the first `rows` impressions."""
+    prepared, names = data.prepared, (data.schema.labels[0], data.schema.groups[0])
+    blocks = [prepared.block(split, i) for i in range(prepared.blocks(split))]
+    row = np.argsort(np.concatenate([b["row"] for b in blocks]))[:rows]
+    label, group = (np.concatenate([b[n] for b in blocks])[row] for n in names)
+    return label, group
+
+
+def differences(data: Any, root: epath.Path, seeds: int, split: str, rows: int) -> dict[str, dict]:
+    """Other role -> AUC of the distilled student minus its, paired."""
+    label, group = truth(data, split, rows)
+    own = predictions(root, "distilled", seeds, split, len(label))
+    out = {}
+    for role in ROLES[:-1]:
+        other = predictions(root, role, seeds, split, len(label))
+        out[role] = paired_bootstrap(other, own, label, group)._asdict()
+    return out
+
+
+def table(board: Mapping[str, Any]) -> str:
+    """The board as Markdown."""
+    lines = []
+    for split, roles in board["splits"].items():
+        names = list(next(iter(roles.values())))
+        lines += [f"## {split}", "", f"| model | {' | '.join(names)} | parameters | p50 ms |"]
+        lines += ["|---" * (len(names) + 3) + "|"]
+        for role, metrics in roles.items():
+            cells = [f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in metrics.values()]
+            cells += [f"{board['parameters'][role]:,}", str(board["latency"][role]["p50_ms"])]
+            lines.append(f"| {role} | {' | '.join(cells)} |")
+        lines += ["", "| AUC, distilled minus | difference | 95 % interval |", "|---|---|---|"]
+        for role, d in board["differences"][split].items():
+            lines.append(
+                f"| {role} | {d['difference']:+.4f} | {d['low']:+.4f} to {d['high']:+.4f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def run(
+    base: ConfigDict, workdir: str, *, teacher: str, student: str, options: Mapping[str, Any],
+    soft: Mapping[str, float], seeds: int, together: bool, candidates: int,
+) -> dict[str, Any]:  # fmt: skip
+    """All stages; returns the content of board.json."""
+    root = epath.Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    data, splits = open_data(base.data), [s for s in base.eval.final if s.startswith("test")]
+    models = models_of(base.model.to_dict(), teacher, student, options)
+    summaries = train_all(base, models, soft, seeds, together, root)
+    names = ("auc", f"gauc_{data.schema.groups[0]}", "logloss", "ece")
+    board: dict[str, Any] = {
+        "teacher": teacher, "student": student, "soft": dict(soft), "seeds": seeds,
+        "splits": {s: {r: _spread(summaries[r], s, names) for r in ROLES} for s in splits},
+        "parameters": {r: summaries[r][0]["n_dense"] + summaries[r][0]["n_embedding"] for r in ROLES},
+        "block_parameters": {r: summaries[r][0]["n_blocks"] for r in ROLES},
+    }  # fmt: skip
+    board["latency"] = cached(
+        root / f"latency-{candidates}.json",
+        lambda: {role: latency(data, models[role], candidates) for role in ROLES},
+    )
+    rows = base.eval.examples
+    board["differences"] = {
+        s: differences(data, root, seeds, s, min(rows or data.splits[s], data.splits[s]))
+        for s in splits
+    }
+    board = plain(board)
+    write_text(root / "board.json", json.dumps(board, indent=1))
+    write_text(root / "board.md", table(board))
+    return board
+
+
+def _spread(summaries: list[dict], split: str, names: tuple[str, ...]) -> dict[str, dict]:
+    values = {
+        n: np.array([s[split][n] for s in summaries], float)
+        for n in names
+        if n in summaries[0][split]
+    }
+    return {
+        n: {"mean": x.mean(), "sd": x.std(ddof=1) if len(x) > 1 else 0.0, "values": x}
+        for n, x in values.items()
+    }
+
+
+def main(_) -> None:
+    set_up()
+    run(
+        _CONFIG.value,
+        _WORKDIR.value,
+        teacher=_TEACHER.value,
+        student=_STUDENT.value,
+        options=dict(local=_LOCAL.value, dilation=_DILATION.value),
+        soft=dict(temperature=_TEMPERATURE.value, weight=_WEIGHT.value),
+        seeds=_SEEDS.value,
+        together=_TEACHERS.value == "all",
+        candidates=_CANDIDATES.value,
+    )
+    print((epath.Path(_WORKDIR.value) / "board.md").read_text())
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "experiment of a SUAN", lock_config=True
+    )
+    _WORKDIR = flags.DEFINE_string("workdir", None, "of the board")
+    _SEEDS = flags.DEFINE_integer("seeds", 5, "of every kind", 1)
+    _TEACHER = flags.DEFINE_enum("teacher", "3", list(LADDER), "grade")
+    _STUDENT = flags.DEFINE_enum("student", "1", list(LADDER), "grade")
+    _LOCAL = flags.DEFINE_integer("local", 16, "k of the student", 1)
+    _DILATION = flags.DEFINE_integer("dilation", 4, "r of the student", 1)
+    _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the soft term")
+    _WEIGHT = flags.DEFINE_float("weight", 0.3, "of the soft term; tuned by scaling.distill")
+    _TEACHERS = flags.DEFINE_enum("teachers", "own", ("own", "all"), "who teaches a seed's student")
+    _CANDIDATES = flags.DEFINE_integer("candidates", 100, "of the requests timed", 1)
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,293 @@
+"""What to buy next, from a finished sweep: python -m scaling.decide --sweep=DIR --target=0.70
+
+    python -m scaling.decide --sweep=DIR --grade=2 --history=50 --examples=3e6      what to expect there
+    python -m scaling.decide --sweep=DIR --target=0.70                              the cheapest training that reaches it
+    python -m scaling.decide --sweep=DIR --grade=1 --history=20 --examples=1.4e6    ... and which size to double next
+    python -m scaling.decide --sweep=DIR --latency=latency.json                     AUC against serving latency
+
+Answers come from the joint law in block parameters, examples and history, which is refitted from trials.jsonl, and carry
+its intervals; an answer outside the measured sizes says how far. FLOPs are training FLOPs, three times the forward ones.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import json
+import math
+from typing import Any
+
+from absl import app, flags
+from etils import epath
+
+from recjax.run import read_jsonl
+from scaling import laws
+from scaling.fit import count
+from scaling.grades import LADDER, TRAIN_FACTOR
+from scaling.joint import JointFit
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A model that could be trained: a rung at a history length, and what it costs."""
+
+    grade: str
+    history: int
+    n_blocks: int
+    flops_per_example: int
+
+    def sizes(self, examples: float) -> dict[str, float]:
+        return dict(n_blocks=self.n_blocks, history=self.history, examples=examples)
+
+    def train_flops(self, examples: float) -> float:
+        return TRAIN_FACTOR * self.flops_per_example * examples
+
+
+def options(rows: Iterable[Row]) -> list[Option]:
+    """The rungs and lengths that the sweep measured; costs between them are not guessed."""
+    found = {}
+    for r in rows:
+        if laws.on_ladder(r) and r.get("variant", "") == "" and r["kind"] != "rate":
+            key = r["grade"], r["history"]
+            found[key] = Option(*key, r["n_blocks"], r["flops_per_example"])
+    order = list(LADDER)
+    return sorted(found.values(), key=lambda o: (order.index(o.grade), o.history))
+
+
+def expected(law: JointFit, option: Option, examples: float) -> dict[str, Any]:
+    """The metric that the law expects of an option after so many examples, with its interval."""
+    sizes = _of(law, option.sizes(examples))
+    low, high = law.interval(sizes)
+    return dict(
+        grade=option.grade, history=option.history, examples=examples, value=law.predict(sizes), low=low, high=high,
+        train_flops=option.train_flops(examples), beyond=beyond(law, sizes),
+    )  # fmt: skip
+
+
+def _of(law: JointFit, sizes: Mapping[str, float]) -> dict[str, float]:
+    return {a: sizes[a] for a in law.axes}
+
+
+def beyond(law: JointFit, sizes: Mapping[str, float]) -> float:
+    """The largest factor by which a size lies outside what was measured; 1: inside."""
+    factors = [1.0]
+    for axis, (low, high) in law.spans.items():
+        factors += [sizes[axis] / high, low / sizes[axis]]
+    return max(factors)
+
+
+def cheapest(law: JointFit, choices: Sequence[Option], target: float) -> list[dict[str, Any]]:
+    """Options that reach the target, by training FLOPs; examples and FLOPs with their intervals (None: never)."""
+    out = []
+    for option in choices:
+        need = law.needed("examples", target, _of(law, option.sizes(1.0)))
+        if need["value"] is None:
+            continue
+        flops = {k: None if v is None else option.train_flops(v) for k, v in need.items()}
+        far = beyond(law, _of(law, option.sizes(need["value"])))
+        out.append(
+            dict(grade=option.grade, history=option.history, examples=need, flops=flops, beyond=far)
+        )
+    return sorted(out, key=lambda r: r["flops"]["value"])
+
+
+def doubling(
+    law: JointFit, choices: Sequence[Option], option: Option, examples: float
+) -> list[dict[str, Any]]:
+    """What doubling each size is worth from here: the gain with its interval, and the extra training FLOPs.
+
+    The cost of another size of model or history is that of the option at hand, scaled by its nearest measured
+    neighbour along that size; without one it is left out.
+    """
+    here = _of(law, option.sizes(examples))
+    base, out = option.train_flops(examples), []
+    for axis in law.axes:
+        there = dict(here) | {axis: 2 * here[axis]}
+        flops = 2.0 if axis == "examples" else _cost_of_doubling(choices, option, axis)
+        extra = None if flops is None else base * (flops - 1)
+        gain = law.gain(here, there)
+        per = None if not extra else gain["value"] / (extra / base)
+        out.append(
+            dict(
+                axis=axis,
+                start=here[axis],
+                end=there[axis],
+                extra_flops=extra,
+                per_flops=per,
+                **gain,
+            )
+        )
+    return sorted(out, key=lambda r: -r["value"])
+
+
+def _cost_of_doubling(choices: Sequence[Option], option: Option, axis: str) -> float | None:
+    """Forward FLOPs at twice the size over those here, by the power between the two nearest measured ones."""
+    fixed = "history" if axis == "n_blocks" else "grade"
+    line = [o for o in choices if getattr(o, fixed) == getattr(option, fixed) and o != option]
+    here = getattr(option, axis)
+    line = [o for o in line if getattr(o, axis) != here]
+    if not line:
+        return None
+    other = min(line, key=lambda o: abs(math.log(getattr(o, axis) / (2 * here))))
+    power = math.log(other.flops_per_example / option.flops_per_example) / math.log(
+        getattr(other, axis) / here
+    )
+    return 2.0**power
+
+
+def best_split(
+    law: JointFit, choices: Sequence[Option], flops: float, most: float = math.inf
+) -> dict[str, Any]:
+    """The option that the law prefers for a training budget, with at most `most` examples."""
+    found = []
+    for o in choices:
+        examples = min(flops / (TRAIN_FACTOR * o.flops_per_example), most)
+        found.append(expected(law, o, examples))
+    return max(found, key=lambda r: law.sign * r["value"])
+
+
+def frontier(
+    law: JointFit, choices: Sequence[Option], latency_ms: Mapping[str, float], examples: float
+) -> list[dict]:
+    """Each timed grade's expected metric and latency; `best`: nothing faster is expected to be as good.
+
+    Args:
+      law: Joint.
+      choices: Options; a grade counts with its longest measured history unless the key is "grade/history".
+      latency_ms: "grade" or "grade/history" -> milliseconds a request.
+      examples: To train on.
+    """
+    rows = []
+    for name, ms in latency_ms.items():
+        grade, _, history = name.partition("/")
+        fitting = [o for o in choices if o.grade == grade and history in ("", str(o.history))]
+        if fitting:
+            at = max(fitting, key=lambda o: o.history)
+            rows.append(dict(expected(law, at, examples), ms=ms))
+    rows.sort(key=lambda r: r["ms"])
+    top = -math.inf
+    for r in rows:
+        r["best"] = law.sign * r["value"] > top
+        top = max(top, law.sign * r["value"])
+    return rows
+
+
+# ---------------------------------------------------------------------------------------- in words
+
+
+def sentence(metric: str, r: Mapping[str, Any]) -> str:
+    far = "" if r["beyond"] <= 1 else f"; {r['beyond']:.1f} x outside what was measured"
+    return (
+        f"Grade {r['grade']} at history {r['history']} after {count(r['examples'])} examples: {metric} {r['value']:.4f} "
+        f"({r['low']:.4f} to {r['high']:.4f}), {r['train_flops']:.2g} training FLOPs{far}."
+    )
+
+
+def cheapest_sentence(metric: str, target: float, found: Sequence[Mapping[str, Any]]) -> str:
+    if not found:
+        return f"No measured grade and length reaches {metric} {target} under this law, with any number of examples."
+    r = found[0]
+    need, far = (
+        r["examples"],
+        "" if r["beyond"] <= 1 else f", {r['beyond']:.1f} x outside what was measured",
+    )
+    low, high = (count(need[k]) if need[k] is not None else "no end" for k in ("low", "high"))
+    return (
+        f"{metric} {target} is cheapest with grade {r['grade']} at history {r['history']}: {count(need['value'])} examples "
+        f"({low} to {high}), {r['flops']['value']:.2g} training FLOPs{far}."
+    )
+
+
+def doubling_sentence(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which size is worth most; says so when the intervals do not decide."""
+    parts = [
+        f"{laws.NAMES[r['axis']]} {r['value']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})"
+        for r in rows
+    ]
+    text = f"Doubling one size improves {metric} by: " + "; ".join(parts) + "."
+    if len(rows) > 1 and rows[0]["low"] <= rows[1]["high"]:
+        return text + " The intervals overlap: this sweep does not decide."
+    return text + f" More {laws.NAMES[rows[0]['axis']]} first."
+
+
+def study(
+    rows: Sequence[Row],
+    metric: str = "auc",
+    latency_ms: Mapping[str, float] | None = None,
+    draws: int = 120,
+) -> dict[str, Any]:
+    """The report's section: expectations at the largest data, targets, doublings and the frontier."""
+    law, choices = laws.joint_law(rows, metric, draws=draws), options(rows)
+    most = law.spans["examples"][1]
+    now = [expected(law, o, most) for o in choices]
+    best = max(now, key=lambda r: law.sign * r["value"])
+    at = next(o for o in choices if (o.grade, o.history) == (best["grade"], best["history"]))
+    step = 0.01 * law.sign if "auc" in metric else -0.01 * best["value"]
+    target = round(best["value"] + step, 3)
+    reach = cheapest(law, choices, target)
+    twice = doubling(law, choices, at, most)
+    budgets = [best_split(law, choices, at.train_flops(most) * f, most * f) for f in (0.1, 1, 10)]
+    out = dict(
+        law=law.to_json(), expected=now, target=target, cheapest=reach, doubling=twice, budgets=budgets,
+        frontier=frontier(law, choices, latency_ms or {}, most),
+    )  # fmt: skip
+    words = [
+        sentence(metric, best),
+        cheapest_sentence(metric, target, reach),
+        doubling_sentence(metric, twice),
+    ]
+    return {**out, "sentences": words}
+
+
+def read_latency(path: str) -> dict[str, float]:
+    """{"grade": ms} from JSON: that mapping itself, or rows with "grade" and "p50_ms"."""
+    found = json.loads(epath.Path(path).read_text())
+    rows = found.get("rows", found) if isinstance(found, dict) else found
+    if isinstance(rows, dict):
+        return {k: v["p50_ms"] if isinstance(v, dict) else float(v) for k, v in rows.items()}
+    return {str(r["grade"]): r["p50_ms"] for r in rows if "grade" in r}
+
+
+def main(_) -> None:
+    path = epath.Path(_SWEEP.value) / "trials.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the --workdir of a scaling.run")
+    rows, metric = read_jsonl(path), _METRIC.value
+    law, choices = laws.joint_law(rows, metric), options(rows)
+    print(law.formula, f"  (R2 {law.r2:.3f}, {law.points} points of {law.runs} runs)")
+    examples = _EXAMPLES.value or law.spans["examples"][1]
+    chosen = [
+        o
+        for o in choices
+        if o.grade == (_GRADE.value or o.grade) and o.history == (_HISTORY.value or o.history)
+    ]
+    if not chosen:
+        raise ValueError(f"--grade={_GRADE.value} --history={_HISTORY.value} was not measured; there are "
+                         + ", ".join(f"{o.grade}/{o.history}" for o in choices))  # fmt: skip
+    for o in chosen:
+        print(sentence(metric, expected(law, o, examples)))
+    best = max(chosen, key=lambda o: law.sign * law.predict(_of(law, o.sizes(examples))))
+    print(
+        doubling_sentence(metric, doubling(law, choices, best, examples)),
+        f"(from grade {best.grade})",
+    )
+    if _TARGET.value is not None:
+        found = cheapest(law, choices, _TARGET.value)
+        print(cheapest_sentence(metric, _TARGET.value, found))
+    if _LATENCY.value:
+        for r in frontier(law, choices, read_latency(_LATENCY.value), examples):
+            print(
+                f"{r['ms']:8.2f} ms  {sentence(metric, r)}" + ("" if r["best"] else "  (dominated)")
+            )
+
+
+if __name__ == "__main__":
+    _SWEEP = flags.DEFINE_string("sweep", None, "sweep directory")
+    _METRIC = flags.DEFINE_string("metric", "auc", "column of trials.jsonl")
+    _TARGET = flags.DEFINE_float("target", None, "value of the metric to reach")
+    _GRADE = flags.DEFINE_string("grade", "", "only this grade")
+    _HISTORY = flags.DEFINE_integer("history", 0, "only this length")
+    _EXAMPLES = flags.DEFINE_float("examples", 0, "to train on; default: the most measured")
+    _LATENCY = flags.DEFINE_string("latency", "", "JSON of {grade: ms a request}")
+    flags.mark_flag_as_required("sweep")
+    app.run(main)

@@ -1,0 +1,380 @@
+"""Does a large teacher make a small student better, and what does the student cost to serve?
+
+    python -m scaling.distill --sweep=runs/quickstart --budget_ms=10 --candidates=100
+
+reads a finished sweep (`python -m scaling.run`) and
+  1. times every grade as an untrained LightSUAN on this machine; the student is the best grade inside the budget,
+  2. takes as teacher the best grade larger than the student: its finished runs (--mode=offline), or trained beside the
+     student on the same batches (--mode=online, the paper's way),
+  3. tunes temperature and weight of the soft term on the validation split, one seed,
+  4. trains the student with and without the term, same seeds, same batches,
+  5. exports the distilled student, times it, and writes its section into the sweep's report.
+
+Every stage leaves its file in <sweep>/distil; the same command goes on from the last one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import tempfile
+from typing import Any
+
+from absl import app, flags, logging
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from scipy import stats
+
+from recjax import embedding, models
+from recjax.data import open_data
+from recjax.run import plain, read_jsonl, set_up, write_text
+from recjax.serving import artifact, bench
+from recjax.teach import teach
+from recjax.train import train
+from scaling import laws
+from scaling import sweep as sweeps
+from scaling.grades import LADDER
+
+METRICS = ("auc", "gauc_visit", "logloss", "ece")
+MODES = ("offline", "online")
+STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep names none
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What to distil.
+
+    Attributes:
+      teacher, student: Grades.
+      student_options: Of LightSUAN, beside the grade's.
+      mode: "offline" (finished teachers) or "online" (trained beside the student).
+      temperatures, weights: Of the soft term; tuned on validation when there is more than one combination.
+      examples: To train on.
+      seeds: Paired: each trains the student with and without the term.
+      teachers: Workdirs of finished teachers, for "offline"; they teach together.
+    """
+
+    teacher: str
+    student: str
+    student_options: Mapping[str, Any]
+    mode: str
+    temperatures: Sequence[float]
+    weights: Sequence[float]
+    examples: int
+    seeds: Sequence[int]
+    teachers: Sequence[str] = ()
+
+    def __post_init__(self):
+        models.check_choice("distillation", "mode", self.mode, MODES)
+        if self.mode == "offline" and not self.teachers:
+            raise ValueError("offline distillation needs finished teachers; give their workdirs")
+
+
+# ------------------------------------------------------------------------------------------------------- configs
+
+
+def light(model: Mapping[str, Any], grade: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment's model as a LightSUAN of a grade, scored in parallel (gate_pool "causal")."""
+    return {
+        **model,
+        **LADDER[grade].options(),
+        "name": "lightsuan",
+        "gate_pool": "causal",
+        **options,
+    }
+
+
+def configs_of(base: ConfigDict, spec: Spec, soft: Mapping[str, float], seed: int) -> ConfigDict:
+    """`base` training the student under the soft term {"temperature", "weight"}; weight 0: without teachers."""
+    config = ConfigDict(base.to_dict())
+    config.seed, config.train.examples, config.eval.at_examples = seed, spec.examples, ()
+    student = light(base.model.to_dict(), spec.student, spec.student_options)
+    if spec.mode == "online":
+        teacher = {**base.model.to_dict(), **LADDER[spec.teacher].options()}
+        model = dict(name="distil", teacher=teacher, student=student, **soft)
+    elif soft["weight"]:
+        model = dict(name="distil_offline", student=student, **soft)
+        config.data.teachers = tuple(map(str, spec.teachers))
+    else:
+        model = student
+    config.model = ConfigDict(model)
+    return config
+
+
+def validation_split(train_split: str) -> str:
+    return "validation_matched" if train_split.endswith("_matched") else "validation"
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def tune(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
+    """Temperature and weight by validation AUC, first seed; weight 0 is shown beside them.
+
+    Returns:
+      {"chosen": {"temperature", "weight"}, "rows": [{"temperature", "weight", metric: value}]}.
+    """
+    grid = [dict(temperature=t, weight=w) for t in spec.temperatures for w in spec.weights]
+    if len(grid) == 1:
+        return {"chosen": grid[0], "rows": []}
+    base = ConfigDict(base.to_dict())
+    split = validation_split(base.data.train)
+    base.eval.splits = base.eval.final = (split,)
+    rows = []
+    for soft in [dict(temperature=1.0, weight=0.0), *grid]:
+        config = configs_of(base, spec, soft, spec.seeds[0])
+        workdir = root / "tuning" / f"t{soft['temperature']:g}-w{soft['weight']:g}"
+        metrics = train(config, workdir)[split]
+        rows.append({**soft, **{m: metrics.get(m) for m in METRICS}})
+        logging.info("tuning on %s: %s", split, rows[-1])
+    best = max(rows[1:], key=lambda r: r["auc"])
+    return {"chosen": {k: best[k] for k in ("temperature", "weight")}, "rows": rows, "split": split}
+
+
+def study(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
+    """Tunes, then trains the student with and without the soft term for every seed.
+
+    Returns:
+      {"roles": {role: {split: {metric: [value a seed]}}}, "tuning": see `tune`, "teacher", "student", "mode"}.
+    """
+    if spec.mode == "offline":
+        for run in spec.teachers:
+            teach(run, base.data.train, examples=spec.examples)
+    tuning = tune(base, spec, root)
+    roles: dict[str, dict] = {}
+    for seed in spec.seeds:
+        for role, soft in (
+            ("undistilled", {**tuning["chosen"], "weight": 0.0}),
+            ("distilled", tuning["chosen"]),
+        ):
+            logging.info("distillation: %s student, seed %d, %s", role, seed, soft)
+            summary = train(configs_of(base, spec, soft, seed), root / f"{role}-{seed}")
+            for split in base.eval.final:
+                _add(roles, role, split, summary[split], "")
+                if role == "distilled" and spec.mode == "online":
+                    _add(roles, "teacher", split, summary[split], "teacher/")
+    for run in spec.teachers if spec.mode == "offline" else ():
+        summary = json.loads((epath.Path(run) / "summary.json").read_text())
+        for split in base.eval.final:
+            _add(roles, "teacher", split, summary.get(split, {}), "")
+    about = dict(teacher=spec.teacher, student=spec.student, mode=spec.mode)
+    return {"roles": roles, "tuning": tuning, **about}
+
+
+def _add(out: dict, role: str, split: str, metrics: Mapping[str, Any], prefix: str) -> None:
+    columns = out.setdefault(role, {}).setdefault(split, {})
+    for m in METRICS:
+        columns.setdefault(m, []).append(metrics.get(prefix + m))
+
+
+# ----------------------------------------------------------------------------------------------------- reporting
+
+
+def report_rows(roles: Mapping[str, Any], split: str) -> list[dict]:
+    """The report's table of one split: a row per role with one value per seed."""
+    present = [r for r in ("teacher", "undistilled", "distilled") if r in roles]
+    return [{"model": f"{role} ({split})", "role": role, **roles[role][split]} for role in present]
+
+
+def paired(roles: Mapping[str, Any], split: str, metric: str = "auc") -> dict:
+    """Distilled minus undistilled, paired by seed: mean, sd and 95 % t-interval (None with one seed)."""
+    a, b = (np.asarray(roles[r][split][metric], float) for r in ("undistilled", "distilled"))
+    d = b - a
+    out = {"mean": float(d.mean()), "sd": None, "low": None, "high": None, "seeds": len(d)}
+    if len(d) > 1:
+        half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+        out |= {"sd": float(d.std(ddof=1)), "low": out["mean"] - half, "high": out["mean"] + half}
+    return out
+
+
+def context(results: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Any]:
+    """The report's distillation section."""
+    chosen, roles = results["tuning"]["chosen"], results["roles"]
+    note = (
+        f"Teacher grade {results['teacher']}, student grade {results['student']}, {results['mode']}; temperature "
+        f"{chosen['temperature']:g}, weight {chosen['weight']:g}. "
+    )
+    if results["tuning"]["rows"]:
+        values = "; ".join(
+            f"t {r['temperature']:g}, weight {r['weight']:g}: {r['auc']:.4f}"
+            for r in results["tuning"]["rows"]
+        )
+        note += f"Chosen by AUC on {results['tuning']['split']}, one seed ({values}). "
+    for split in splits:
+        d = paired(roles, split)
+        spread = "" if d["sd"] is None else f" (95 % interval {d['low']:+.4f} to {d['high']:+.4f})"
+        note += (
+            f"Distilled minus undistilled on {split}: AUC {d['mean']:+.4f}{spread}, "
+            f"paired by {d['seeds']} seed(s). "
+        )
+    return {"rows": [r for s in splits for r in report_rows(roles, s)], "note": note.strip()}
+
+
+# ------------------------------------------------------------------------------------------- picking from a sweep
+
+
+def latency(data: Any, model: Mapping[str, Any], candidates: int) -> dict[str, Any]:
+    """`bench.measure` of an untrained model on this machine: what it learns does not change its time."""
+    system = models.build(data.schema, model)
+    batch = next(iter(data.batches(next(iter(data.splits)), 8)))
+    tables = embedding.init(jax.random.key(0), system.tables, data.schema)
+    rows = embedding.gather(system.tables, tables, batch)
+    dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact.export_artifact(
+            epath.Path(folder) / "a",
+            system,
+            dict(dense=dense, tables=tables, state=state, frozen={}),
+            batch=batch,
+            config={},
+            vocab={t.id_space: data.vocabulary(t.id_space) for t in system.tables},
+            platforms=(jax.default_backend().replace("gpu", "cuda"),),
+            functions=("score",),
+        )
+        return bench.measure(epath.Path(folder) / "a", candidates)
+
+
+def quality(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> dict[str, float]:
+    """Grade -> mean metric over seeds at the largest data size all grades reached."""
+    sizes = [{r["examples"] for r in rows if r["grade"] == g} for g in {r["grade"] for r in rows}]
+    most = max(set.intersection(*sizes), default=None)
+    if most is None:
+        raise ValueError("the sweep's grades share no data size; finish the sweep first")
+    at: dict[str, list] = {}
+    for r in rows:
+        if r["examples"] == most and r[metric] is not None:
+            at.setdefault(r["grade"], []).append(r[metric])
+    return {grade: float(np.mean(values)) for grade, values in at.items()}
+
+
+def pick(quality_of: Mapping[str, float], ms_of: Mapping[str, float], budget_ms: float) -> dict:
+    """Student: the best grade whose p99 fits the budget. Teacher: the best larger one, or itself.
+
+    Raises:
+      ValueError: No grade fits.
+    """
+    inside = [g for g in quality_of if ms_of[g] <= budget_ms]
+    if not inside:
+        fastest = min(ms_of, key=ms_of.get)
+        raise ValueError(
+            f"no grade answers within {budget_ms:g} ms at p99 here; the fastest, grade {fastest}, takes "
+            f"{ms_of[fastest]:.1f} ms: raise --budget_ms or lower --candidates"
+        )
+    student = max(inside, key=quality_of.get)
+    order = list(LADDER)
+    larger = [g for g in quality_of if order.index(g) > order.index(student)]
+    return {"student": student, "teacher": max(larger, key=quality_of.get, default=student)}
+
+
+def cached(path: epath.Path, make: Callable[[], Any]) -> Any:
+    """The JSON in `path`, made and written when absent."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(plain(make()), indent=1))
+    return json.loads(path.read_text())
+
+
+def distill(
+    sweep: epath.PathLike,
+    *,
+    budget_ms: float,
+    candidates: int,
+    mode: str = "offline",
+    temperatures: Sequence[float] = (1.0, 2.0),
+    weights: Sequence[float] = (0.1, 0.3, 1.0),
+    seeds: Sequence[int] = (0, 1, 2),
+    examples: int = 0,
+    teachers: int = 0,
+) -> dict[str, Any]:
+    """All stages but the report; see the module docstring.
+
+    Args:
+      sweep: Workdir of `scaling.run`.
+      budget_ms: p99 of a raw request on this machine.
+      candidates: Of a request.
+      mode, temperatures, weights, seeds: See `Spec`.
+      examples: To train on; 0: the sweep's largest size.
+      teachers: How many of the teacher grade's seeds teach together; 0: all.
+
+    Returns:
+      What `study` returns.
+    """
+    root = epath.Path(sweep)
+    config, rows = sweep_of(root)
+    base = ConfigDict(config["experiment"])
+    options = config.get("distil", {}).get("student_options", STUDENT_OPTIONS)
+    out, data = root / "distil", open_data(base.data)
+
+    def measure():
+        grades = sorted({r["grade"] for r in rows})
+        return {g: latency(data, light(config["experiment"]["model"], g, options), candidates)
+                for g in grades}  # fmt: skip
+
+    ms = cached(out / f"latency-{candidates}.json", measure)
+    chosen = pick(quality(rows), {g: m["p99_ms"] for g, m in ms.items()}, budget_ms)
+    logging.info("teacher grade %s, student grade %s", chosen["teacher"], chosen["student"])
+    runs = finished(root, chosen["teacher"])
+    spec = Spec(
+        **chosen,
+        student_options=options,
+        mode=mode,
+        temperatures=tuple(temperatures),
+        weights=tuple(weights),
+        examples=examples or max(r["examples"] for r in rows),
+        seeds=tuple(seeds),
+        teachers=runs[: teachers or None],
+    )
+    return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode))
+
+
+def finished(root: epath.Path, grade: str) -> tuple[str, ...]:
+    """Workdirs of the sweep's runs of a grade: the model itself, on the most examples."""
+    rows = [r for r in sweep_of(root)[1] if r["grade"] == grade]
+    most = max((r["examples"] for r in rows), default=0)
+    return tuple(sorted({str(sweeps.run_dir(root, r)) for r in rows if r["examples"] == most}))
+
+
+def sweep_of(root: epath.Path) -> tuple[dict, list[dict]]:
+    """(config, rows) of a finished sweep: the ladder's passes at the experiment's history, no checks, no variants."""
+    for name in ("sweep.json", "trials.jsonl"):
+        if not (root / name).exists():
+            raise FileNotFoundError(
+                f"{root / name} does not exist; give the --workdir of a python -m scaling.run that has finished"
+            )
+    config = json.loads((root / "sweep.json").read_text())
+    rows = laws.base_rows(read_jsonl(root / "trials.jsonl"), kind="pass")
+    history = config["experiment"]["data"]["history"]
+    return config, [r for r in rows if laws.on_ladder(r) and r.get("history", history) == history]
+
+
+def main(_) -> None:
+    from scaling import run  # which itself distils
+
+    set_up()
+    root = epath.Path(_SWEEP.value)
+    results = distill(
+        root,
+        budget_ms=_BUDGET.value,
+        candidates=_CANDIDATES.value,
+        mode=_MODE.value,
+        temperatures=tuple(map(float, _TEMPERATURES.value)),
+        weights=tuple(map(float, _WEIGHTS.value)),
+        seeds=tuple(map(int, _SEEDS.value)),
+        examples=_EXAMPLES.value,
+        teachers=_TEACHERS.value,
+    )
+    print(run.publish(root, results, root / "distil" / _MODE.value, _CANDIDATES.value))
+
+
+if __name__ == "__main__":
+    _SWEEP = flags.DEFINE_string("sweep", None, "workdir of scaling.run", required=True)
+    _BUDGET = flags.DEFINE_float("budget_ms", 10.0, "p99 of a raw request on this machine")
+    _CANDIDATES = flags.DEFINE_integer("candidates", 100, "of a request")
+    _MODE = flags.DEFINE_enum("mode", "offline", MODES, "how the teacher teaches")
+    _TEMPERATURES = flags.DEFINE_list("temperatures", ["1", "2"], "tried on validation")
+    _WEIGHTS = flags.DEFINE_list("weights", ["0.1", "0.3", "1"], "tried on validation")
+    _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of the students")
+    _EXAMPLES = flags.DEFINE_integer("examples", 0, "to train on; 0: the sweep's largest size")
+    _TEACHERS = flags.DEFINE_integer("teachers", 0, "runs that teach together; 0: all of the grade")
+    app.run(main)

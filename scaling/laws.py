@@ -1,0 +1,264 @@
+"""Every law that a sweep's rows support: one per axis, the joint one, and the checks beside them.
+
+    axis       sizes vary                      everything else is one value
+    examples   points of the passes            shape, history
+    n_blocks   rungs of the ladder             history, examples
+    blocks     depth at one width              width, history, examples
+    width      width at one depth              depth, history, examples
+    history    events of history               shape, examples
+
+Data points are the ends of cooldowns where a sweep has them (what a run planned for that size reaches), else points of
+the pass at its constant rate.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+import numpy as np
+from scipy import stats
+
+from recjax.run import plain
+from scaling import fit, joint, rivals
+from scaling.grades import LADDER
+
+Row = Mapping[str, Any]
+NAMES = {
+    "examples": "examples",
+    "n_blocks": "block parameters",
+    "blocks": "depth",
+    "width": "width",
+    "history": "events of history",
+}
+AS_RELEASED = "as released"  # the model itself, among its variants
+CONTROLS = {
+    "examples": ("grade", "blocks", "width", "history"),
+    "n_blocks": ("history", "examples"),
+    "blocks": ("width", "history", "examples"),
+    "width": ("blocks", "history", "examples"),
+    "history": ("grade", "blocks", "width", "examples"),
+}
+
+
+def measured_kind(rows: Iterable[Row]) -> str:
+    """The kind of row that laws are fitted to."""
+    return "cooldown" if any(r["kind"] == "cooldown" for r in rows) else "pass"
+
+
+def base_rows(rows: Sequence[Row], kind: str = "") -> list[Row]:
+    """The rows of the model itself, no ablation, of one kind; "": the kind that laws are fitted to."""
+    kind = kind or measured_kind(rows)
+    return [r for r in rows if r["kind"] == kind and not r.get("variant")]
+
+
+def on_ladder(row: Row) -> bool:
+    rung = LADDER.get(row.get("grade", ""))
+    if rung is None:
+        return False
+    return (row.get("blocks", rung.blocks), row.get("width", rung.width)) == (
+        rung.blocks,
+        rung.width,
+    )
+
+
+def slices(rows: Sequence[Row], axis: str) -> dict[tuple, list[Row]]:
+    """Rows by the values of the axis's controls; those with enough sizes for a law."""
+    found: dict[tuple, list[Row]] = {}
+    for r in rows:
+        if axis != "n_blocks" or on_ladder(r):
+            found.setdefault(tuple(r.get(c) for c in CONTROLS[axis]), []).append(r)
+    return {k: v for k, v in found.items() if len({r.get(axis) for r in v}) >= fit.MIN_SIZES}
+
+
+def axis_laws(rows: Sequence[Row], axis: str, metric: str, **options: Any) -> list[dict]:
+    """The axis's law in every slice: label, the fit as JSON, its held-out point and its rivals.
+
+    The slice with most sizes comes first and is the `headline`.
+    """
+    out = []
+    for values, chosen in slices(base_rows(rows), axis).items():
+        label = named(axis, values)
+        try:
+            x, y = fit.points(chosen, axis, metric)
+            law = rivals.study(x, y, axis=axis, metric=metric, **options)
+        except fit.FitError as e:
+            logging.warning("%s: no law: %s", label, e)
+            continue
+        step = 0.01 * law.sign if "auc" in metric else law.predict(x.max()) * -0.01
+        needed = [law.needed(round(law.predict(x.max()) + step, 4))]
+        where = dict(zip(CONTROLS[axis], values, strict=True))
+        out.append({"label": label, "where": where, **law.to_json(), "needed": needed})
+    out.sort(key=lambda f: (-f["sizes"], -f["points"], -max(f["x"]), -_amount(f["where"])))
+    return [dict(f, headline=i == 0) for i, f in enumerate(out)]
+
+
+def _amount(where: Mapping[str, Any]) -> float:
+    """Which of two slices is the larger study: by its examples, then by its shape."""
+    return 1e6 * (where.get("examples") or 0) + (where.get("blocks") or 0) * (
+        where.get("width") or 0
+    )
+
+
+def named(axis: str, values: tuple) -> str:
+    """A slice in words: "grade 0, history 20"."""
+    where = dict(zip(CONTROLS[axis], values, strict=True))
+    rung = LADDER.get(str(where.get("grade")))
+    if rung and (where.get("blocks"), where.get("width")) in (
+        (rung.blocks, rung.width),
+        (None, None),
+    ):
+        where.pop("blocks", None), where.pop("width", None)
+    words = (
+        f"{k} {fit.count(v) if k == 'examples' else v}" for k, v in where.items() if v is not None
+    )
+    return ", ".join(words)
+
+
+def joint_law(rows: Sequence[Row], metric: str, **options: Any) -> joint.JointFit:
+    """The law in block parameters, examples, and history where it was varied, over all shapes.
+
+    Raises:
+      FitError: Too few values on an axis.
+    """
+    chosen = [r for r in base_rows(rows) if r.get(metric) is not None]
+    axes = ["n_blocks", "examples"]
+    if len({r.get("history") for r in chosen}) >= joint.MIN_AXIS:
+        axes.append("history")
+    sizes = {a: [float(r[a]) for r in chosen] for a in axes}
+    runs = [f"{r.get('parent') or r['run']}/{r.get('member', 0)}" for r in chosen]
+    return joint.fit_joint(sizes, [r[metric] for r in chosen], metric=metric, runs=runs, **options)
+
+
+def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -> dict[str, Any]:
+    """The joint law without the largest value of one axis, and how it predicts the means there."""
+    top = max(r[axis] for r in base_rows(rows) if axis != "n_blocks" or on_ladder(r))
+    law = joint_law([r for r in rows if r[axis] < top], metric, **options)
+    cells: dict[tuple, list[Row]] = {}
+    for r in base_rows(rows):
+        if r[axis] == top and r.get(metric) is not None:
+            cells.setdefault(tuple(r[a] for a in law.axes), []).append(r)
+    out = []
+    for values, group in sorted(cells.items()):
+        sizes = dict(zip(law.axes, values, strict=True))
+        low, high = law.interval(sizes, len(group))
+        observed = float(np.mean([r[metric] for r in group]))
+        out.append({
+            **sizes, "seeds": len(group), "observed": observed, "predicted": law.predict(sizes), "low": low,
+            "high": high, "inside": bool(low <= observed <= high),
+        })  # fmt: skip
+    errors = [c["predicted"] - c["observed"] for c in out]
+    rmse = float(np.sqrt(np.mean(np.square(errors)))) if errors else None
+    return {"axis": axis, "left_out": top, "cells": out, "rmse": rmse}
+
+
+# ---------------------------------------------------------------------------------------- the checks
+
+
+def difference(
+    a: Sequence[float], b: Sequence[float], level: float = 0.9
+) -> dict[str, float | None]:
+    """Mean of b minus mean of a, with Welch's interval; None where one has a single value."""
+    out: dict[str, float | None] = dict(value=float(np.mean(b) - np.mean(a)), low=None, high=None)
+    if min(len(a), len(b)) > 1:
+        va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+        if va + vb > 0:
+            dof = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+            half = float(stats.t.ppf(0.5 + level / 2, dof) * np.sqrt(va + vb))
+            out |= dict(low=out["value"] - half, high=out["value"] + half)
+    return out
+
+
+def agreement(rows: Sequence[Row], metric: str) -> list[dict]:
+    """Independent runs of a size against the cooldowns forked from one pass, and against the pass itself."""
+    own = [r for r in rows if r.get("variant", "") == "" and r.get(metric) is not None]
+    cells: dict[tuple, dict[str, list[float]]] = {}
+    for r in own:
+        key = tuple(r.get(k) for k in ("grade", "blocks", "width", "history", "examples"))
+        cells.setdefault(key, {}).setdefault(r["kind"], []).append(r[metric])
+    out = []
+    for (grade, _, _, history, examples), kinds in sorted(cells.items(), key=str):
+        if "independent" not in kinds:
+            continue
+        for kind in ("cooldown", "pass"):
+            if kind in kinds:
+                d = difference(kinds["independent"], kinds[kind])
+                inside = d["low"] is not None and d["low"] <= 0 <= d["high"]
+                means = {k: float(np.mean(v)) for k, v in kinds.items()}
+                out.append(dict(grade=grade, history=history, examples=examples, kind=kind, agrees=inside,
+                                independent=means["independent"], mean=means[kind], **d))  # fmt: skip
+    return out
+
+
+def rates(rows: Sequence[Row], metric: str) -> list[dict]:
+    """Each grade's metric by dense rate on validation, the best rate, and the one that the sweep used.
+
+    `cost` is what the used rate loses to the best one of the grid (its nearest rate in the grid).
+    """
+    out = []
+    tried = [r for r in rows if r["kind"] == "rate" and r.get(metric) is not None]
+    for grade in dict.fromkeys(r["grade"] for r in tried):
+        by_rate: dict[float, list[float]] = {}
+        for r in tried:
+            if r["grade"] == grade:
+                by_rate.setdefault(r["lr"], []).append(r[metric])
+        means = {lr: float(np.mean(v)) for lr, v in sorted(by_rate.items())}
+        better = min if "loss" in metric else max
+        best = better(means, key=means.get)
+        used = next(
+            (r["lr"] for r in base_rows(rows) if r["grade"] == grade and on_ladder(r)), None
+        )
+        row = dict(grade=grade, rates=means, best=best, used=used, cost=None)
+        if used is not None:
+            nearest = min(means, key=lambda lr: abs(np.log(lr / used)))
+            row["cost"] = abs(means[best] - means[nearest])
+            row["at_edge"] = best in (min(means), max(means))
+        out.append(row)
+    return out
+
+
+def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
+    """Each variant against the model itself, paired by grade, history and examples, and its own law in examples."""
+    kind = measured_kind(rows)
+    cells: dict[str, dict[tuple, list[float]]] = {}
+    for r in rows:
+        if r["kind"] == kind and r.get(metric) is not None:
+            key = tuple(r.get(k) for k in ("grade", "blocks", "width", "history", "examples"))
+            cells.setdefault(r.get("variant", ""), {}).setdefault(key, []).append(r[metric])
+    out = []
+    for variant in sorted(cells):
+        shared = [k for k in cells[variant] if k in cells.get("", {})]
+        if variant and not shared:
+            continue
+        deltas = [dict(grade=k[0], history=k[3], examples=k[4], **difference(cells[""][k], cells[variant][k]))
+                  for k in sorted(shared, key=str)]  # fmt: skip
+        laws = []
+        own = [r for r in rows if r["kind"] == kind and r.get("variant", "") == variant]
+        compared = {k[0] for v in cells if v for k in cells[v]}
+        for values, chosen in slices(own, "examples").items():
+            if values[0] in compared:
+                x, y = fit.points(chosen, "examples", metric)
+                law = rivals.study(x, y, axis="examples", metric=metric)
+                laws.append(dict(label=named("examples", values), a=law.a, interval=law.intervals["a"],
+                                 r2=law.r2, holdout=law.holdout))  # fmt: skip
+        out.append(dict(variant=variant or AS_RELEASED, deltas=deltas, laws=laws))
+    return out if len(out) > 1 else []
+
+
+def study(rows: Sequence[Row], metric: str = "auc", draws: int = 120) -> dict[str, Any]:
+    """All of it as JSON; what cannot be fitted says why."""
+    out: dict[str, Any] = dict(metric=metric, kind=measured_kind(rows))
+    out["axes"] = {a: axis_laws(rows, a, metric) for a in CONTROLS}
+    out["joint"], out["joint_holdouts"] = {}, []
+    for name in dict.fromkeys((metric, "logloss")):
+        try:
+            out["joint"][name] = joint_law(rows, name, draws=draws).to_json()
+        except fit.FitError as e:
+            out["joint"][name] = {"why": str(e)}
+    for axis in ("examples", "n_blocks"):
+        try:
+            out["joint_holdouts"].append(joint_holdout(rows, metric, axis, draws=draws))
+        except (fit.FitError, ValueError) as e:
+            out["joint_holdouts"].append({"axis": axis, "why": str(e)})
+    out["agreement"], out["rates"] = agreement(rows, metric), rates(rows, metric)
+    out["ablations"] = ablations(rows, metric)
+    return plain(out)

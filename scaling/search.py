@@ -1,0 +1,89 @@
+"""Rates before results: a small grid search judged on validation data only.
+
+    python -m scaling.search --config=experiments/din_complete_journey.py --grid=opt.lr=3e-4,1e-3,3e-3 \
+        --grid=model.table.lr=0.02,0.1 --examples=102400 --workdir=runs/search/din
+
+Trains the config once for each combination on a prefix of its training split, evaluates the first of its
+`eval.splits`, and prints the trials from best to worst. Compared models get grids of equal size. Whatever starts with
+`test` is refused: a rate chosen there is no longer judged there. Resumes; one file per finished trial.
+"""
+
+import ast
+from collections.abc import Sequence
+import json
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from recjax.data import open_data
+from recjax.run import set_up, write_text
+from scaling import sweep
+
+Grid = dict[str, tuple]
+
+
+def parse(axes: Sequence[str]) -> Grid:
+    """["opt.lr=1e-3,3e-3"] -> {"opt.lr": (0.001, 0.003)}; values are Python literals or plain words."""
+    out: Grid = {}
+    for axis in axes:
+        key, equals, values = axis.partition("=")
+        if not equals or not values:
+            raise ValueError(f"--grid={axis!r} is not KEY=VALUE,VALUE,...")
+        out[key] = tuple(_value(v) for v in values.split(","))
+    return out
+
+
+def _value(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[sweep.Trial]:
+    """One trial per combination: same data, same seed, one evaluation on the first of `eval.splits`.
+
+    Raises:
+      ValueError: The split that would choose is a test split.
+      KeyError: The grid names a key that the config does not have.
+    """
+    split = config.eval.splits[0]
+    if split.startswith("test"):
+        raise ValueError(f"eval.splits[0]={split!r} would choose rates on test data; name another")
+    out = []
+    for row in sweep.product(**grid):
+        c = ConfigDict(config.to_dict())
+        c.lock()
+        for key, value in row.items():
+            c.update_from_flattened_dict({key: value})
+        c.train.examples = examples
+        c.eval.splits = c.eval.final = (split,)
+        out.append(sweep.Trial(c, dict(row, data=data)))
+    return out
+
+
+def ranked(rows: list[dict], metric: str) -> list[dict]:
+    """Trials from best to worst; loglosses and errors are better when small."""
+    small = metric.rpartition("/")[2] in ("logloss", "ece", "mse")
+    return sorted(rows, key=lambda r: r[metric], reverse=not small)
+
+
+def main(_) -> None:
+    set_up()
+    config, grid = _CONFIG.value, parse(_GRID.value)
+    data = open_data(config.data)
+    todo = trials(config, grid, _EXAMPLES.value, data.identity["hash"])
+    rows = ranked(sweep.run_sweep(todo, _WORKDIR.value), _METRIC.value)
+    shown = [{k: r[k] for k in (*grid, _METRIC.value, "examples_per_s") if k in r} for r in rows]
+    write_text(f"{_WORKDIR.value}/best.json", json.dumps(shown, indent=1))
+    print("\n".join(json.dumps(r) for r in shown))
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/<name>.py[:arg]")
+    _GRID = flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,... of the config; repeatable")
+    _EXAMPLES = flags.DEFINE_integer("examples", 102_400, "prefix of the training split")
+    _METRIC = flags.DEFINE_string("metric", "auc", "of the first of eval.splits")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

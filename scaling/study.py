@@ -1,0 +1,88 @@
+"""A study's plan: rows of named axes into trials.
+
+`config.sweep.trials` is a list of rows, made with `product`, `zipped` and `chain`, in the order in which they are to
+run (the most informative first). A row's keys:
+
+    grade      of scaling.grades.LADDER
+    blocks, width   in place of the grade's
+    seed
+    history    events of history; default: the experiment's
+    examples   points of the pass, ascending; the last one is its length
+    cooldown   share of each point's examples in a fork whose rate falls to zero (0: none)
+    kind       "pass" (default), or "independent" for a run of its own length, or any name of yours
+    anything.dotted   a key of the experiment's config, such as model.norm or opt.lr
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from recjax.schema import Schema
+from scaling import grades, sweep
+
+AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "kind")
+NOT_A_VARIANT = ("opt.", "eval.")  # how a trial was trained or judged, not what it is
+
+
+def trials(config: ConfigDict, schema: Schema, data: str) -> list[sweep.Trial]:
+    """The trials of `config.sweep` on data with this schema and hash.
+
+    Raises:
+      KeyError: A row names a grade or a config key that does not exist.
+    """
+    return [trial(config, dict(row), schema, data) for row in rows(config.sweep)]
+
+
+def rows(plan: ConfigDict) -> list[dict]:
+    """`trials`, or every grade with every seed over one list of points."""
+    if "trials" in plan:
+        return list(plan.trials)
+    points = [tuple(plan.examples)]
+    return sweep.product(grade=plan.grades, seed=plan.seeds, examples=points)
+
+
+def trial(config: ConfigDict, row: Mapping[str, Any], schema: Schema, data: str) -> sweep.Trial:
+    """One row's trial. Its dense rate is `grades.learning_rate`'s unless the row names opt.lr."""
+    grade = grades.named(row["grade"])
+    grade = dataclasses.replace(grade, **{k: row[k] for k in ("blocks", "width") if k in row})
+    c = ConfigDict(config.experiment.to_dict())
+    c.seed = row["seed"]
+    c.data.history = row.get("history", c.data.history)
+    c.model.update(grade.options())
+    c.opt.lr = grades.learning_rate(grade, c.opt.lr, config.sweep.get("lr_exponent", 0.0))
+    c.eval.at_examples = tuple(row["examples"])
+    c.train.examples = max(row["examples"])
+    own = {k: v for k, v in row.items() if k not in AXES}
+    for key, value in own.items():
+        _set(c, key, value)
+    columns = dict(
+        grade=row["grade"],
+        blocks=grade.blocks,
+        width=grade.width,
+        seed=c.seed,
+        history=c.data.history,
+        lr=c.opt.lr,
+        kind=row.get("kind", "pass"),
+        variant=", ".join(f"{k}={v}" for k, v in own.items() if not k.startswith(NOT_A_VARIANT)),
+        data=data,
+        **grades.count(schema, c.model, c.data.history),
+    )
+    return sweep.Trial(c, columns, row.get("cooldown", 0.0))
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key; model options may be new, everything else must exist."""
+    *parents, last = key.split(".")
+    node = config
+    for parent in parents:
+        if parent not in node:
+            raise KeyError(
+                f"a row of sweep.trials names {key!r}, but the experiment has no {parent!r}"
+            )
+        node = node[parent]
+    if last not in node and parents != ["model"]:
+        raise KeyError(f"a row of sweep.trials names {key!r}, which the experiment does not have")
+    with node.ignore_type():
+        node[last] = value

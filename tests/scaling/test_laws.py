@@ -1,0 +1,241 @@
+"""Laws and decisions from the rows of a planted study, and what happens where rows are missing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scaling import decide, fit, laws
+from scaling.grades import LADDER
+
+POINTS = (10_000, 30_000, 90_000, 270_000, 810_000)
+FLOPS = 6  # forward FLOPs per block parameter and event: enough to order options
+
+
+def truth(n, d, h):
+    return 0.80 - 0.5 * n**-0.3 - 2.2 * d**-0.27 - 0.12 * h**-0.5
+
+
+def row(grade, seed, examples, history=20, kind="pass", **more):
+    rung = LADDER[grade]
+    blocks, width = more.get("blocks", rung.blocks), more.get("width", rung.width)
+    n = blocks * 16 * width**2
+    run = f"{grade}-{blocks}x{width}-{history}-{more.get('variant', '')}"
+    parent = run if kind == "cooldown" else None
+    return {
+        "run": run, "member": seed, "parent": parent, "kind": kind, "grade": grade, "seed": seed, "examples": examples,
+        "history": history, "blocks": blocks, "width": width, "n_blocks": n, "lr": 1e-3, "variant": "",
+        "flops_per_example": FLOPS * n * history, **more,
+    }  # fmt: skip
+
+
+def scored(rows, noise=0.0005, seed=0):
+    """The planted law, noise that a run shares, noise of its own; a constant rate is 0.01 worse than a cooldown."""
+    rng, own = np.random.default_rng(seed), {}
+    for r in rows:
+        shared = own.setdefault((r["run"], r["member"]), noise * rng.normal())
+        drop = 0.01 * (r["kind"] == "pass") + r.pop("drop", 0.0)
+        auc = (
+            truth(r["n_blocks"], r["examples"], r["history"]) - drop + shared + noise * rng.normal()
+        )
+        r |= dict(auc=auc, logloss=0.9 - 0.6 * auc)
+    return rows
+
+
+def study_rows(kinds=("pass", "cooldown"), grades=("-1", "0", "1", "2", "3"), **keys):
+    rows = [
+        row(g, s, n, kind=k, **keys)
+        for g in grades
+        for s in range(3)
+        for n in POINTS
+        for k in kinds
+    ]
+    for h in (10, 50, 100):
+        rows += [row("0", s, n, h, k) for s in range(3) for n in POINTS[:3] for k in kinds]
+    rows += [
+        row("1", s, n, kind="cooldown", blocks=b)
+        for b in (1, 3, 4)
+        for s in (0, 1)
+        for n in POINTS[:2]
+    ]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    out = study_rows()
+    out += [row("0", s, n, kind="independent") for s in range(3) for n in POINTS[::2]]
+    out += [row(g, 0, 30_000, kind="rate", lr=lr, drop=0.004 * abs(np.log(lr / 1e-3)))
+            for g in ("0", "1") for lr in (5e-4, 1e-3, 2e-3)]  # fmt: skip
+    out += [row("0", s, n, kind="cooldown", variant="model.norm=layer", drop=0.02)
+            for s in range(3) for n in POINTS]  # fmt: skip
+    return scored(out)
+
+
+def test_every_axis_has_its_law_and_only_comparable_rows(rows):
+    found = {a: laws.axis_laws(rows, a, "auc") for a in laws.CONTROLS}
+    assert (
+        len(found["examples"]) == 5
+    )  # a law for each rung at history 20; three points elsewhere are too few
+    assert [f["sizes"] for f in found["n_blocks"]] == [5] * 5
+    assert [f["label"] for f in found["history"]][0].startswith("grade 0, examples 90 k")
+    assert {f["sizes"] for f in found["blocks"]} == {4} and not found["width"]
+    assert all(f["headline"] == (i == 0) for axis in found.values() for i, f in enumerate(axis))
+    head = found["examples"][0]
+    assert head["intervals"]["a"][0] < 0.27 < head["intervals"]["a"][1]
+    assert head["points"] == 15  # cooldowns alone: no pass, no variant, no independent run
+
+
+def test_without_cooldowns_the_passes_are_fitted():
+    found = laws.axis_laws(scored(study_rows(kinds=("pass",))[:75]), "examples", "auc")
+    assert len(found) == 5 and found[0]["points"] == 15
+
+
+def test_the_joint_law_and_its_held_out_sizes(rows):
+    law = laws.joint_law(rows, "auc", draws=30)
+    assert law.axes == ("n_blocks", "examples", "history")
+    at = dict(n_blocks=1e5, examples=3e6, history=50)
+    low, high = law.interval(at)
+    assert low < truth(1e5, 3e6, 50) < high and high - low < 0.02
+    held = laws.joint_holdout(rows, "auc", "examples", draws=30)
+    assert held["left_out"] == 810_000 and len(held["cells"]) == 5
+    assert held["rmse"] < 0.002 and sum(c["inside"] for c in held["cells"]) >= 4
+    biggest = laws.joint_holdout(rows, "auc", "n_blocks", draws=30)
+    assert {c["n_blocks"] for c in biggest["cells"]} == {2 * 16 * 56**2}
+
+
+def test_independent_runs_are_set_against_both_kinds_of_point(rows):
+    found = laws.agreement(rows, "auc")
+    assert len(found) == 6
+    assert all(r["agrees"] for r in found if r["kind"] == "cooldown")
+    assert not any(r["agrees"] for r in found if r["kind"] == "pass")  # 0.01 below, planted
+
+
+def test_rates_are_judged_by_what_the_used_one_loses(rows):
+    zero = next(r for r in laws.rates(rows, "auc") if r["grade"] == "0")
+    assert zero["best"] == zero["used"] == 1e-3
+    assert zero["cost"] == 0 and not zero["at_edge"]
+    other = [dict(r, lr=2e-3) if r["kind"] == "cooldown" else r for r in rows]
+    assert laws.rates(other, "auc")[0]["cost"] > 0.001
+
+
+def test_a_variant_is_compared_where_both_were_measured(rows):
+    own, layer = laws.ablations(rows, "auc")
+    assert (own["variant"], layer["variant"]) == (laws.AS_RELEASED, "model.norm=layer")
+    assert [d["examples"] for d in layer["deltas"]] == sorted(POINTS, key=str)
+    assert all(d["high"] < 0 for d in layer["deltas"])
+    assert len(layer["laws"]) == 1 and len(own["laws"]) == 1
+
+
+def test_a_study_says_what_it_cannot_fit():
+    found = laws.study(scored([row("0", s, n) for s in range(2) for n in POINTS[:2]]), draws=3)
+    assert "1 values of 'n_blocks'" in found["joint"]["auc"]["why"]
+    assert not any(found["axes"].values())
+    json.dumps(found, allow_nan=False)
+
+
+# ---------------------------------------------------------------------------------------- decisions
+
+
+@pytest.fixture(scope="module")
+def law(rows):
+    return laws.joint_law(rows, "auc", draws=60)
+
+
+def test_options_are_what_was_measured(rows):
+    found = decide.options(rows)
+    assert [(o.grade, o.history) for o in found] == [
+        ("-1", 20), ("0", 10), ("0", 20), ("0", 50), ("0", 100), ("1", 20), ("2", 20), ("3", 20),
+    ]  # fmt: skip
+
+
+def test_the_cheapest_reaches_the_target_and_nothing_is_cheaper(law, rows):
+    choices = decide.options(rows)
+    target = truth(5e4, 2e6, 20)
+    found = decide.cheapest(law, choices, target)
+    costs = [r["flops"]["value"] for r in found]
+    assert costs == sorted(costs)
+    first = found[0]
+    o = next(o for o in choices if (o.grade, o.history) == (first["grade"], first["history"]))
+    reached = decide.expected(law, o, first["examples"]["value"])
+    assert reached["value"] == pytest.approx(target)
+    brute = min(
+        (o.train_flops(d), o.grade, o.history)
+        for o in choices
+        for d in np.geomspace(1e4, 1e9, 2000)
+        if truth(o.n_blocks, d, o.history) >= target
+    )
+    assert first["flops"]["value"] == pytest.approx(brute[0], rel=0.15)
+    assert decide.cheapest(law, choices, 0.95) == []
+    assert "No measured grade" in decide.cheapest_sentence("auc", 0.95, [])
+
+
+def test_doubling_names_what_is_worth_most(law, rows):
+    choices = decide.options(rows)
+    o = next(o for o in choices if (o.grade, o.history) == ("0", 20))
+    found = decide.doubling(law, choices, o, 90_000)
+    gains = {r["axis"]: r for r in found}
+    n = o.n_blocks
+    wanted = {
+        "n_blocks": truth(2 * n, 9e4, 20) - truth(n, 9e4, 20),
+        "examples": truth(n, 1.8e5, 20) - truth(n, 9e4, 20),
+        "history": truth(n, 9e4, 40) - truth(n, 9e4, 20),
+    }
+    for axis, want in wanted.items():
+        assert gains[axis]["value"] == pytest.approx(want, abs=1.5e-3)
+        assert gains[axis]["low"] < gains[axis]["value"] < gains[axis]["high"]
+    assert found[0]["axis"] == max(wanted, key=wanted.get) == "examples"
+    assert gains["examples"]["extra_flops"] == pytest.approx(o.train_flops(90_000))
+    assert "More examples first" in decide.doubling_sentence("auc", found)
+    vague = [dict(found[0], low=-1.0), dict(found[1], high=1.0)]
+    assert "does not decide" in decide.doubling_sentence("auc", vague)
+
+
+def test_a_larger_budget_prefers_a_larger_model(law, rows):
+    choices = [o for o in decide.options(rows) if o.history == 20]
+    small, large = (decide.best_split(law, choices, f) for f in (3e10, 3e14))
+    assert int(small["grade"]) < int(large["grade"])
+    assert large["beyond"] > 1  # and says that it is a guess
+
+
+def test_the_frontier_drops_what_is_slower_and_no_better(law, rows):
+    ms = {"0": 1.0, "1": 2.0, "2": 5.0, "-1": 3.0}
+    found = decide.frontier(law, decide.options(rows), ms, 810_000)
+    assert [(r["grade"], r["best"]) for r in found] == [
+        ("0", True),
+        ("1", False),
+        ("-1", False),
+        ("2", True),
+    ]  # each at its longest history: 100 for grade 0, and 20 for the others
+    same = decide.frontier(
+        law, decide.options(rows), {f"{g}/20": v for g, v in ms.items()}, 810_000
+    )
+    assert [(r["grade"], r["best"]) for r in same] == [
+        ("0", True),
+        ("1", True),
+        ("-1", False),
+        ("2", True),
+    ]
+
+
+def test_the_whole_section_is_json_and_speaks(rows):
+    found = decide.study(rows, latency_ms={"0": 1.0}, draws=20)
+    assert len(found["sentences"]) == 3 and len(found["frontier"]) == 1
+    json.dumps(found, allow_nan=False)
+
+
+def test_latency_files_of_either_form(tmp_path):
+    (tmp_path / "a.json").write_text('{"0": 1.5}')
+    (tmp_path / "b.json").write_text(
+        '{"rows": [{"grade": "0", "p50_ms": 1.5}, {"model": "other"}]}'
+    )
+    assert (
+        decide.read_latency(tmp_path / "a.json")
+        == decide.read_latency(tmp_path / "b.json")
+        == {"0": 1.5}
+    )
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(fit.FitError):
+        decide.study(scored([row("0", 0, n) for n in POINTS]))

@@ -1,0 +1,63 @@
+"""Rows of a plan into trials."""
+
+import pytest
+
+from scaling import study, sweep
+from scaling.configs import ablations, complete_journey, quickstart
+from scaling.grades import LADDER
+from tests.models import worlds
+
+
+def config(rows):
+    c = complete_journey.get_config()
+    c.sweep.trials = tuple(rows)
+    c.experiment.opt.lr = 2e-3
+    c.sweep.lr_exponent = 0.5
+    return c
+
+
+def only(**row):
+    rows = [dict(grade="0", seed=1, examples=(100, 300), **row)]
+    return study.trials(config(rows), worlds.SCHEMA, "hash")[0]
+
+
+def test_a_row_sets_its_axes_and_names_them():
+    t = only(history=7, cooldown=0.2)
+    assert (t.config.data.history, t.config.seed, t.config.train.examples) == (7, 1, 300)
+    assert tuple(t.config.eval.at_examples) == (100, 300)
+    assert t.config.model.width == LADDER["0"].width
+    assert t.cooldown == 0.2 and t.columns["history"] == 7 and t.columns["variant"] == ""
+    assert t.columns["n_blocks"] > 0 and t.columns["kind"] == "pass"
+
+
+def test_dotted_keys_set_the_experiment_and_make_a_variant():
+    t = only(**{"model.norm": "layer", "opt.schedule": "cosine", "kind": "independent"})
+    assert (t.config.model.norm, t.config.opt.schedule) == ("layer", "cosine")
+    assert t.columns["variant"] == "model.norm=layer" and t.columns["kind"] == "independent"
+    for wrong in ("opt.lrr", "optt.lr"):
+        with pytest.raises(KeyError, match=wrong):
+            only(**{wrong: 1})
+
+
+def test_shapes_off_the_ladder_keep_its_rate_rule():
+    t = only(blocks=3, width=64)
+    assert (t.config.model.blocks, t.config.model.width, t.config.opt.lr) == (3, 64, 1e-3)
+    assert only(**{"opt.lr": 0.5}).columns["lr"] == 0.5
+
+
+@pytest.mark.parametrize("make, arg", [
+    (complete_journey, ""), (complete_journey, "gpu"), (ablations, ""), (quickstart, ""),
+])  # fmt: skip
+def test_committed_plans_are_whole(make, arg):
+    """Every trial once, of known grades; seeds of a cell share a program."""
+    c = make.get_config(arg)
+    found = study.trials(c, worlds.SCHEMA, "hash")
+    assert len({t.run for t in found}) == len(found)
+    groups = sweep.groups(found, c.sweep.get("members", 1))
+    assert sum(map(len, groups)) == len(found)
+    assert all(len({t.columns["grade"] for t in g}) == 1 for g in groups)
+    if make is complete_journey:
+        n = sorted({t.columns["n_blocks"] for t in found if t.columns["kind"] == "pass"})
+        assert n[-1] / n[0] >= (1e4 if arg else 1e2)
+    if not arg and make is complete_journey:
+        assert {10, 20, 50, 100, 200} == {t.columns["history"] for t in found}

@@ -1,0 +1,164 @@
+"""Members of one program end where separately trained runs end; forks start from their pass; kills change nothing."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from recjax import checkpoint, optim
+from recjax.evaluator import open_run
+from recjax.run import Interrupted
+from recjax.train import train
+from scaling import sweep, together
+from tests.test_contracts import config
+
+
+def member(seed=0, lr=0.05, **keys):
+    c = ConfigDict(config("batch_norm", **{"train__epochs": 1, "eval__every": 0, **keys}).to_dict())
+    c.seed, c.opt.lr = seed, lr
+    c.eval.at_examples = (64, 160, 320)
+    return c
+
+
+MEMBERS = ((0, 0.05), (1, 0.05), (0, 0.2))
+
+
+def rows_by(rows, *keys):
+    return {tuple(r[k] for k in keys): r for r in rows}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    rows, facts = together.train_together([member(*m) for m in MEMBERS], folder, 0.25)
+    return folder, rows, facts
+
+
+def test_members_end_where_separate_runs_end(three, tmp_path):
+    folder, rows, facts = three
+    found = rows_by(rows, "member", "kind", "examples", "split")
+    for i, (seed, lr) in enumerate(MEMBERS):
+        alone = train(member(seed, lr), tmp_path / str(i))
+        got = found[i, "pass", 320, "test"]
+        assert got["auc"] == pytest.approx(alone["test"]["auc"], abs=1e-6)
+        assert got["logloss"] == pytest.approx(alone["test"]["logloss"], rel=1e-5)
+        assert facts["n_dense"] == alone["n_dense"]
+        mine, _ = checkpoint.read(folder / "members" / str(i) / "checkpoints")
+        theirs, _ = checkpoint.read(tmp_path / str(i) / "checkpoints")
+        assert_close(mine["trees"], theirs["trees"])
+    assert found[0, "pass", 320, "test"]["auc"] != found[1, "pass", 320, "test"]["auc"]
+    assert found[0, "pass", 320, "test"]["auc"] != found[2, "pass", 320, "test"]["auc"]
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), a, b)
+
+
+def test_a_members_run_directory_is_a_plain_finished_looking_run(three):
+    folder, _, _ = three
+
+    c, _, _, trees = open_run(folder / "members" / "2")
+    assert c.opt.lr == 0.2 and "dense" in trees
+
+
+def test_a_fork_is_the_run_planned_for_its_length(three, tmp_path, monkeypatch):
+    """Constant for three of five steps, then down: one run with that schedule, and only forks differ from passes."""
+    found = rows_by(three[1], "member", "kind", "examples", "split")
+    c = member(0)
+    c.train.examples, c.eval.at_examples, c.eval.final = 160, (), c.eval.splits
+    steps, tail = 5, 2  # 160 examples in batches of 32; 25 % of 5, rounded up
+    fall = lambda opt, total: lambda s: jnp.minimum(1.0, (steps - s) / tail).astype(jnp.float32)  # noqa: E731
+    monkeypatch.setattr(optim, "schedule", fall)
+    alone = train(c, tmp_path)[c.eval.splits[0]]
+    fork, point = (found[0, kind, 160, c.eval.splits[0]] for kind in ("cooldown", "pass"))
+    assert fork["logloss"] == pytest.approx(alone["logloss"], rel=1e-5)
+    assert abs(point["logloss"] - alone["logloss"]) > 1e-4
+
+
+def test_events_are_ordered_and_forks_come_before_their_points():
+    c = member()
+    got = together.events(c, 0.25, 320)
+    assert got == [(1, "cooldown", 64), (2, "pass", 64), (3, "cooldown", 160), (5, "pass", 160),
+                   (7, "cooldown", 320), (10, "pass", 320)]  # fmt: skip
+    assert [e.examples for e in together.events(c, 0.0, 100)] == [64, 100]
+
+
+def test_what_must_train_by_itself():
+    assert together.suits(member())
+    assert not together.suits(member(eval__every=6))
+    assert together.shape(member(0, 0.1)) == together.shape(member(3, 0.2))
+    assert together.shape(member()) != together.shape(member(train__batch=64))
+
+
+class Killer:
+    """SIGTERM at the n-th chunk or evaluation of a run, as often as `at` lists one."""
+
+    def __init__(self, monkeypatch, at):
+        self.at, self.calls = list(at), 0
+        for name in ("advance", "evaluate"):
+            real = getattr(together.Together, name)
+            monkeypatch.setattr(together.Together, name, self.wrapped(real))
+
+    def wrapped(self, real):
+        def call(t, *args):
+            self.calls += 1
+            if self.at and self.calls >= self.at[0]:
+                self.at.pop(0)
+                self.calls = 0
+                t.stop._note(signal.SIGTERM, None)
+                t.stop.raise_if_requested(t.interrupted)
+            return real(t, *args)
+
+        return call
+
+
+def plan(seeds=(0, 1)):
+    return [sweep.Trial(member(s), dict(seed=s), 0.25) for s in seeds]
+
+
+def without_times(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("wall_s", "examples_per_s")} for r in rows]
+
+
+def killed_and_restarted(tmp_path, monkeypatch, kills, rng):
+    sweep.run_sweep(plan(), tmp_path / "whole", members=2)
+    with monkeypatch.context() as m:
+        Killer(m, rng.integers(1, 9, size=kills))
+        restarts = 0
+        while True:
+            try:
+                sweep.run_sweep(plan(), tmp_path / "cut", members=2)
+                break
+            except Interrupted:
+                restarts += 1
+    assert without_times(tmp_path / "cut" / "trials.jsonl") == without_times(
+        tmp_path / "whole" / "trials.jsonl"
+    )
+    return restarts
+
+
+def test_a_sweep_killed_twice_ends_with_the_same_trials(tmp_path, monkeypatch):
+    assert killed_and_restarted(tmp_path, monkeypatch, 2, np.random.default_rng(0)) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_ten_times_ends_with_the_same_trials(tmp_path, monkeypatch):
+    """pytest -m slow tests/scaling/test_together.py"""
+    assert killed_and_restarted(tmp_path, monkeypatch, 10, np.random.default_rng(1)) == 10
+
+
+def test_rows_say_what_is_a_member_and_what_a_fork(tmp_path):
+    rows = sweep.run_sweep(plan(), tmp_path, members=2)
+    passes = [r for r in rows if r["kind"] == "pass"]
+    forks = [r for r in rows if r["kind"] == "cooldown"]
+    assert {r["run"] for r in passes} == {r["parent"] for r in forks}
+    assert {(r["seed"], r["member"]) for r in passes} == {(0, 0), (1, 1)}
+    assert len({r["run"] for r in forks}) == 3  # one a point; seeds are members
+    assert [r["examples"] for r in forks if r["seed"] == 1] == [64, 160, 320]
+    again = sweep.groups(plan((0, 1, 2)), 2)  # a third seed later joins nobody's finished run
+    assert [len(g) for g in again] == [2, 1]
