@@ -21,6 +21,7 @@ import tqdm
 from recjax import checkpoint, configs, embedding, hosts, models, optim, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
+from recjax.embedding import huge_pages
 from recjax.evaluator import Evaluator
 from recjax.run import Run, RunError, Stop, compiled, set_up
 from recjax.step import forward_flops, make_step
@@ -183,6 +184,7 @@ class Trainer:
             logging.info("resuming at step %d of %d", self.step, self.total)
         self.run.rewind(self.step)
         self.trees, self.sums = both
+        huge_pages.use(self.trees["tables"])
 
     def save(self, *, best: bool = False) -> None:
         self.flush()  # a row before the saved step would not be written again
