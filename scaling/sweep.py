@@ -33,6 +33,8 @@ class Trial:
         """Hash of everything that can change the result: the config, and which data, not where it lies."""
         places = ("data.workers", "data.dir", "data.source")
         keys = {k: v for k, v in flat(plain(self.config)).items() if k not in places}
+        if not keys.get("data.teachers"):  # a later key; without it trials keep their names
+            keys.pop("data.teachers", None)
         keys["data"] = self.columns.get("data")
         return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:12]
 
