@@ -187,6 +187,8 @@ class Run:
             return
         old, new = flat(json.loads(path.read_text())), flat(self.config)
         for key in sorted(old.keys() | new.keys()):
+            if key not in old and not new[key]:  # came with a later version, and is left alone
+                continue
             if old.get(key) != new.get(key) and key not in FREE_KEYS:
                 raise RunError(
                     f"{path} has {key}={old.get(key)!r} but this command has {new.get(key)!r}; "

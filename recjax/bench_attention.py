@@ -1,10 +1,11 @@
 """Local + dilated attention against dense forms: time, compiled temporaries, agreement.
 
-    python -m recjax.layers.bench_attention [--n=1000 --local=50 --dilation=10 --batch=8 --heads=2 --width=40]
+    python -m recjax.bench_attention [--n=1000 --local=50 --dilation=10 --batch=8 --heads=2 --width=40]
 
 Dense forms are masked softmax as written, [B, H, n, n] at once, and the same mapped over examples, or over examples and
-heads, with and without recomputing in the backward pass: the best of those is what the kernel has to beat. Kinds take
-turns within each round, so a busy neighbour disturbs all alike; medians over rounds, with the quartiles of the ratios.
+heads, with and without recomputing in the backward pass: the best of those is what the kernel has to beat, by itself and
+in a whole Unified Attention Block. Kinds take turns within each round, so a busy neighbour disturbs all alike; medians over
+rounds, with the quartiles of the ratios.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 
 from recjax.layers.attention import Pairs, attend
 from recjax.layers.local_dilated import LocalDilated
+from recjax.models.suan import UnifiedAttentionBlock
 
 Call = Callable[..., jax.Array]
 
@@ -147,7 +149,55 @@ def measure(
             "best dense": compare(times, "sparse", best_of=[*dense, "as written"]),
             "as written": compare(times, "sparse", best_of=["as written"]),
         }
+    out["block"] = block(pattern, n, batch, heads, width, bias, repeats)
     return out
+
+
+class _Mapped(LocalDilated):
+    """The dense layout, one head of one example at a time, recomputed in the backward pass."""
+
+    def attend(self, q, k, v, pairs):
+        return mapped(2, True)(q, k, v, pairs)
+
+
+def block(
+    pattern: LocalDilated,
+    n: int,
+    batch: int,
+    heads: int,
+    width: int,
+    bias: np.ndarray,
+    repeats: int,
+) -> dict[str, Any]:
+    """A whole block over n behaviours and one candidate, forward and backward."""
+    rng = np.random.default_rng(1)
+    x, c, profile = (
+        rng.normal(size=(batch, *s)).astype(np.float32) for s in ((n, width), (1, width), (6, 8))
+    )
+    valid, same = np.ones((batch, n), bool), (pattern.local, pattern.dilation, pattern.anchor)
+    kinds_of_block = {
+        "sparse": pattern,
+        "as written": LocalDilated(*same, sparse=False),
+        "mapped over heads, checkpointed": _Mapped(*same, sparse=False),
+    }
+    seen = np.ones((batch, 1, 1, len(pattern.keys(n)) + 1), bool)
+    programs = {}
+    for name, p in kinds_of_block.items():
+        module = UnifiedAttentionBlock(width, heads, p, gate_pool="causal")
+        pairs = inputs(p, np.empty((batch, heads, n, 1)), np.full(batch, n), bias)
+        rest = (c, profile, pairs, Pairs(seen, None), valid)
+        params = jax.jit(module.init)(jax.random.key(0), x, *rest)
+
+        def loss(params, x, rest, module=module):
+            return sum(jnp.sin(out).sum() for out in module.apply(params, x, *rest))
+
+        args = (params, x, rest)
+        programs[name] = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*args).compile(), args
+    times = rounds(programs, repeats)
+    return {
+        "ms": {name: round(float(np.median(t)), 2) for name, t in times.items()},
+        "best dense": compare(times, "sparse", best_of=list(times)[1:]),
+    }
 
 
 def main(_) -> None:
