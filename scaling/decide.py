@@ -46,8 +46,8 @@ class Option:
 def options(rows: Iterable[Row]) -> list[Option]:
     """The rungs and lengths that the sweep measured; costs between them are not guessed."""
     found = {}
-    for r in rows:
-        if laws.on_ladder(r) and r.get("variant", "") == "" and r["kind"] != "rate":
+    for r in laws.base_rows(list(rows)):
+        if laws.on_ladder(r):
             key = r["grade"], r["history"]
             found[key] = Option(*key, r["n_blocks"], r["flops_per_example"])
     order = list(LADDER)

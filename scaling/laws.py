@@ -70,14 +70,23 @@ def slices(rows: Sequence[Row], axis: str) -> dict[tuple, list[Row]]:
     return {k: v for k, v in found.items() if len({r.get(axis) for r in v}) >= fit.MIN_SIZES}
 
 
-def axis_laws(rows: Sequence[Row], axis: str, metric: str, **options: Any) -> list[dict]:
+def kinds_apart(rows: Sequence[Row]) -> list[str]:
+    """Kinds that a plan set apart, by the name of their forks where they have any."""
+    known = {"pass", "cooldown", "independent", "rate", "distil", "train"}
+    found = dict.fromkeys(r["kind"] for r in rows if r["kind"] not in known)
+    return [k for k in found if f"{k} cooldown" not in found]
+
+
+def axis_laws(
+    rows: Sequence[Row], axis: str, metric: str, kind: str = "", **options: Any
+) -> list[dict]:
     """The axis's law in every slice: label, the fit as JSON, its held-out point and its rivals.
 
     The slice with most sizes comes first and is the `headline`.
     """
     out = []
-    for values, chosen in slices(base_rows(rows), axis).items():
-        label = named(axis, values)
+    for values, chosen in slices(base_rows(rows, kind), axis).items():
+        label = f"{kind}: " * bool(kind) + named(axis, values)
         try:
             x, y = fit.points(chosen, axis, metric)
             law = rivals.study(x, y, axis=axis, metric=metric, **options)
@@ -89,7 +98,7 @@ def axis_laws(rows: Sequence[Row], axis: str, metric: str, **options: Any) -> li
         where = dict(zip(CONTROLS[axis], values, strict=True))
         out.append({"label": label, "where": where, **law.to_json(), "needed": needed})
     out.sort(key=lambda f: (-f["sizes"], -f["points"], -max(f["x"]), -_amount(f["where"])))
-    return [dict(f, headline=i == 0) for i, f in enumerate(out)]
+    return [dict(f, headline=i == 0 and not kind) for i, f in enumerate(out)]
 
 
 def _amount(where: Mapping[str, Any]) -> float:
@@ -248,6 +257,7 @@ def study(rows: Sequence[Row], metric: str = "auc", draws: int = 120) -> dict[st
     """All of it as JSON; what cannot be fitted says why."""
     out: dict[str, Any] = dict(metric=metric, kind=measured_kind(rows))
     out["axes"] = {a: axis_laws(rows, a, metric) for a in CONTROLS}
+    out["axes"] |= {k: axis_laws(rows, "examples", metric, k) for k in kinds_apart(rows)}
     out["joint"], out["joint_holdouts"] = {}, []
     for name in dict.fromkeys((metric, "logloss")):
         try:

@@ -352,6 +352,11 @@ def law_sentence(f: Mapping[str, Any]) -> str:
             f" Fitted without the largest size it predicted {held['predicted']:.4f}; measured {held['observed']:.4f}, "
             f"{verdict} the interval {held['low']:.4f} to {held['high']:.4f}."
         )
+    if "observed" in held and not held.get("decisive", True):
+        text += (
+            f" That interval's half-width ({held['half_width']:.4f}) is no smaller than the gain from the size before "
+            f"({held['gain']:.4f}), so being inside proves little."
+        )
     return text
 
 

@@ -90,14 +90,19 @@ def compare(x, y, *, larger_is_better: bool = True) -> dict[str, dict[str, Any]]
 
 
 def leave_largest_out(x, y, **options) -> dict[str, Any]:
-    """Fits without the largest size and predicts the mean of its runs, with an interval of
-    `level`."""
+    """Fits without the largest size and predicts the mean of its runs, with an interval of `level`.
+
+    `decisive`: the interval is narrower (half its width) than the gain from the second-largest size, so that a law
+    which predicts nothing new would have been caught.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     top = x == x.max()
     law = fit_law(x[~top], y[~top], **options)
     low, high = law.interval(x.max(), seeds=int(top.sum()))
-    observed = float(y[top].mean())
+    observed, second = float(y[top].mean()), x[~top].max()
+    gain = abs(observed - float(y[x == second].mean()))
     return {
+        "gain": gain, "half_width": (high - low) / 2, "decisive": bool((high - low) / 2 < gain),
         "x": float(x.max()), "seeds": int(top.sum()), "observed": observed, "predicted": law.predict(x.max()),
         "low": low, "high": high, "inside": bool(low <= observed <= high), "level": law.level,
     }  # fmt: skip

@@ -9,16 +9,18 @@ run (the most informative first). A row's keys:
     history    events of history; default: the experiment's
     examples   points of the pass, ascending; the last one is its length
     cooldown   share of each point's examples in a fork whose rate falls to zero (0: none)
-    kind       "pass" (default), or "independent" for a run of its own length, or any name of yours
+    kind       "pass" (default); "independent": a run of its own length; "rate": a check of the rates; any other name
+               sets the trial apart (other data, another test set): its forks are "<name> cooldown"
     anything.dotted   a key of the experiment's config, such as model.norm or opt.lr
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from recjax.data import open_data
 from recjax.schema import Schema
 from scaling import grades, sweep
 
@@ -26,13 +28,28 @@ AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "
 NOT_A_VARIANT = ("opt.", "eval.")  # how a trial was trained or judged, not what it is
 
 
-def trials(config: ConfigDict, schema: Schema, data: str) -> list[sweep.Trial]:
+def schema_of(data: ConfigDict) -> Schema:
+    return open_data(data).schema
+
+
+def trials(
+    config: ConfigDict,
+    schema: Schema,
+    data: str,
+    other: Callable[[ConfigDict], Schema] = schema_of,
+) -> list[sweep.Trial]:
     """The trials of `config.sweep` on data with this schema and hash.
+
+    Args:
+      config: With `experiment` and `sweep`.
+      schema: Of the experiment's batches.
+      data: Hash of the data.
+      other: The schema of another `data` config, for rows that change what is read.
 
     Raises:
       KeyError: A row names a grade or a config key that does not exist.
     """
-    return [trial(config, dict(row), schema, data) for row in rows(config.sweep)]
+    return [trial(config, dict(row), schema, data, other) for row in rows(config.sweep)]
 
 
 def rows(plan: ConfigDict) -> list[dict]:
@@ -43,7 +60,13 @@ def rows(plan: ConfigDict) -> list[dict]:
     return sweep.product(grade=plan.grades, seed=plan.seeds, examples=points)
 
 
-def trial(config: ConfigDict, row: Mapping[str, Any], schema: Schema, data: str) -> sweep.Trial:
+def trial(
+    config: ConfigDict,
+    row: Mapping[str, Any],
+    schema: Schema,
+    data: str,
+    other: Callable[[ConfigDict], Schema],
+) -> sweep.Trial:
     """One row's trial. Its dense rate is `grades.learning_rate`'s unless the row names opt.lr."""
     grade = grades.named(row["grade"])
     grade = dataclasses.replace(grade, **{k: row[k] for k in ("blocks", "width") if k in row})
@@ -57,6 +80,8 @@ def trial(config: ConfigDict, row: Mapping[str, Any], schema: Schema, data: str)
     own = {k: v for k, v in row.items() if k not in AXES}
     for key, value in own.items():
         _set(c, key, value)
+    if any(k.startswith("data.") for k in own):
+        schema = other(c.data)
     columns = dict(
         grade=row["grade"],
         blocks=grade.blocks,

@@ -233,11 +233,11 @@ def member_rows(
     own = {k: facts[k] for k in FACTS if k in facts} | dict(seed=trial.config.seed) | trial.columns
     out = []
     for (n, kind), splits in sorted(points.items()):
-        names = dict(
-            trial=trial.run, run=run, member=member, parent=None, kind=own.get("kind", kind)
-        )
+        of = own.get("kind", "pass")
+        names = dict(trial=trial.run, run=run, member=member, parent=None, kind=of)
         if kind == "cooldown":
-            names |= dict(run=_digest([run, n]), parent=run, kind=kind)
+            fork = kind if of == "pass" else f"{of} {kind}"
+            names |= dict(run=_digest([run, n]), parent=run, kind=fork)
         out.append({**own, **names, "examples": n, **by_split(trial, splits)})
     return out
 

@@ -175,9 +175,14 @@ class Together:
 
             return jax.lax.fori_loop(0, count, body, (trees, self.zeros))
 
-        if jax.default_backend() == "cpu":
+        if self.sequential:
             return jax.lax.map(lambda m: member(*m), (trees, self.rates, self.keys))
         return jax.vmap(member)(trees, self.rates, self.keys)
+
+    @property
+    def sequential(self) -> bool:
+        """Members one after the other: on CPU one's parameters and activations stay in cache."""
+        return jax.default_backend() == "cpu"
 
     def advance(self, trees: Tree, stream: Iterator[dict], step: int, scale: np.ndarray) -> Tree:
         """Up to CHUNK steps from `step`, one for each scale; donates `trees`."""

@@ -4,7 +4,8 @@
 
 Six grades over two orders of magnitude in block parameters (2.6 k to 309 k) at history 20, on up to all 1.45 M training
 opportunities in log-spaced points of single passes at a constant rate, with a cooldown of 10 % forked before each point
-and independent runs beside them; history 10 to 200 at grade 0; depth and width apart at grade 1. Left out on two CPU cores:
+and independent runs beside them; history 10 to 200 at grade 0; natural negatives without and
+with counters at grades 0 and 1; depth and width apart at grade 1. Left out on two CPU cores:
 more than one seed beyond 280 k examples at grade 2, anything beyond 280 k at grade 3 and beyond 120 k at grade 4. Resumes; `--shard=i/n` shares it among processes. The trials that
 say most come first. `--config=...:gpu` is the wider study for an accelerator: four orders of magnitude, history to 1000.
 """
@@ -57,6 +58,19 @@ def rates(grades, points) -> list[dict]:
     return product(grade=grades, seed=(0,), examples=[points], kind=["rate"], **judged, **grid)
 
 
+def apart(grades, seeds, points) -> list[dict]:
+    """The same on natural negatives, where popularity is most of the answer, without and with counters."""
+    keys = {
+        "data.train": "train",
+        "eval.splits": ("test", "test_matched"),
+        "eval.final": ("test", "test_matched"),
+    }
+    natural = passes(grades, seeds, points, kind="natural", **keys)
+    return natural + passes(
+        grades, seeds, points, kind="natural with counters", **keys, **{"data.counters": True}
+    )
+
+
 def cpu() -> tuple[dict, ...]:
     """In order of information for its cost; about two hours of two cores."""
     shapes = passes(("1",), (0, 1), POINTS[:4], blocks=1)
@@ -79,6 +93,7 @@ def cpu() -> tuple[dict, ...]:
             passes(("0",), SEEDS, POINTS[:5], history=100),
             independent(("0",), SEEDS, POINTS[:5:2]),
             passes(("0",), SEEDS, POINTS[:4], history=200),
+            apart(("0", "1"), SEEDS, POINTS[:5]),
             shapes,
         )
     )
@@ -95,5 +110,6 @@ def gpu() -> tuple[dict, ...]:
             passes(("0", "2", "4"), SEEDS, POINTS, history=200),
             passes(("0", "2"), SEEDS, POINTS, history=1000),
             independent(("0", "2", "4"), SEEDS, POINTS[::2]),
+            apart(("0", "2", "4"), SEEDS, POINTS),
         )
     )

@@ -109,6 +109,8 @@ def test_leaving_the_largest_out_predicts_it():
     assert held["inside"]
     assert held["observed"] == pytest.approx(y[x == 3e5].mean())
     assert abs(held["predicted"] - held["observed"]) < 0.004
+    assert held["gain"] == pytest.approx(y[x == 3e5].mean() - y[x == 1e5].mean())
+    assert held["decisive"] == (held["half_width"] < held["gain"])
     y[x == 3e5] -= 0.05  # control: the law does not hold there
     assert not rivals.leave_largest_out(x, y)["inside"]
 

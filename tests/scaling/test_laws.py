@@ -91,6 +91,23 @@ def test_without_cooldowns_the_passes_are_fitted():
     assert len(found) == 5 and found[0]["points"] == 15
 
 
+def test_other_data_has_laws_of_its_own(rows):
+    apart = scored(
+        [
+            row("0", s, n, kind=f"natural{k}")
+            for k in ("", " cooldown")
+            for s in range(3)
+            for n in POINTS
+        ]
+    )
+    assert laws.kinds_apart([*rows, *apart]) == ["natural cooldown"]
+    found = laws.axis_laws([*rows, *apart], "examples", "auc", "natural cooldown")
+    assert [(f["label"], f["points"], f["headline"]) for f in found] == [
+        ("natural cooldown: grade 0, history 20", 15, False)
+    ]
+    assert len(laws.axis_laws([*rows, *apart], "examples", "auc")) == 5
+
+
 def test_the_joint_law_and_its_held_out_sizes(rows):
     law = laws.joint_law(rows, "auc", draws=30)
     assert law.axes == ("n_blocks", "examples", "history")

@@ -197,6 +197,8 @@ def test_a_held_out_miss_is_loud():
     f["holdout"] = f["holdout"] | {"inside": False}
     assert "OUTSIDE" in report.law_sentence(f)
     assert "OUTSIDE" not in report.law_sentence(context()["fits"][0])
+    f["holdout"] = f["holdout"] | {"decisive": False}
+    assert "proves little" in report.law_sentence(f)
 
 
 def test_a_student_that_is_not_told_apart_is_not_praised():

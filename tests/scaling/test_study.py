@@ -51,7 +51,7 @@ def test_shapes_off_the_ladder_keep_its_rate_rule():
 def test_committed_plans_are_whole(make, arg):
     """Every trial once, of known grades; seeds of a cell share a program."""
     c = make.get_config(arg)
-    found = study.trials(c, worlds.SCHEMA, "hash")
+    found = study.trials(c, worlds.SCHEMA, "hash", lambda data: worlds.SCHEMA)
     assert len({t.run for t in found}) == len(found)
     groups = sweep.groups(found, c.sweep.get("members", 1))
     assert sum(map(len, groups)) == len(found)

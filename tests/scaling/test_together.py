@@ -54,6 +54,16 @@ def test_members_end_where_separate_runs_end(three, tmp_path):
     assert found[0, "pass", 320, "test"]["auc"] != found[2, "pass", 320, "test"]["auc"]
 
 
+def test_members_at_once_are_members_one_by_one(three, tmp_path, monkeypatch):
+    """What accelerators run: vmap over members."""
+    monkeypatch.setattr(together.Together, "sequential", False)
+    rows, _ = together.train_together([member(*m) for m in MEMBERS], tmp_path, 0.25)
+    one_by_one = rows_by(three[1], "member", "kind", "examples", "split")
+    assert len(rows) == len(one_by_one)
+    for key, row in rows_by(rows, "member", "kind", "examples", "split").items():
+        assert row["logloss"] == pytest.approx(one_by_one[key]["logloss"], rel=1e-5)
+
+
 def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), a, b)
 
