@@ -46,11 +46,11 @@ def matrix(rows: judging.Columns, names: list[str]) -> np.ndarray:
 
 
 def fit(
-    data: Prepared, split: str, names: list[str], categories: list[str], **params
+    data: Prepared, split: str, names: list[str], categories: list[str], recent: int = 0, **params
 ) -> lightgbm.Booster:
-    """Trains on a split. `params` are LightGBM's, with `num_iterations`."""
+    """Trains on the `recent` latest rows of a split (0: all). `params` are LightGBM's, with `num_iterations`."""
     label = data.schema.labels[0]
-    rows = judging.columns(data, split, [*names, label, "weight"])
+    rows = judging.columns(data, split, [*names, label, "weight"], recent)
     train = lightgbm.Dataset(
         matrix(rows, names),
         rows[label],
@@ -68,6 +68,7 @@ def run(
     max_categories: int = 1000,
     pick: Sequence[str] = (),
     counters: bool = True,
+    recent: int = 0,
     **params,
 ) -> tuple[dict, dict[str, judging.Columns]]:
     """(figures, scores) of trees trained on one split, on each test split; `params` are LightGBM's."""
@@ -79,7 +80,7 @@ def run(
         )
     logging.info("inputs: %s; categories: %s", ", ".join(names), ", ".join(categories) or "none")
     began = time.monotonic()
-    booster = fit(data, train, names, categories, **params)
+    booster = fit(data, train, names, categories, recent, **params)
     fitted = time.monotonic() - began
     out, scores = {}, {}
     for split in tests:
@@ -91,6 +92,7 @@ def run(
     found = {
         "baseline": "boosted_trees",
         "train": train,
+        "recent": recent,
         "test": out,
         "inputs": names,
         "categories": categories,
@@ -110,7 +112,7 @@ def main(_) -> None:
         learning_rate=_LR.value,
         seed=_SEED.value,
     )
-    chosen = _MAX_CATEGORIES.value, _CATEGORIES.value, _COUNTERS.value
+    chosen = _MAX_CATEGORIES.value, _CATEGORIES.value, _COUNTERS.value, _RECENT.value
     result, scores = run(data, _TRAIN.value, _TEST.value, *chosen, **params)
     print(judging.write_result(_KEEP.value, data, result, scores))
 
@@ -129,6 +131,9 @@ if __name__ == "__main__":
         "categories", [], "these id features are categories; default: by size"
     )
     _COUNTERS = flags.DEFINE_boolean("counters", True, "use the causal counters")
+    _RECENT = flags.DEFINE_integer(
+        "recent", 0, "train on the latest so many rows alone, as train.recent does; 0 is all", 0
+    )
     _SEED = flags.DEFINE_integer("seed", 0, "LightGBM's seed")
     _KEEP = flags.DEFINE_string("keep", "", "keep scores and figures here, for experiments.compare")
     flags.mark_flag_as_required("data")

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import compare
 from recjax.collector import Collector
+from recjax.data.choice import Choice, Index
 from recjax.data.prepared import Prepared
 from recjax.run import plain, write_text
 from recjax.schema import Schema, SchemaError
@@ -16,13 +17,14 @@ from recjax.schema import Schema, SchemaError
 Columns = dict[str, np.ndarray]
 
 
-def columns(data: Prepared, split: str, names: Sequence[str]) -> Columns:
-    """Whole columns of a split, each [rows], in stored order."""
+def columns(data: Prepared, split: str, names: Sequence[str], recent: int = 0) -> Columns:
+    """Columns of a split's `recent` latest rows (0: all), as `train.recent` chooses; each [rows], in stored order."""
     blocks = [data.block(split, i) for i in range(data.blocks(split))]
     absent = [n for n in names if blocks and n not in blocks[0]]
     if absent:
         raise SchemaError(f"split {split!r} of {data.path} has no column {absent[0]!r}")
-    return {n: np.concatenate([b[n] for b in blocks]) for n in names}
+    rows = Index(data, split, data.schema.lists).rows(Choice(recent=recent))
+    return {n: np.concatenate([b[n] for b in blocks])[rows] for n in names}
 
 
 def group_of(schema: Schema) -> str:

@@ -126,6 +126,12 @@ def test_trees_come_near_the_truth_and_shuffled_labels_do_not(data):
     )  # of few inputs, a random function errs by some hundredths
 
 
+def test_recent_rows_are_the_ones_a_model_would_train_on(data):
+    times = judging.columns(data, "train", ["time"])["time"]
+    latest = judging.columns(data, "train", ["time"], recent=100)["time"]
+    np.testing.assert_array_equal(np.sort(latest), np.sort(times)[-100:])
+
+
 def test_trees_see_counters_and_small_vocabularies_only():
     names, categories = trees().inputs(SCHEMA, max_categories=20)
     assert names == ["affinity", "hour", "department"] and categories == ["department"]
