@@ -175,13 +175,14 @@ class Together:
 
             return jax.lax.fori_loop(0, count, body, (trees, self.zeros))
 
-        if self.sequential:
+        if self.sequential if self.sequential is not None else jax.default_backend() == "cpu":
             return jax.lax.map(lambda m: member(*m), (trees, self.rates, self.keys))
         return jax.vmap(member)(trees, self.rates, self.keys)
 
-    # Members one after the other: on CPU one's parameters and activations stay in cache. Under `vmap` they end
-    # elsewhere (tests/scaling/test_together.py), so accelerators do the same until that is understood.
-    sequential = True
+    # None: members one after the other on CPU, where one's parameters and activations stay in cache, else `vmap`. The
+    # two round differently, which Adam at its usual eps makes visible where a gradient is exactly zero but for
+    # rounding (a bias before a BatchNorm): such a parameter moves by the rate, with the sign of the noise.
+    sequential: bool | None = None
 
     def advance(self, trees: Tree, stream: Iterator[dict], step: int, scale: np.ndarray) -> Tree:
         """Up to CHUNK steps from `step`, one for each scale; donates `trees`."""

@@ -54,15 +54,18 @@ def test_members_end_where_separate_runs_end(three, tmp_path):
     assert found[0, "pass", 320, "test"]["auc"] != found[2, "pass", 320, "test"]["auc"]
 
 
-@pytest.mark.xfail(reason="logloss ends 1e-3 away; not understood, so vmap is switched off")
-def test_members_at_once_are_members_one_by_one(three, tmp_path, monkeypatch):
-    """What accelerators run: vmap over members."""
-    monkeypatch.setattr(together.Together, "sequential", False)
-    rows, _ = together.train_together([member(*m) for m in MEMBERS], tmp_path, 0.25)
-    one_by_one = rows_by(three[1], "member", "kind", "examples", "split")
-    assert len(rows) == len(one_by_one)
-    for key, row in rows_by(rows, "member", "kind", "examples", "split").items():
-        assert row["logloss"] == pytest.approx(one_by_one[key]["logloss"], rel=1e-5)
+def test_members_at_once_are_members_one_by_one(tmp_path, monkeypatch):
+    """What accelerators run: vmap over members. A larger eps keeps Adam from magnifying rounding (see `sequential`)."""
+    eps = {"opt__args": dict(eps=1e-3)}
+    rows = {}
+    for sequential in (True, False):
+        monkeypatch.setattr(together.Together, "sequential", sequential)
+        configs = [member(*m, **eps) for m in MEMBERS]
+        found, _ = together.train_together(configs, tmp_path / str(sequential), 0.0)
+        rows[sequential] = rows_by(found, "member", "kind", "examples", "split")
+    assert len(rows[True]) == len(rows[False]) > 0
+    for key, row in rows[True].items():
+        assert rows[False][key]["logloss"] == pytest.approx(row["logloss"], rel=1e-5)
 
 
 def assert_close(a, b):
