@@ -3,7 +3,7 @@
     python -m launch.plan --config=experiments/suan_planet.py --topology=v5p:4x4x8
 
 2.0e9 x 64 float32 rows with row-wise Adagrad, global batch 32,768, history 100; two blocks of width 128 in bfloat16,
-recomputed in the backward pass, over eight microbatches (the activations of a whole batch would take more memory than
+recomputed in the backward pass, over sixteen microbatches (the activations of a whole batch would take more memory than
 the update of the rows). Plans: launch/plans/. `--config=experiments/suan_planet.py:runlocal` with
 `python -m recjax.train` trains the same model, small, on a planted log.
 """
@@ -28,5 +28,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.prepare = dict(item=2_000_000_000, category=20_000, profile=(12, 4, 400, 200))
     c.data.history = 100
     c.train.batch = 32_768
-    c.train.microbatches = 8
+    c.train.microbatches = 16
     return c
