@@ -174,6 +174,7 @@ class TARQ(nn.Module):
       codebook_init: "normal" (N(0, 0.3^2)) or "kmeans" (of the first 8,192 encoded candidates).
       reset_after: Steps after which an unused code starts anew; 0: never, so that alignment's effect can be seen.
       align_sg_item: No gradient of A to c.
+      align_rows: A of the first so many rows of a batch [ours: the tables are what a step costs]; 0: of all.
       history: The list attended to; "" for the schema's first.
       item_features: Candidate ids and vectors that are the item's own; () for all of them.
       event_features: Features of the list that are read; () for all of them.
@@ -198,6 +199,7 @@ class TARQ(nn.Module):
     codebook_init: str = "normal"
     reset_after: int = 0
     align_sg_item: bool = False
+    align_rows: int = 0
     history: str = ""
     item_features: tuple[str, ...] = ()
     event_features: tuple[str, ...] = ()
@@ -370,18 +372,18 @@ class TARQ(nn.Module):
     # ---- whole passes ------------------------------------------------------------------------------
 
     def __call__(
-        self, inputs: Inputs, *, train: bool = False, tables: bool = False
+        self, inputs: Inputs, *, train: bool = False, tables: int = 0
     ) -> dict[str, jax.Array]:
         """Logits and everything the losses need.
 
         Args:
           inputs: Embedded batch.
           train: Batch statistics, moving averages of codebooks.
-          tables: Personalise all L K codes even where fewer are asked for.
+          tables: Rows of the batch to personalise all L K codes for, even where fewer are asked for.
 
         Returns:
           logits float32 [B, C]; of "tarq" also teacher [B, C], codes int32 [B, C, L], [B, C, *]: x, c, vectors (c^), decoded
-          (x^), h_tar, h_rq; vq [B, C]; codebooks; T as "tables", where they were made.
+          (x^), h_tar, h_rq; vq [B, C]; codebooks; T of the asked rows as "tables".
         """
         h, mask = self.events(inputs)
         x = self.item(inputs)
@@ -396,11 +398,16 @@ class TARQ(nn.Module):
         h_tar, teacher = self.teach(c, h, mask)
         out = {"teacher": teacher, "codes": found.codes, "x": x, "c": c, "h_tar": h_tar}
         asked = found.codes.shape[1]  # a symbol in an export
-        if tables or not isinstance(asked, int) or asked >= self.codes:
-            out["tables"] = self.personalise(h, mask)
-            h_rq = look_up(out["tables"], found.codes)
-        else:
-            h_rq = self.attend_codes(found.codes, h, mask)
+        many = not isinstance(asked, int) or asked >= self.codes
+        if many or tables:
+            rows = slice(None if many else tables)
+            out["tables"] = self.personalise(h[rows], mask[rows])
+        whole = many or tables >= len(h)
+        h_rq = (
+            look_up(out["tables"], found.codes)
+            if whole
+            else self.attend_codes(found.codes, h, mask)
+        )
         out |= {"h_rq": h_rq, "vectors": found.vectors}
         out["decoded"] = self.decode(rq.straight_through(c, found.vectors))
         out["codebooks"] = self.quantizer.codebooks
@@ -573,6 +580,8 @@ def check(module: TARQ) -> None:
             )
     if module.heads < 1 or module.width % module.heads:
         raise ValueError(f"tarq: heads={module.heads} does not divide width={module.width}")
+    if module.align_rows < 0:
+        raise ValueError(f"tarq: align_rows={module.align_rows}; give 0 (all) or more")
     for option in ("levels", "codes", "rank"):
         if getattr(module, option) < 1:
             raise ValueError(f"tarq: {option}={getattr(module, option)}; give at least 1")
@@ -625,7 +634,8 @@ class Functions:
 
     def loss(self, dense, rows, state, frozen, batch, rng):
         how = dict(train=True, mutable=list(state), rngs={"dropout": rng})
-        how["tables"] = self.module.variant == "tarq" and self.weights.align > 0
+        if self.module.variant == "tarq" and self.weights.align > 0:
+            how["tables"] = self.module.align_rows or len(batch["valid"])
         out, changed = self.apply(dense, rows, state, batch, **how)
         weights, labels = weights_of(batch), batch["label"][self.label]
         sums = {"loss": bce(out["logits"], labels, weights)}
@@ -634,13 +644,14 @@ class Functions:
             sums["loss/teacher"] = bce(out["teacher"], labels, weights)
             total = total + mean(*sums["loss/teacher"])
             for name, weight, term in self.terms(out):
-                sums[f"loss/{name}"] = (term * weights).sum(), weights.sum()
+                w = weights[: len(term)]
+                sums[f"loss/{name}"] = (term * w).sum(), w.sum()
                 total = total + weight * mean(*sums[f"loss/{name}"])
             sums |= self.monitor(out, batch["valid"])
         return total, ({**state, **changed}, sums)
 
     def terms(self, out: Mapping[str, jax.Array]) -> list[tuple[str, float, jax.Array]]:
-        """Name, weight and value [B, C] of the losses beside the cross-entropies."""
+        """Name, weight and value [B, C] (or of the first rows) of the losses beside the cross-entropies."""
         stop, w = jax.lax.stop_gradient, self.weights
         terms = [
             ("vq", w.vq, out["vq"]),
@@ -649,8 +660,9 @@ class Functions:
         ]
         if w.align > 0:
             c = stop(out["c"]) if self.module.align_sg_item else out["c"]
-            args = out["h_tar"], out["codebooks"], out["tables"], out["codes"]
-            terms.append(("align", w.align, alignment(c, *args)))
+            rows = slice(len(out["tables"]))
+            args = out["h_tar"][rows], out["codebooks"], out["tables"], out["codes"][rows]
+            terms.append(("align", w.align, alignment(c[rows], *args)))
         return terms
 
     def monitor(self, out: Mapping[str, jax.Array], valid: jax.Array) -> dict:

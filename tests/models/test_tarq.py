@@ -102,10 +102,15 @@ def test_items_know_no_request_and_requests_no_item():
 
 def test_the_table_and_the_codes_that_are_asked_for_agree():
     m, module = model(), module_of()
-    few, all_codes = passed(m, W, module), passed(m, W, module, tables=True)
+    few, all_codes = passed(m, W, module), passed(m, W, module, tables=4)
     assert "tables" not in few and all_codes["tables"].shape == (4, 2, 6, 8)
     close(few["h_rq"], all_codes["h_rq"], 1e-5)
     close(few["logits"], all_codes["logits"], 1e-5)
+    some = passed(m, W, module, tables=2)
+    close((some["tables"], some["h_rq"]), (all_codes["tables"][:2], few["h_rq"]), 1e-5)
+    functions = tarq.Functions(module, tarq.Weights(), "click", None)
+    a, b = (dict((k, v) for k, _, v in functions.terms(out))["align"] for out in (some, all_codes))
+    close(a, b[:2], 1e-5)
 
 
 def test_an_empty_history_falls_back_to_the_towers():
@@ -232,7 +237,7 @@ def test_which_parts_each_loss_trains(stopped):
     @functools.partial(jit, static_argnums=1)
     def grads(dense, name):
         def term(dense):
-            out = module.apply({"params": dense, **m.state}, inputs, tables=True)
+            out = module.apply({"params": dense, **m.state}, inputs, tables=4)
             return {k: v.sum() for k, _, v in functions.terms(out)}[name]
 
         return jax.grad(term)(dense)
