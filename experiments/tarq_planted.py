@@ -28,6 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.item_features = ("content",)
     c.model.event_features = ("hist_content",)
     c.model.table = dict(dim=8)
+    c.model.codebook_init = "kmeans"
+    c.model.align_rows = 64  # of 512: the tables of all would be most of a step
     c.opt.lr = 2e-3
     c.train.batch = 512
     c.train.epochs = 3

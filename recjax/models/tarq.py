@@ -295,7 +295,7 @@ class TARQ(nn.Module):
         if parts:
             query = self.user_query(jnp.concatenate(parts, -1))
         else:
-            query = jnp.broadcast_to(self.user_query.astype(self.dtype), (len(h), self.width))
+            query = jnp.broadcast_to(self.user_query.astype(self.dtype), (h.shape[0], self.width))
         parts.append(self.user_attention(query[:, None], h, mask)[:, 0])
         return self.user_out(self.user_mlp(jnp.concatenate(parts, -1), train=train))
 
@@ -349,13 +349,13 @@ class TARQ(nn.Module):
     def personalise(self, h: jax.Array, mask: jax.Array) -> jax.Array:
         """T [B, L, K, D]."""
         tables = self.student(self.code_vectors, h, mask)
-        return tables.reshape(len(h), self.levels, self.codes, self.width)
+        return tables.reshape(h.shape[0], self.levels, self.codes, self.width)
 
     def attend_codes(self, codes: jax.Array, h: jax.Array, mask: jax.Array) -> jax.Array:
         """h_rq [B, C, D] from the codes int [B, C, L] that are asked for alone: cheaper where C < K."""
         books = self.quantizer.codebooks.astype(self.dtype)
         chosen = jnp.stack([b[codes[..., i]] for i, b in enumerate(books)], axis=2)
-        found = self.student(chosen.reshape(len(h), -1, self.width), h, mask)
+        found = self.student(chosen.reshape(h.shape[0], -1, self.width), h, mask)
         return found.reshape(*codes.shape, self.width).sum(2)
 
     def projection(self) -> jax.Array:
@@ -437,7 +437,7 @@ class TARQ(nn.Module):
         out = {"user": self.user(inputs, h, mask, False)}
         if self.variant == "tarq":
             read = self.student.read(self.code_vectors, h, mask, self.projection())
-            read = read.reshape(len(h), -1, self.levels, self.codes)
+            read = read.reshape(h.shape[0], -1, self.levels, self.codes)
             out["tables"] = read.swapaxes(1, 2)  # codes last: a row of floats stays in the cache
         return out
 
