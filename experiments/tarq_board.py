@@ -39,8 +39,8 @@ def ranker(run: epath.Path) -> Preranker:
 def other_codes(preranker: Preranker, seed: int = 0) -> Preranker:
     """The same with every item's codes another's."""
     derived = dict(preranker.artifact.derived)
-    order = np.random.default_rng(seed).permutation(len(derived["item/codes"]))
-    derived["item/codes"] = derived["item/codes"][order]
+    order = np.random.default_rng(seed).permutation(derived["item/codes"].shape[1])
+    derived["item/codes"] = derived["item/codes"][:, order]
     return Preranker(dataclasses.replace(preranker.artifact, derived=derived))
 
 

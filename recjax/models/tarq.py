@@ -38,7 +38,7 @@ Functions: "item" (cadence item), "request" (request), "candidates" (candidate; 
 `python -m recjax.serving.prerank` serves them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 import math
@@ -65,6 +65,7 @@ CHOICES = {
     "codebook_init": ("normal", "kmeans"),
     "dense_norm": ("batchnorm", "identity"),
 }
+USER = ("profile", "context")  # roles that x_user is made of
 
 
 # ---- attention that can be read before it is summed ----------------------------------------------
@@ -250,7 +251,7 @@ class TARQ(nn.Module):
 
     def _set_up_towers(self, dense, attend):
         self.user_attention = attend()
-        if self.user_features:
+        if self.schema.select(*USER):
             self.user_query = dense(self.width)
             if self.dense_norm == "batchnorm":
                 self.user_norm = MaskedBatchNorm(**self.types)
@@ -276,11 +277,6 @@ class TARQ(nn.Module):
 
     # ---- parts -------------------------------------------------------------------------------------
 
-    @property
-    def user_features(self) -> tuple[Feature, ...]:
-        """What x_user is made of."""
-        return self.schema.select("profile", "context")
-
     def events(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """H [B, n, D] and the mask."""
         own = self.schema.select("history", list=self.history)
@@ -301,18 +297,13 @@ class TARQ(nn.Module):
 
     def _user_parts(self, inputs: Inputs, train: bool) -> list[jax.Array]:
         """Ids, then normalised numbers, [B, *] each."""
-        kinds = {f.kind == "id": [] for f in self.user_features}
-        for f in self.user_features:
-            kinds[f.kind == "id"].append(f)
-        parts = [values(inputs, kinds[True]).astype(self.dtype)] if True in kinds else []
-        if False in kinds:
-            numbers = values(inputs, kinds[False]).astype(jnp.float32)
-            if self.dense_norm == "batchnorm":
-                valid = fields.valid_of(inputs)
-                valid = None if valid is None else valid.any(1)
-                numbers = self.user_norm(numbers, train=train, valid=valid)
-            parts.append(numbers.astype(self.dtype))
-        return parts
+        parts = [x.astype(self.dtype) for x in inputs.ids(*USER)]
+        numbers = inputs.numbers(*USER)
+        if numbers is not None and self.dense_norm == "batchnorm":
+            valid = fields.valid_of(inputs)
+            valid = None if valid is None else valid.any(1)
+            numbers = self.user_norm(numbers.astype(jnp.float32), train=train, valid=valid)
+        return parts if numbers is None else [*parts, numbers.astype(self.dtype)]
 
     def item(self, inputs: Inputs) -> jax.Array:
         """x_item [B, C, *]."""
@@ -416,7 +407,7 @@ class TARQ(nn.Module):
         return {"logits": logits + read, **out}
 
     def serve_item(self, inputs: Inputs) -> dict[str, jax.Array]:
-        """What is stored of an item: vector [B, C, D], codes [B, C, L], readout [B, C, R] (exact: query and code)."""
+        """What is stored of items: vector [B, C, D], codes [B, L, C], readout [B, R, C] (exact: query and code)."""
         x = self.item(inputs)
         if self.variant == "target_attention":
             c = self.encode(x)
@@ -424,9 +415,10 @@ class TARQ(nn.Module):
         out = {"vector": self.item_vector(x)}
         if self.variant == "tarq":
             codes = rq.quantize(self.encode(x), self.quantizer.codebooks).codes
-            out["codes"] = codes.astype(jnp.uint8 if self.codes <= 256 else jnp.int32)
+            small = jnp.uint8 if self.codes <= 256 else jnp.int32
+            out["codes"] = codes.astype(small).swapaxes(1, 2)
             if self.readout != "scalar":
-                out["readout"] = self.item_readout(out["vector"])
+                out["readout"] = self.item_readout(out["vector"]).swapaxes(1, 2)
         return out
 
     def serve_request(self, inputs: Inputs) -> dict[str, jax.Array]:
@@ -467,19 +459,25 @@ class TARQ(nn.Module):
 def read_tables(tables: jax.Array, codes: jax.Array, readout: jax.Array | None) -> jax.Array:
     """sum_r u_r sum_l T^l_r[z_l], float32 [B, C].
 
+    One look-up a level and dimension, each in K floats that stay in the cache: XLA:CPU turns those into vector gathers (0.7 ms
+    for 100,000 candidates at R = 8, where a gather of whole rows of R takes 3.8 ms and a batched one 12).
+
     Args:
       tables: [B, L, R, K].
-      codes: Integers [B, C, L].
-      readout: u, [B, C, R]; None for ones.
+      codes: Integers [B, L, C] below K.
+      readout: u, [B, R, C]; None for ones.
     """
-
-    def one(table, z, u):
-        take = lambda t, i: jnp.take(t, i, axis=1, mode="clip")  # noqa: E731
-        found = sum(take(table[i], z[:, i].astype(jnp.int32)) for i in range(len(table)))  # [R, C]
-        return found.sum(0) if u is None else (found * u.T).sum(0)
-
-    axes = (0, 0, None if readout is None else 0)
-    return jax.vmap(one, in_axes=axes)(tables, codes, readout).astype(jnp.float32)
+    b, levels, width, size = tables.shape
+    start = size * jnp.arange(b, dtype=jnp.int32)[:, None]  # all requests' tables end to end
+    places = [codes[:, i].astype(jnp.int32) + start for i in range(levels)]
+    total = 0.0
+    for r in range(width):
+        flat = [tables[:, i, r].reshape(-1) for i in range(levels)]
+        found = sum(
+            t.at[z].get(mode="promise_in_bounds") for t, z in zip(flat, places, strict=True)
+        )
+        total = total + (found if readout is None else found * readout[:, r])
+    return total.astype(jnp.float32)
 
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -594,7 +592,7 @@ class Functions:
     module: TARQ
     weights: Weights
     label: str
-    look: Any  # (rows, batch) -> Inputs
+    look: Callable[..., Inputs]  # (rows, batch)
 
     def system(self, tables) -> System:
         objectives = [Objective("logits", self.label)]

@@ -1,16 +1,19 @@
 """Pre-ranking one request: TARQ's three read-outs against two towers and exact target attention, in one run on one core.
 
     python -m recjax.serving.bench_prerank
+    python -m recjax.serving.bench_prerank --history=200
 
-Untrained models of one size (D = 64, 2 heads, 3 x 128 codes, history 50) over 100,000 made-up stored items; each is exported
-and loaded, forms take turns, and a figure is the median of the process's own milliseconds (`cpu_ms`; `p50_ms` is wall time).
-Two things are timed: the whole request (encoding its ids and rows, the request's function, candidates, top 100) and the
-candidates alone (what `Preranker.top` does once the request is encoded). Each form scores its candidates in pieces of the
-size that is best for it, tried beforehand. `against` are ratios of CPU medians: a read-out's over the towers', and exact
-target attention's over the read-out's.
+Untrained models of one size (D = 64, 2 heads, 3 x 128 codes) over made-up stored items, all of which are candidates; each is
+exported and loaded, forms take turns, and a figure is the median of the process's own milliseconds (`cpu_ms`; `p50_ms` is
+wall time). Exact target attention has what a server would give it: the items' queries are projected beforehand. Timed are the
+whole request (rows of its ids, the request's function, candidates, top 100), the compiled programs of it alone (`programs`:
+without this process's Python around the rows), and the candidates alone. Each form scores its candidates in pieces of the size
+that is best for it, tried beforehand. `against` are ratios of CPU medians: a read-out's over the towers', and exact target
+attention's over the read-out's.
 """
 
 from collections.abc import Callable
+import dataclasses
 import json
 import os
 import pathlib
@@ -25,13 +28,14 @@ from recjax import embedding, models
 from recjax.run import set_up
 from recjax.schema import Schema
 from recjax.serving import artifact as artifacts
+from recjax.serving import program
 from recjax.serving.bench_parallel import batch_of, part, schema, take_turns
 from recjax.serving.catalogue import KEY
 from recjax.serving.prerank import Preranker
 
 READOUTS = ("low_rank", "full", "scalar")
 TOWERS, EXACT = "two_tower", "target_attention"
-CHUNKS = (0, 2048)
+CHUNKS = (0, 2048, 512)
 TARGETS = {10_000: (1.8, 10.0), 100_000: (1.3, 30.0)}  # of low_rank: over the towers, under exact
 ITEM = ("item", "category", "shop")
 
@@ -57,8 +61,9 @@ def export(
     item = jax.eval_shape(system.exports["item"].fn, dense, rows, state, {}, batch)
     rng = np.random.default_rng(0)
 
-    def draw(x):
-        shape = (stored, *x.shape[2:])
+    def draw(x):  # the batch has 2 requests of 2 candidates; no other axis is 2 long
+        axis = x.shape.index(2, 1)
+        shape = tuple(stored if i == axis else n for i, n in enumerate(x.shape))[1:]
         whole = np.issubdtype(x.dtype, np.integer)
         made = rng.integers(0, config["codes"], shape) if whole else rng.normal(size=shape)
         return made.astype(x.dtype)
@@ -80,23 +85,42 @@ def forms(made: Schema, folder: pathlib.Path, history: int, width: int, codes: i
     }
 
 
-def calls_of(
-    made: Schema, preranker: Preranker, history: int, at: np.ndarray, k: int
-) -> dict[str, Callable]:
-    """The whole request, encoded ids to top k, and its candidates alone."""
+def calls_of(made: Schema, preranker: Preranker, history: int, k: int) -> dict[str, Callable]:
+    """The whole request, its compiled programs, and its candidates alone."""
     scorer = preranker.request
     batch = batch_of(scorer.schema, part(made, 1, 1, history, 1), 1, history)
     encoded = scorer.score(batch)
+    request = request_program(preranker.artifact, batch)
     return {
-        "whole": lambda: preranker.top(scorer.score(batch), k, at),
-        "candidates": lambda: preranker.top(encoded, k, at),
+        "whole": lambda: preranker.top(scorer.score(batch), k),
+        "programs": lambda: preranker.top(request(), k),
+        "candidates": lambda: preranker.top(encoded, k),
     }
 
 
-def best_chunk(loaded, made: Schema, history: int, at: np.ndarray, k: int) -> Preranker:
-    """The ranker with the piece size that is fastest for so many candidates."""
-    rankers = {c: Preranker(loaded, chunk=c) for c in CHUNKS if c < len(at)}
-    calls = {c: calls_of(made, r, history, at, k)["candidates"] for c, r in rankers.items()}
+def request_program(loaded: artifacts.Artifact, batch: dict[str, Any]) -> Callable:
+    """A call of the request's compiled function, its rows at hand."""
+    about, flat = loaded.manifest["functions"]["request"], program.flatten(batch)
+    rows = {}
+    for table in about["rows"]:
+        space = loaded.manifest["tables"][table]["id_space"]
+        ids = batch["ids"][space][0]
+        rows[table] = loaded.tables[table].take(
+            np.minimum(ids, len(loaded.tables[table].values) - 1)
+        )[None]
+    parameters = {n: loaded.parameters[n] for n in about["parameters"]}
+    args = jax.device_put((parameters, rows, {n: flat[n] for n in about["inputs"]}))
+    call = jax.jit(loaded.functions["request"].call)
+    return lambda: call(*args)
+
+
+def best_chunk(loaded: artifacts.Artifact, made: Schema, history: int, n: int, k: int) -> Preranker:
+    """The ranker of the first n items with the piece size that is fastest."""
+    axes = {name: x.shape.index(max(x.shape)) for name, x in loaded.derived.items()}
+    derived = {name: x.take(np.arange(n), axes[name]) for name, x in loaded.derived.items()}
+    loaded = dataclasses.replace(loaded, derived=derived)
+    rankers = {c: Preranker(loaded, chunk=c) for c in CHUNKS if c < n}
+    calls = {c: calls_of(made, r, history, k)["candidates"] for c, r in rankers.items()}
     cpu = take_turns(calls, 3)[1]
     return rankers[min(calls, key=lambda c: np.median(cpu[c]))]
 
@@ -105,17 +129,16 @@ def measure(
     sizes: tuple[int, ...], *, history: int, width: int, codes: int, repeats: int, k: int = 100
 ) -> dict[str, Any]:
     """Times of every form for every number of candidates, and the ratios."""
-    made, rng, out = schema(), np.random.default_rng(1), {}
+    made, out = schema(), {}
     stored = max(sizes)
     with tempfile.TemporaryDirectory() as folder:
         loaded = forms(made, pathlib.Path(folder), history, width, codes, stored)
     for n in sizes:
-        at = rng.permutation(stored)[:n].astype(np.int32)
         least = min(k, n)
-        rankers = {f: best_chunk(a, made, history, at, least) for f, a in loaded.items()}
-        calls = {f: calls_of(made, r, history, at, least) for f, r in rankers.items()}
+        rankers = {f: best_chunk(a, made, history, n, least) for f, a in loaded.items()}
+        calls = {f: calls_of(made, r, history, least) for f, r in rankers.items()}
         timed = {}
-        for what in ("whole", "candidates"):
+        for what in ("whole", "programs", "candidates"):
             fast = {f: c[what] for f, c in calls.items() if f != EXACT}
             wall, cpu = take_turns(fast, repeats)
             slow = take_turns({EXACT: calls[EXACT][what]}, max(3, repeats // 10))
@@ -124,7 +147,10 @@ def measure(
             timed[what] = summary(wall, cpu)
         out[n] = timed | {"chunk": {f: r.chunk for f, r in rankers.items()}}
         if n in TARGETS:
-            out[n]["targets"] = judged(timed["whole"]["against"]["low_rank"], *TARGETS[n])
+            out[n]["targets"] = {
+                what: judged(timed[what]["against"]["low_rank"], *TARGETS[n])
+                for what in ("whole", "programs")
+            }
     sizes_of = dict(history=history, width=width, codes=codes, stored=stored, k=k)
     return dict(sizes=sizes_of, candidates=out)
 

@@ -1,7 +1,8 @@
 """Every item once: what functions of cadence "item" make of a data set's whole catalogue, at export.
 
 They are computed from the quantised rows, the ones serving reads, and lie in the artifact's derived.npz under its one
-stamp: "<function>/<output>" [V, ...] and "key/<feature>" int32 [V], which item each of the V places is.
+stamp: "<function>/<output>", the function's [B, C, ...] (or [B, ..., C]) without B and with C the catalogue's V items, and
+"key/<feature>" int32 [V], which item each of the V places is.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from recjax.schema import Feature, Schema
 from recjax.serving.files import ArtifactError
 from recjax.system import System
 
-SIZE = 4096  # items at a time
+SIZE = 4099  # items at a time; no other axis is so long
 KEY = "key/"
 
 
@@ -52,7 +53,7 @@ def derive(system: System, prepared: Any, batch: Mapping[str, Any]) -> Callable 
     """For `export_artifact(derive=...)`: trees -> arrays of every item; None where no function has cadence "item".
 
     Args:
-      system: Its functions of cadence "item" return arrays [B, C, ...].
+      system: Its functions of cadence "item" return arrays with the candidates on one axis.
       prepared: Where the items are.
       batch: One of the run's, for history lengths.
     """
@@ -65,19 +66,21 @@ def derive(system: System, prepared: Any, batch: Mapping[str, Any]) -> Callable 
 
     def arrays(trees: Mapping[str, Any]) -> dict[str, np.ndarray]:
         key = key_feature(system.schema).name
-        out: dict[str, list] = {}
+        out: dict[str, np.ndarray] = {KEY + key: catalogue[key].astype(np.int32)}
         for name, export in functions.items():
-            call = jax.jit(export.fn)
+            call, parts, axes = jax.jit(export.fn), {}, {}
             for at in range(0, len(catalogue[key]), SIZE):
                 some = {n: x[at : at + SIZE] for n, x in catalogue.items()}
                 count = len(some[key])
                 one = assembler.build([_part(system.schema, some, count)])
-                rows = _rows(system, trees["tables"], one)
-                answer = call(trees["dense"], rows, trees["state"], trees["frozen"], one)
+                args = trees["dense"], _rows(system, trees["tables"], one), trees["state"]
+                answer = call(*args, trees["frozen"], one)
                 for output, x in answer.items():
-                    out.setdefault(f"{name}/{output}", []).append(np.asarray(x)[0, :count])
-        made = {name: np.concatenate(parts) for name, parts in out.items()}
-        return made | {KEY + key: catalogue[key].astype(np.int32)}
+                    axes[output] = next(i for i, n in enumerate(x.shape) if i and n == SIZE)
+                    part = np.take(np.asarray(x), np.arange(count), axes[output])[0]
+                    parts.setdefault(output, []).append(part)
+            out |= {f"{name}/{n}": np.concatenate(x, axes[n] - 1) for n, x in parts.items()}
+        return out
 
     return arrays
 

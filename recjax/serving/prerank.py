@@ -67,25 +67,50 @@ class Preranker:
         self.feature, self.keys = key.removeprefix(KEY), artifact.derived[key]
         self.request = Scorer(artifact, "request", requests=[1], candidates=[1])
         about = artifact.manifest["functions"]["candidates"]
-        self._reads = [n for n in about["inputs"] if n.startswith("item/")]
-        self._store = jax.device_put({n: artifact.derived[n] for n in self._reads})
+        self._axes = {
+            n: about["inputs"][n]["shape"].index("c") - 1
+            for n in about["inputs"]
+            if n.startswith("item/")
+        }
+        self._store = {n: artifact.derived[n] for n in self._axes}
         self._parameters = jax.device_put({n: artifact.parameters[n] for n in about["parameters"]})
-        self._program = jax.jit(self._run, static_argnames=("k",))
+        self._program = jax.jit(self._run, static_argnames="k")
 
-    def _run(self, parameters, request, store, at, count, k):
-        """Logits and places of the best k among items `at` [N], of which `count` are real."""
+    @functools.cached_property
+    def _all(self) -> dict[str, jax.Array]:
+        """The whole catalogue on the device, padded."""
+        more = padded_size(len(self.keys)) - len(self.keys)
+        return jax.device_put({n: _pad(x, self._axes[n], more) for n, x in self._store.items()})
+
+    def _some(self, at: np.ndarray) -> dict[str, np.ndarray]:
+        """Some items, padded; NumPy copies whole rows, where XLA:CPU would gather each number (3 x slower)."""
+        more = padded_size(len(at)) - len(at)
+        padded = np.concatenate([at, np.zeros(more, at.dtype)])
+        return {n: np.take(x, padded, self._axes[n]) for n, x in self._store.items()}
+
+    def _run(self, parameters, request, items, count, k):
+        """Logits and places of the best k of `items`, of which the first `count` are real."""
         call = self.artifact.functions["candidates"].call
 
-        def score(at):
-            items = {n: jnp.take(x, at, axis=0, mode="clip")[None] for n, x in store.items()}
-            return call(parameters, {}, {**request, **items})["logits"][0]
+        def score(items):
+            return call(parameters, {}, {**request, **{n: x[None] for n, x in items.items()}})[
+                "logits"
+            ][0]
 
-        if self.chunk and len(at) > self.chunk and len(at) % self.chunk == 0:
-            logits = jax.lax.map(score, at.reshape(-1, self.chunk)).reshape(-1)
+        name, axis = next(iter(self._axes.items()))
+        size = items[name].shape[axis]
+        if self.chunk and size > self.chunk and size % self.chunk == 0:
+
+            def piece(i):
+                cut = jax.lax.dynamic_slice_in_dim
+                return score(
+                    {n: cut(x, i * self.chunk, self.chunk, self._axes[n]) for n, x in items.items()}
+                )
+
+            logits = jax.lax.map(piece, jnp.arange(size // self.chunk)).reshape(-1)
         else:
-            logits = score(at)
-        logits = jnp.where(jnp.arange(len(at)) < count, logits, -jnp.inf)
-        return jax.lax.top_k(logits, k)
+            logits = score(items)
+        return jax.lax.top_k(jnp.where(jnp.arange(size) < count, logits, -jnp.inf), k)
 
     def encode(self, request: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """What a raw request costs once: outputs of `request`, for `top`."""
@@ -102,17 +127,16 @@ class Preranker:
           k: At most as many as there are candidates.
           at: Candidates, places among the stored items [N]; None: all of them.
         """
-        at = np.arange(len(self.keys), dtype=np.int32) if at is None else np.asarray(at, np.int32)
-        if not 0 < k <= len(at) <= LIMIT:
+        n = len(self.keys if at is None else at)
+        if not 0 < k <= n <= LIMIT:
             raise RequestError(
-                f"{len(at)} candidates and k={k}: give 1 to {LIMIT} candidates and a k up to their number"
+                f"{n} candidates and k={k}: give 1 to {LIMIT} candidates and a k up to their number"
             )
-        padded = np.zeros(padded_size(len(at)), np.int32)
-        padded[: len(at)] = at
+        items = self._all if at is None else self._some(np.asarray(at, np.int32))
         request = {f"request/{n}": x for n, x in encoded.items()}
-        count = np.int32(len(at))
-        logits, best = self._program(self._parameters, request, self._store, padded, count, k=k)
-        return at[np.asarray(best)], np.asarray(logits)
+        logits, best = self._program(self._parameters, request, items, np.int32(n), k=k)
+        best = np.asarray(best)
+        return (best if at is None else np.asarray(at, np.int32)[best]), np.asarray(logits)
 
     def places(self, values: Sequence[Any]) -> np.ndarray:
         """Where items of these raw values are stored, int32 [N].
@@ -144,6 +168,11 @@ class Preranker:
     @functools.cached_property
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(self._frame["value"].to_arrow(), self._frame["id"].to_numpy())
+
+
+def _pad(x: np.ndarray, axis: int, more: int) -> np.ndarray:
+    """x with `more` zeros at the end of an axis."""
+    return np.pad(x, [(0, more * (i == axis)) for i in range(x.ndim)])
 
 
 def padded_size(n: int) -> int:

@@ -68,7 +68,7 @@ def with_candidates(made, batch, at):
 
 def test_stored_items_are_the_item_function_on_the_quantised_rows(made):
     derived, items = made.artifact.derived, catalogue.items(made.data.prepared, made.data.schema)
-    assert len(np.unique(items["item"])) == len(items["item"]) == len(derived["item/codes"])
+    assert len(np.unique(items["item"])) == len(items["item"]) == derived["item/codes"].shape[1]
     np.testing.assert_array_equal(derived["key/item"], items["item"])
     batch = next(iter(made.data.batches("test", 1)))
     every = with_candidates(made, batch, np.arange(len(items["item"])))
@@ -92,12 +92,14 @@ def test_the_best_are_those_of_the_whole_model(made, preranker):
     best, logits = preranker.top(encoded, 20, at)
     np.testing.assert_array_equal(best, at[np.argsort(-whole, kind="stable")])
     np.testing.assert_allclose(logits, np.sort(whole)[::-1], atol=1e-5)
+    every, _ = preranker.top(encoded, len(preranker.keys))
+    np.testing.assert_array_equal(every[np.isin(every, at)], best)
     few, _ = preranker.top(encoded, 3, at[::-1])
     np.testing.assert_array_equal(few, best[:3])
     pieces, same = Preranker(made.artifact, chunk=16).top(encoded, 20, at)
     np.testing.assert_array_equal(pieces, best)
     np.testing.assert_allclose(same, logits, atol=1e-6)
-    derived = {**made.artifact.derived, "item/codes": made.artifact.derived["item/codes"][::-1]}
+    derived = {**made.artifact.derived, "item/codes": made.artifact.derived["item/codes"][:, ::-1]}
     other = Preranker(dataclasses.replace(made.artifact, derived=derived))
     assert np.abs(np.sort(other.top(encoded, 20, at)[1])[::-1] - logits).max() > 1e-3, "control"
 
