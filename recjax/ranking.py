@@ -36,6 +36,18 @@ def recall(scores, labels, groups, k: int) -> float:
     return ratio(found.sum(), len(found))
 
 
+def kept_share(scores, reference, k: int) -> float:
+    """HR@k of pre-ranking: share of the reference's top k that the scores' top k keeps; ties by place."""
+    ours, theirs = (
+        np.argsort(-np.asarray(x), axis=None, kind="stable") for x in (scores, reference)
+    )
+    if not 0 < k <= len(ours) == len(theirs):
+        raise ValueError(
+            f"k={k} of {len(ours)} and {len(theirs)} candidates: give 1 to their number"
+        )
+    return len(np.intersect1d(ours[:k], theirs[:k])) / k
+
+
 def mean_average_precision(scores, labels, groups) -> float:
     """mAP: mean over groups with a positive of the mean precision at its positives."""
     code, rank, y = _ranked(scores, labels, groups)

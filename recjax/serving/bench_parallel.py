@@ -169,9 +169,9 @@ def measure(
     apart = max(float(np.abs(x - answers["one by one"]).max()) for x in answers.values())
     fast = [name for name in calls if name in ("parallel", "warm", "prefix")]
     slow = [name for name in calls if name not in fast]
-    wall, cpu = _times({n: calls[n] for n in fast}, repeats)
+    wall, cpu = take_turns({n: calls[n] for n in fast}, repeats)
     for mine, more in zip(
-        (wall, cpu), _times({n: calls[n] for n in slow}, slow_repeats), strict=True
+        (wall, cpu), take_turns({n: calls[n] for n in slow}, slow_repeats), strict=True
     ):
         mine.update(more)
     replicated = min((n for n in slow if n != "one by one"), key=lambda n: np.median(cpu[n]))
@@ -188,7 +188,7 @@ def measure(
     }
 
 
-def _times(calls: dict[str, Callable], repeats: int) -> tuple[dict, dict]:
+def take_turns(calls: dict[str, Callable], repeats: int) -> tuple[dict, dict]:
     """Wall and own milliseconds of each call; calls take turns, after one unmeasured round."""
     wall: dict[str, list] = {n: [] for n in calls}
     cpu: dict[str, list] = {n: [] for n in calls}

@@ -22,7 +22,7 @@ from recjax.data.event_log import EventLog
 from recjax.evaluator import open_run
 from recjax.models import distil
 from recjax.run import set_up
-from recjax.serving import artifact
+from recjax.serving import artifact, catalogue
 from recjax.serving.quantize import FORMATS
 
 
@@ -55,15 +55,18 @@ def export_run(
         system, trees = _student(data.schema, config, trees)
     log = _event_log(config, data) if snapshot else None
     used = {t.id_space for t in system.tables}
+    batch = next(iter(data.batches(config.data.train, 64)))
+    stored = catalogue.derive(system, data.prepared, batch) if hasattr(data, "prepared") else None
     return artifact.export_artifact(
         out,
         system,
         trees,
-        batch=next(iter(data.batches(config.data.train, 64))),
+        batch=batch,
         config=json.loads(config.to_json()),
         vocab={s: data.vocabulary(s) for s in used},
         metadata={"keep_prob": keep_probability(data.identity, config.data.train)},
         rows_format=rows_format,
+        derive=stored,
         log=log,
         until=until,
         overwrite=True,

@@ -28,6 +28,9 @@ CONFIGS = {
     "aw_moe user": dict(
         name="aw_moe", experts=3, width=8, expert=(8,), gate_context="user", mix="linear"
     ),
+    "tarq": dict(
+        name="tarq", width=8, levels=2, codes=6, tower=(8,), encoder=(8,), teacher_head=(8,)
+    ),
     "distil": dict(name="distil", teacher=dict(name="din", **HEAD), student=LIGHT),
 }
 
