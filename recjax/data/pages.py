@@ -21,33 +21,36 @@ def page_starts(page: np.ndarray) -> np.ndarray:
 def sample_pages(
     rng: np.random.Generator, page: np.ndarray, label: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """At most `keep` rows of each page: the clicked ones first, then unclicked ones drawn uniformly.
+    """At most `keep` rows of each page: the clicked ones, then unclicked ones drawn uniformly.
 
-    A page with more clicks than `keep` keeps a uniform draw of them and nothing else.
+    A page with too many clicks keeps a uniform draw of them, and one place for the unclicked: then no row's probability is
+    zero, without which inverse probabilities would not give whole pages.
 
     Args:
       rng: Source of randomness.
       page: Key of each row, rows of a page together [N].
       label: Whether it was clicked [N].
-      keep: Most rows of a page.
+      keep: Most rows of a page, at least 2.
 
     Returns:
       The kept rows, ascending, and with which probability each was kept, float64.
     """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: a page keeps at least one item")
+    if keep < 2:
+        raise ValueError(f"keep={keep}: a page keeps at least two items, or it has no pair")
     starts = page_starts(page)
     size = np.diff(starts)
     number = np.repeat(np.arange(len(size)), size)
     clicked = np.asarray(label) > 0.5
-    clicks = np.bincount(number, clicked, len(size))
-    order = np.lexsort((rng.random(len(page)) - clicked, number))  # clicked rows in front
-    rank = np.arange(len(page)) - starts[number[order]]
-    kept = np.sort(order[rank < keep])
-    of_clicked = np.minimum(1, keep / np.maximum(clicks, 1))
-    of_others = np.clip((keep - clicks) / np.maximum(size - clicks, 1), 0, 1)
-    probability = np.where(clicked, of_clicked[number], of_others[number])
-    return kept, probability[kept]
+    clicks = np.bincount(number, clicked, len(size)).astype(np.int64)
+    room = np.minimum(clicks, keep - (size > clicks))  # for the clicked
+    order = np.lexsort((rng.random(len(page)), ~clicked, number))  # clicked rows in front
+    rank = np.empty(len(page), np.int64)
+    rank[order] = np.arange(len(page)) - starts[number[order]]
+    rank = np.where(clicked, rank, rank - clicks[number])
+    places = np.where(clicked, room[number], keep - room[number])
+    of_all = np.where(clicked, clicks[number], (size - clicks)[number])
+    kept = np.flatnonzero(rank < places)
+    return kept, np.minimum(1, places[kept] / of_all[kept])
 
 
 def pair_counts(page: np.ndarray, label: np.ndarray) -> dict[str, int]:

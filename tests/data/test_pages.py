@@ -8,7 +8,7 @@ from recjax.data import pages
 
 def some_pages(rng, count=40, longest=9):
     size = rng.integers(1, longest + 1, count)
-    return np.repeat(rng.permutation(count), size), rng.random(size.sum()) < 0.3
+    return np.repeat(rng.permutation(count), size), rng.random(size.sum()) < 0.45
 
 
 def test_sampling_keeps_the_clicked_and_says_with_which_probability():
@@ -19,12 +19,15 @@ def test_sampling_keeps_the_clicked_and_says_with_which_probability():
         mine, own = page == p, page[kept] == p
         n, k = mine.sum(), label[mine].sum()
         assert own.sum() == min(n, 4)
-        assert label[kept][own].sum() == min(k, 4)
+        room = min(k, 4 - (n > k))
+        assert label[kept][own].sum() == room
         of_others = probability[own & ~label[kept]]
-        np.testing.assert_allclose(of_others, min(1, max(4 - k, 0) / max(n - k, 1)))
-        np.testing.assert_allclose(probability[own & label[kept]], min(1, 4 / max(k, 1)))
-    with pytest.raises(ValueError, match="at least one item"):
-        pages.sample_pages(rng, page, label, 0)
+        np.testing.assert_allclose(of_others, min(1, (4 - room) / max(n - k, 1)))
+        np.testing.assert_allclose(probability[own & label[kept]], min(1, room / max(k, 1)))
+    assert np.bincount(page, label).max() > 4, "some page has more clicks than places"
+    assert (np.diff(kept) > 0).all()
+    with pytest.raises(ValueError, match="at least two items"):
+        pages.sample_pages(rng, page, label, 1)
 
 
 def test_inverse_probabilities_give_the_mean_over_whole_pages():

@@ -17,7 +17,7 @@ from recjax.schema import Feature, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.system import pointwise
-from tests.models.worlds import SCHEMA, close, far, finite, jit, key, make, world
+from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
 
 PAGES = dataclasses.replace(
     SCHEMA,
@@ -153,8 +153,7 @@ def cosines(z):
 
 
 def test_a_step_raises_collaborative_cosines_and_lowers_the_others():
-    rng, label = np.random.default_rng(4), [[1, 0, 0, 1, 0]]
-    z = unit(rng, 1, 5, 16)
+    label, z = [[1, 0, 0, 1, 0]], jnp.eye(5)[None]  # from where every pair can only obey
     pairs = ccn.page_pairs(jnp.asarray(label, jnp.float32), jnp.ones((1, 5), bool))
     both = np.asarray(pairs.co_click | pairs.co_non_click)
     for index, mask, sign in ((0, both, 1), (1, np.asarray(pairs.mono_click), -1)):
@@ -339,82 +338,51 @@ def test_prototypes_read_earlier_exposures_and_their_feedback():
     empty = W.replace(mask=np.zeros_like(W.mask))
     moved = empty.replace(shown_click=1.0 - np.minimum(W.raw["shown_click"], 1))
     np.testing.assert_array_equal(m.logits(moved), m.logits(empty))
-    # by hand: <z_i, c+ - c-> is all that the option adds
-    plain = make(models.build(PAGES, dict(SMALL)), W).replace(dense=m.dense, state=m.state)
-    plain = plain.replace(tables=m.tables)
-    clusters = caught_clusters(m)
-    added = np.einsum("bd,bcd->bc", clusters, outputs(plain)["z"])
-    close(m.logits(W) - plain.logits(W), added, 1e-4)
-
-
-def caught_clusters(m):
-    found, batch = [], W.batch()
-
-    def catch(next_fun, args, kwargs, context):
-        out = next_fun(*args, **kwargs)
-        if context.method_name == "clusters":
-            found.append(np.asarray(out))
-        return out
-
-    with nn.intercept_methods(catch):
-        m.system.outputs(m.dense, m.rows(batch), m.state, {}, batch)
-    return found[0]
+    # <z_i, c+ - c-> is all that the option adds: it turns its sign when clicked and unclicked swap
+    plain = model().replace(dense=m.dense, state=m.state, tables=m.tables)
+    added = m.logits(W) - plain.logits(W)
+    assert np.abs(added).max() > 1e-2 and np.abs(added).max() <= 2 + 1e-5
+    close(m.logits(flipped) - plain.logits(W), -added, 1e-4)
+    close(m.logits(empty), plain.logits(empty), 1e-5)
 
 
 # ---- the system ----------------------------------------------------------------------------------
 
 
-def trajectory(system, steps=3):
-    """Parameters and rows after some steps of gradient descent."""
-    m = model(alpha=0.0, beta=0.0).replace(system=system)
-    dense, rows, batch = m.dense, m.rows(W.batch()), W.batch()
-
-    @jit
-    def step(dense, rows):
-        def loss(dense, rows):
-            return system.loss(dense, rows, m.state, {}, batch, key(0))
-
-        (value, _), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(dense, rows)
-        return value, jax.tree.map(lambda p, g: p - 0.1 * g, (dense, rows), grads)
-
-    for _ in range(steps):
-        value, (dense, rows) = step(dense, rows)
-    return value, dense, rows
-
-
 def test_both_weights_zero_is_the_plain_model_bit_for_bit():
-    build = functools.partial(models.build, PAGES)
-    off = build({**SMALL, "alpha": 0.0, "beta": 0.0})
+    """Loss, state and every gradient at the same values: so every step from the same seed."""
+    m = model(alpha=0.0, beta=0.0)
     module = ccn.CCN(schema=PAGES, width=8, heads=2, head=(8,), history="views")
-    plain = pointwise(PAGES, module, off.tables)
-    a, b = trajectory(off), trajectory(plain)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert far(trajectory(build(dict(SMALL)))[1], a[1]), "control: the pair terms change it"
-    assert off.forward is not None and build(dict(SMALL)).forward is None
+    plain = m.replace(system=pointwise(PAGES, module, m.system.tables))
+    off, bare = m.loss_and_grads(W), plain.loss_and_grads(W)
+    jax.tree.map(np.testing.assert_array_equal, off, bare)
+    on = m.replace(system=model().system)
+    assert far(on.loss_and_grads(W)[1], off[1]), "control: the pair terms change it"
+    assert m.system.forward is not None and model().system.forward is None
 
 
-def test_the_loss_is_its_three_terms_and_pairs_may_have_labels_of_their_own():
-    m = model()
-    (loss, _, sums), grads = m.loss_and_grads(W)
+def test_the_loss_is_its_three_terms():
+    (loss, _, sums), grads = model().loss_and_grads(W)
     found = {k: float(a / max(b, 1e-9)) for k, (a, b) in sums.items()}
     want = found["loss"] + 0.1 * found["repulsion"]
     want += 0.05 * (found["attraction/co_click"] + found["attraction/co_non_click"])
     assert float(loss) == pytest.approx(want, rel=1e-5) and finite(grads)
-    (_, _, other), _ = model(pair_label="like").loss_and_grads(W)
-    assert float(other["loss"][0]) == float(sums["loss"][0])
-    assert far(other["repulsion"], sums["repulsion"])
-    (_, _, above), _ = model(seen_filter="recency").loss_and_grads(W)
-    assert sum(float(n) for k, (_, n) in above.items() if k != "loss") < 4 * 3
 
 
-def test_weights_are_the_click_losss_alone():
-    m, batch = model(), W.batch()
-    batch["weight"] = np.linspace(1, 5, 12, dtype=np.float32).reshape(4, 3)
-    sums = m.system.loss(m.dense, m.rows(batch), m.state, {}, batch, key(0))[1][1]
-    (_, _, plain), _ = m.loss_and_grads(W)
-    assert float(sums["loss"][1]) == pytest.approx(batch["weight"].sum())
-    for name in plain.keys() - {"loss"}:
-        close(sums[name], plain[name], 1e-5)
+def test_pairs_may_have_labels_of_their_own_a_filter_and_never_weights():
+    z, batch = unit(np.random.default_rng(9), 4, 3, 8), W.batch()
+    real = np.ones((4, 3), bool)
+    found = ccn.Collaboration().of_batch(z, batch, "click")
+    close(found, ccn.Collaboration()(z, jnp.asarray(W.raw["click"]), real), 1e-6)
+    heavy = {**batch, "weight": np.linspace(1, 5, 12, dtype=np.float32).reshape(4, 3)}
+    close(ccn.Collaboration().of_batch(z, heavy, "click"), found, 1e-6)
+    other = ccn.Collaboration(pair_label="like").of_batch(z, batch, "click")
+    close(other, ccn.Collaboration()(z, jnp.asarray(W.raw["like"]), real), 1e-6)
+    assert far(other[0], found[0])
+    above = ccn.Collaboration(seen_filter="recency").of_batch(z, batch, "click")
+    seen = ccn.above_last_click(W.raw["click"], W.raw["recency"], real)
+    assert not np.asarray(seen).all()
+    close(above, ccn.Collaboration()(z, jnp.asarray(W.raw["click"]), seen), 1e-6)
 
 
 @pytest.mark.parametrize(
