@@ -231,7 +231,7 @@ def prepare(
     source: str = "",
     held_out: str = HELD_OUT,
     keep: int = 32,
-    first_week: int = 40,
+    first_week: int = 44,
     seed: int = 0,
     block_size: int = BLOCK_SIZE,
     partitions: int = 1,
@@ -330,7 +330,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("source", "", "Folder with the parquet files; empty: the installed wheel.")
     flags.DEFINE_string("held_out", HELD_OUT, "Department whose pages are only tested on.")
     flags.DEFINE_integer("keep", 32, "Most products of a page.")
-    flags.DEFINE_integer("first_week", 40, "Of the training pages.")
+    flags.DEFINE_integer("first_week", 44, "Of the training pages.")
     flags.DEFINE_integer("seed", 0, "Of the draws and of the training order.")
     flags.DEFINE_integer("partitions", 1, "Of the users.")
     flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
