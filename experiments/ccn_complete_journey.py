@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.candidates = 32
     c.data.history = 50
     c.model.name = "ccn"
-    c.model.table = dict(dim=16, lr=0.05)
+    c.model.table = dict(dim=8, lr=0.05)
     c.opt.lr = 1e-3
     c.train.batch = 64  # pages
     c.eval.batch = 256
@@ -31,12 +31,14 @@ def get_config(arg: str = "") -> ConfigDict:
     if "plain" in arg:
         c.model.alpha = c.model.beta = 0.0
     if "din" in arg:
-        c.model = ConfigDict(dict(name="din", table=c.model.table))
+        c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,)))
     if "dihn" in arg:
-        c.model = ConfigDict(dict(name="dihn", table=c.model.table))
+        c.model = ConfigDict(dict(name="dihn", table=c.model.table, attention=(32,)))
     if "decisive" in arg:
         c.data.counters = False
         c.train.recent = 300_000
+        c.eval.examples = 200_000  # the first weeks of the test split; all of the unseen department
+        c.eval.final = ("test", "test_unseen")
     if "runlocal" in arg:
         c.data.prepare = dict(limit_households=60)
         c.data.history = 8
