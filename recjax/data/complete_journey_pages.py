@@ -1,6 +1,6 @@
 """The Complete Journey as pages: the promoted products a visit could choose among, in the categories it bought from.
 
-    python -m recjax.data.complete_journey_pages --out=DIR [--first_week=N] [--held_out=DEPARTMENT] [--source=FOLDER]
+    python -m recjax.data.published --name=complete_journey_pages --out=DIR [--option=held_out=MEAT] [--option=first_week=44]
 
 A *page* is a visit and a department: all products promoted in the visit's store and week that belong to a product category the visit
 bought from in that department. The label is a purchase. These are no pages that anybody was shown: nobody knows what was
@@ -25,7 +25,7 @@ import os
 import pathlib
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 import numpy as np
 
 from recjax.data import complete_journey as journey
@@ -316,22 +316,3 @@ def make_report(
             "pages_by_department": {d: int(n) for d, n in zip(departments, by, strict=True) if n},
         }
     return log.found | {"pages": len(pages.size), "splits": out}
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    logging.set_verbosity(logging.INFO)
-    names = ("source", "held_out", "keep", "first_week", "seed", "partitions", "limit_households")
-    print(prepare(flags.FLAGS.out, **{name: flags.FLAGS[name].value for name in names}))
-
-
-if __name__ == "__main__":
-    flags.DEFINE_string("out", None, "Folder that holds prepared data sets.", required=True)
-    flags.DEFINE_string("source", "", "Folder with the parquet files; empty: the installed wheel.")
-    flags.DEFINE_string("held_out", HELD_OUT, "Department whose pages are only tested on.")
-    flags.DEFINE_integer("keep", 32, "Most products of a page.")
-    flags.DEFINE_integer("first_week", 44, "Of the training pages.")
-    flags.DEFINE_integer("seed", 0, "Of the draws and of the training order.")
-    flags.DEFINE_integer("partitions", 1, "Of the users.")
-    flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
-    app.run(main)

@@ -41,13 +41,14 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recjax import models
-from recjax.inputs import Batch, Inputs, embed
+from recjax.inputs import Batch, Inputs, embed, raw_ids
 from recjax.layers import fields, items
 from recjax.layers.attention import attend, merge_heads, split_heads
 from recjax.layers.mlp import ACTIVATIONS, MLP, MaskedBatchNorm
-from recjax.schema import Feature, Schema, SchemaError
+from recjax.schema import PAD, Feature, Schema, SchemaError
 from recjax.system import Export, Sums, System, bce, mean, pointwise, weights_of
 
 CHOICES = {
@@ -472,7 +473,8 @@ def build(
 
     Returns:
       A system with the outputs logits [B, C] and z [B, C, d], and the functions "score", "condition" (h, once a request) and
-      "score_conditioned" (candidates under an h that was computed before).
+      "score_conditioned" (candidates under an h that was computed before). Where the trigger has ids, evaluation also gives
+      the share of each page's ten best that are of the trigger's category.
     """
     accepted = (*models.module_options(CCN, INTERNAL), *_TERMS)
     named = ("table", "compute_dtype", "param_dtype", "label")
@@ -515,7 +517,8 @@ def make_system(schema, module: CCN, tables, heads, term: Collaboration) -> Syst
     exports |= condition_exports(module, look_up)
     # Without a pair term the loss is the plain model's own, and a distiller may use it.
     own = dict(loss=loss, forward=None) if term.active else {}
-    return dataclasses.replace(base, exports=exports, **own)
+    system = dataclasses.replace(base, exports=exports, **own)
+    return with_trigger_share(system, module)
 
 
 def condition_exports(module: CCN, look_up) -> dict[str, Export]:
@@ -534,6 +537,38 @@ def condition_exports(module: CCN, look_up) -> dict[str, Export]:
         "condition": Export(condition, "request"),
         "score_conditioned": Export(score_conditioned, "candidate", {"condition": "condition"}),
     }
+
+
+def with_trigger_share(system: System, module: CCN) -> System:
+    """Adds the metric "top10_trigger_category": how similar to the trigger the best of each page are.
+
+    Categories are the item's id of the smallest vocabulary; a system whose trigger has no id stays as it is.
+    """
+    own, schema = module.item_fields, module.schema
+    both = zip(own, items.counterparts(schema, own, items.TRIGGER), strict=True)
+    ids = [(f, t) for f, t in both if t is not None and f.kind == "id"]
+    if not ids or not schema.groups:
+        return system
+    mine, asked = min(ids, key=lambda pair: schema.space(pair[0].id_space).size)
+
+    def outputs(dense, rows, state, frozen, batch):
+        trigger = raw_ids(schema, batch, asked.name)[:, None]
+        same = (raw_ids(schema, batch, mine.name) == trigger) & (trigger != PAD)
+        return {**system.outputs(dense, rows, state, frozen, batch), "of_trigger": same * 1.0}
+
+    def measure(columns: dict[str, np.ndarray]) -> dict[str, float]:
+        page = columns[f"group/{schema.groups[0]}"]
+        return {"top10_trigger_category": top_share(columns["logit"], page, columns["of_trigger"])}
+
+    return dataclasses.replace(system, outputs=outputs, measure=measure, kept=("of_trigger",))
+
+
+def top_share(scores: np.ndarray, group: np.ndarray, hit: np.ndarray, k: int = 10) -> float:
+    """Mean of `hit` [N] over the k best scores of each group; NaN without rows."""
+    order = np.lexsort((-scores, group))
+    group, hit = group[order], hit[order]
+    first = np.searchsorted(group, group, side="left")
+    return float(hit[np.arange(len(group)) - first < k].mean()) if len(group) else float("nan")
 
 
 def check(module: CCN, term: Collaboration) -> None:

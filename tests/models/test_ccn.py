@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import ccn_board
+from experiments.boards import config_of
 from recjax import models
 from recjax.inputs import embed
 from recjax.models import ccn, dihn
@@ -17,6 +19,7 @@ from recjax.schema import Feature, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.system import pointwise
+from recjax.train import train
 from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
 
 PAGES = dataclasses.replace(
@@ -435,6 +438,22 @@ def test_an_artifact_computes_the_condition_once(tmp_path):
     np.testing.assert_allclose(found, m.logits(W), atol=1e-5)
 
 
+def test_the_share_of_the_best_that_is_of_the_triggers_category():
+    rng = np.random.default_rng(10)
+    group, score, hit = rng.integers(0, 5, 90), rng.normal(size=90), rng.integers(0, 2, 90)
+    best = [
+        i
+        for g in range(5)
+        for i in sorted(np.flatnonzero(group == g), key=lambda i: -score[i])[:10]
+    ]
+    assert ccn.top_share(score, group, hit) == pytest.approx(hit[best].mean())
+    m = model()
+    same = (W.raw["category"] == W.raw["trigger_category"][:, None]).astype(np.float32)
+    np.testing.assert_array_equal(outputs(m)["of_trigger"], same)
+    columns = {"logit": score, "group/user_key": group, "of_trigger": hit}
+    assert m.system.measure(columns) == {"top10_trigger_category": ccn.top_share(score, group, hit)}
+
+
 # ---- rivals --------------------------------------------------------------------------------------
 
 
@@ -484,3 +503,23 @@ def test_dihns_intention_learns_whether_target_and_trigger_share_a_category():
 def test_dihn_needs_a_trigger():
     with pytest.raises(SchemaError, match="dihn needs 'category' of the trigger"):
         models.build(PAGES.without(["trigger_category"]), dict(name="dihn"))
+
+
+# ---- the planted world (minutes: python -m pytest -m slow -n 0 -s tests/models/test_ccn.py) --------
+
+
+@pytest.mark.slow
+def test_pair_losses_help_on_an_unseen_scenario_and_shuffled_ones_do_not(tmp_path):
+    """2,000 pages, six paired seeds, each in a world of its own (recjax/data/synthetic/ccn.py)."""
+    found = {name: [] for name in ("plain", "ccn", "shuffled pairs")}
+    for seed in range(6):
+        for name, each in found.items():
+            changes = ccn_board.VARIANTS[name]
+            config = config_of("experiments/ccn_planted.py", seed, "", changes)
+            summary = train(config, tmp_path / f"{name}-{seed}")
+            each.append(summary["test_unseen"]["auc"])
+    auc = {name: np.array(each) for name, each in found.items()}
+    gain, control = auc["ccn"] - auc["plain"], auc["shuffled pairs"] - auc["plain"]
+    print(auc, gain.mean(), gain.std(ddof=1), control.mean(), control.std(ddof=1))
+    assert (gain > 0).sum() >= 5
+    assert control.mean() < gain.mean() / 2
