@@ -36,7 +36,7 @@ and the unclicked of earlier exposures, <z_i, c+> - <z_i, c-> added to the logit
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -45,9 +45,9 @@ import numpy as np
 
 from recjax import models
 from recjax.inputs import Batch, Inputs, embed, raw_ids
-from recjax.layers import fields, items
-from recjax.layers.attention import attend, merge_heads, split_heads
+from recjax.layers import fields, items, pairs
 from recjax.layers.mlp import ACTIVATIONS, MLP, MaskedBatchNorm
+from recjax.layers.target_attention import MultiHeadTargetAttention
 from recjax.schema import PAD, Feature, Schema, SchemaError
 from recjax.system import Export, Sums, System, bce, mean, pointwise, weights_of
 
@@ -60,38 +60,6 @@ SCENARIOS = ("scene", "scenario")  # context ids that tell the scenario, unless 
 
 
 # ---- the network ----------------------------------------------------------------------------------------------
-
-
-class TargetAttention(nn.Module):
-    """MHTA(q; X): multi-head attention of queries over events; without events a learned vector.
-
-    Attributes:
-      width: d, of the result.
-      heads: Must divide it.
-    """
-
-    width: int
-    heads: int = 4
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, query: jax.Array, events: jax.Array | None, mask: jax.Array | None
-    ) -> jax.Array:
-        """query [B, T, d], events [B, L, d] (None: there is no list), mask [B, L] -> [B, T, d]."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        empty = self.param("empty", nn.initializers.normal(0.02), (self.width,), self.param_dtype)
-        empty = jnp.broadcast_to(empty.astype(self.dtype), (*query.shape[:2], self.width))
-        if events is None:
-            return empty
-        q, k, v = (
-            split_heads(nn.Dense(self.width, name=name, **types)(x), self.heads)
-            for name, x in (("query", query), ("key", events), ("value", events))
-        )
-        out = merge_heads(attend(q, k, v, mask[:, None, None]))
-        out = nn.Dense(self.width, name="out", **types)(out)
-        return jnp.where(mask.any(1)[:, None, None], out, empty)
 
 
 class Concat(nn.Module):
@@ -179,7 +147,7 @@ class CCN(nn.Module):
         self.null_trigger = self.param(
             "null_trigger", nn.initializers.normal(0.02), (self.width,), self.param_dtype
         )
-        self.attention = TargetAttention(self.width, self.heads, **self.types)
+        self.attention = MultiHeadTargetAttention(self.width, self.heads, **self.types)
         self.user_fields = concat(self.schema.select("profile"))
         self.user = dense()
         self.context_fields = concat(context)
@@ -310,79 +278,7 @@ def feedback_of(schema: Schema, exposures: str) -> str:
     return found[0]
 
 
-# ---- pairs and their losses -----------------------------------------------------------------------------------
-
-Sum = tuple[jax.Array, jax.Array]  # numerator, denominator
-
-
-class Pairs(NamedTuple):
-    """Unordered pairs of one page, each once, above the diagonal: bool [B, n, n]."""
-
-    co_click: jax.Array
-    co_non_click: jax.Array
-    mono_click: jax.Array
-
-
-def page_pairs(label: jax.Array, real: jax.Array) -> Pairs:
-    """The pairs of pages [B, n]; `real` bool [B, n] leaves out filling slots."""
-    clicked = label > 0.5
-    n = label.shape[1]
-    both = real[:, :, None] & real[:, None] & (jnp.arange(n)[:, None] < jnp.arange(n))
-    a, b = clicked[:, :, None], clicked[:, None]
-    return Pairs(both & a & b, both & ~a & ~b, both & (a != b))
-
-
-def above_last_click(label: jax.Array, position: jax.Array, real: jax.Array) -> jax.Array:
-    """bool [B, n]: the clicked, and the unclicked shown before the page's last click (they were probably seen)."""
-    clicked = (label > 0.5) & real
-    last = jnp.where(clicked, position, -jnp.inf).max(1, keepdims=True)
-    return clicked | (real & (position < last))
-
-
-def similarity(z: jax.Array, tau: float) -> jax.Array:
-    """q_ab = <z_a, z_b> / tau, float32 [B, n, n]."""
-    return jnp.einsum("bad,bcd->bac", z, z, preferred_element_type=jnp.float32) / tau
-
-
-def mean_over(values: jax.Array, chosen: jax.Array) -> Sum:
-    """(sum, count) of the chosen values."""
-    return (values * chosen).sum(), chosen.sum().astype(jnp.float32)
-
-
-def attraction(q: jax.Array, pairs: Pairs, classes: str = "both") -> tuple[jax.Array, Sums]:
-    """L_att, and the mean of each class of pairs (float32; 0 where a class is empty).
-
-    Args:
-      q: Similarities [B, n, n].
-      pairs: Of the pages.
-      classes: "both", each of weight 1/2; "cc_only", co-click alone; "unbalanced", one mean over all collaborative pairs.
-    """
-    loss = jax.nn.softplus(-q)
-    click, none = mean_over(loss, pairs.co_click), mean_over(loss, pairs.co_non_click)
-    sums = {"attraction/co_click": click, "attraction/co_non_click": none}
-    if classes == "cc_only":
-        return mean(*click), sums
-    if classes == "unbalanced":
-        return mean(click[0] + none[0], click[1] + none[1]), sums
-    return 0.5 * mean(*click) + 0.5 * mean(*none), sums
-
-
-def repulsion(q: jax.Array, pairs: Pairs) -> tuple[jax.Array, Sums]:
-    """L_rep, and its sums."""
-    total = mean_over(jax.nn.softplus(q), pairs.mono_click)
-    return mean(*total), {"repulsion": total}
-
-
-def supcon(q: jax.Array, label: jax.Array, real: jax.Array) -> tuple[jax.Array, Sums]:
-    """Mean over anchors a of -1/|P(a)| sum_p log [e^q_ap / (e^q_ap + sum_n e^q_an)]; anchors without P or N are skipped."""
-    clicked = label > 0.5
-    both = real[:, :, None] & real[:, None] & ~jnp.eye(label.shape[1], dtype=bool)
-    same = clicked[:, :, None] == clicked[:, None]
-    p, n = both & same, both & ~same
-    others = jax.nn.logsumexp(jnp.where(n, q, -1e30), axis=-1, keepdims=True)
-    each = (jax.nn.softplus(others - q) * p).sum(-1) / jnp.maximum(p.sum(-1), 1)
-    total = mean_over(each, p.any(-1) & n.any(-1))
-    return mean(*total), {"supcon": total}
+# ---- the pair terms -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,13 +323,13 @@ class Collaboration:
         """The weighted terms of pages, z [B, n, d], label and real [B, n], and their sums."""
         if self.scope == "batch":
             z, label, real = (x.reshape(1, -1, *x.shape[2:]) for x in (z, label, real))
-        q = similarity(z, self.tau)
+        q = pairs.similarity(z, self.tau)
         if self.loss == "supcon":
-            total, sums = supcon(q, label, real)
+            total, sums = pairs.supcon(q, label, real)
             return self.alpha * total, sums
-        pairs = page_pairs(label, real)
-        attract, a = attraction(q, pairs, self.att_classes)
-        repel, b = repulsion(q, pairs)
+        found = pairs.page_pairs(label, real)
+        attract, a = pairs.attraction(q, found, self.att_classes)
+        repel, b = pairs.repulsion(q, found)
         return self.alpha * attract + self.beta * repel, {**a, **b}
 
     def of_batch(self, z: jax.Array, batch: Batch, click: str) -> tuple[jax.Array, Sums]:
@@ -441,7 +337,7 @@ class Collaboration:
         label, real = batch["label"][self.pair_label or click], weights_of(batch) > 0
         if self.seen_filter:
             where = "label" if self.seen_filter in batch["label"] else "dense"
-            real = above_last_click(label, batch[where][self.seen_filter], real)
+            real = pairs.above_last_click(label, batch[where][self.seen_filter], real)
         return self(z, label, real)
 
 

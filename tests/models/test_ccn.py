@@ -14,6 +14,7 @@ from experiments import ccn_board
 from experiments.boards import config_of
 from recjax import models
 from recjax.inputs import embed
+from recjax.layers import pairs as losses
 from recjax.models import ccn, dihn
 from recjax.schema import Feature, SchemaError
 from recjax.serving import artifact
@@ -57,8 +58,8 @@ def terms(z, label, real=None, classes="both"):
     """(L_att, L_rep) of pages."""
     label = jnp.asarray(label, jnp.float32)
     real = jnp.ones(label.shape, bool) if real is None else jnp.asarray(real)
-    q, pairs = ccn.similarity(jnp.asarray(z), TAU), ccn.page_pairs(label, real)
-    return ccn.attraction(q, pairs, classes)[0], ccn.repulsion(q, pairs)[0]
+    q, pairs = losses.similarity(jnp.asarray(z), TAU), losses.page_pairs(label, real)
+    return losses.attraction(q, pairs, classes)[0], losses.repulsion(q, pairs)[0]
 
 
 # ---- pairs ---------------------------------------------------------------------------------------
@@ -73,7 +74,7 @@ def test_pair_counts_of_every_page_up_to_twelve_items():
         at = rng.permutation(12)[:n]
         real[row, at] = True
         label[row, at] = np.arange(n) < k
-    pairs = ccn.page_pairs(jnp.asarray(label, jnp.float32), jnp.asarray(real))
+    pairs = losses.page_pairs(jnp.asarray(label, jnp.float32), jnp.asarray(real))
     n, k = np.array(sizes).T
     want = k * (k - 1) // 2, (n - k) * (n - k - 1) // 2, k * (n - k)
     for found, count in zip(pairs, want, strict=True):
@@ -106,7 +107,7 @@ def test_the_skip_above_rule_keeps_what_was_seen():
     )
     real = jnp.asarray([[1] * 6, [1] * 6, [1, 1, 0, 1, 1, 0]], bool)
     want = [[1, 1, 1, 0, 1, 1], [0] * 6, [1, 0, 0, 0, 0, 0]]
-    np.testing.assert_array_equal(ccn.above_last_click(label, position, real), want)
+    np.testing.assert_array_equal(losses.above_last_click(label, position, real), want)
 
 
 # ---- losses --------------------------------------------------------------------------------------
@@ -134,8 +135,8 @@ def test_a_missing_class_gives_zero_and_no_nan(label, attract, repel):
     assert [float(x) > 0 for x in found] == [attract, repel]
     assert [bool(np.asarray(g).any()) for g in grads] == [attract, repel]
     # the class that is there keeps its weight 1/2
-    q = ccn.similarity(z, TAU)
-    pairs = ccn.page_pairs(jnp.asarray(label, jnp.float32), jnp.ones((1, 3), bool))
+    q = losses.similarity(z, TAU)
+    pairs = losses.page_pairs(jnp.asarray(label, jnp.float32), jnp.ones((1, 3), bool))
     mask = np.asarray(pairs.co_click | pairs.co_non_click)
     want = 0.5 * np.log1p(np.exp(-np.asarray(q)))[mask].mean()
     assert float(found[0]) == pytest.approx(want, rel=1e-5)
@@ -157,7 +158,7 @@ def cosines(z):
 
 def test_a_step_raises_collaborative_cosines_and_lowers_the_others():
     label, z = [[1, 0, 0, 1, 0]], jnp.eye(5)[None]  # from where every pair can only obey
-    pairs = ccn.page_pairs(jnp.asarray(label, jnp.float32), jnp.ones((1, 5), bool))
+    pairs = losses.page_pairs(jnp.asarray(label, jnp.float32), jnp.ones((1, 5), bool))
     both = np.asarray(pairs.co_click | pairs.co_non_click)
     for index, mask, sign in ((0, both, 1), (1, np.asarray(pairs.mono_click), -1)):
 
@@ -186,7 +187,7 @@ def test_symmetries():
 
 def test_attraction_classes():
     z, label = unit(np.random.default_rng(6), 1, 5, 8), [[1, 1, 0, 0, 0]]
-    loss = np.log1p(np.exp(-np.asarray(ccn.similarity(z, TAU))[0]))
+    loss = np.log1p(np.exp(-np.asarray(losses.similarity(z, TAU))[0]))
     cc, cn = loss[0, 1], [loss[2, 3], loss[2, 4], loss[3, 4]]
     want = dict(both=0.5 * cc + 0.5 * np.mean(cn), cc_only=cc, unbalanced=np.mean([cc, *cn]))
     for classes, value in want.items():
@@ -197,7 +198,7 @@ def test_supcon_is_its_formula():
     rng = np.random.default_rng(7)
     z, label = unit(rng, 2, 4, 6), np.array([[1, 1, 0, 0], [1, 0, 0, 0]])
     real = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
-    q = np.asarray(ccn.similarity(z, TAU), np.float64)
+    q = np.asarray(losses.similarity(z, TAU), np.float64)
     anchors = []
     for page in range(2):
         for a in np.flatnonzero(real[page]):
@@ -208,7 +209,7 @@ def test_supcon_is_its_formula():
                 e = np.exp(q[page, a])
                 anchors.append(-np.mean([np.log(e[b] / (e[b] + e[n].sum())) for b in p]))
     assert len(anchors) == 6, "the lone click of page 1 has no positive"
-    found, _ = ccn.supcon(jnp.asarray(q, jnp.float32), jnp.asarray(label), jnp.asarray(real))
+    found, _ = losses.supcon(jnp.asarray(q, jnp.float32), jnp.asarray(label), jnp.asarray(real))
     assert float(found) == pytest.approx(np.mean(anchors), rel=1e-5)
 
 
@@ -383,7 +384,7 @@ def test_pairs_may_have_labels_of_their_own_a_filter_and_never_weights():
     close(other, ccn.Collaboration()(z, jnp.asarray(W.raw["like"]), real), 1e-6)
     assert far(other[0], found[0])
     above = ccn.Collaboration(seen_filter="recency").of_batch(z, batch, "click")
-    seen = ccn.above_last_click(W.raw["click"], W.raw["recency"], real)
+    seen = losses.above_last_click(W.raw["click"], W.raw["recency"], real)
     assert not np.asarray(seen).all()
     close(above, ccn.Collaboration()(z, jnp.asarray(W.raw["click"]), seen), 1e-6)
 
