@@ -118,7 +118,7 @@ def valid_of(inputs: Inputs) -> jax.Array | None:
 class OtherFeatures(nn.Module):
     """Everything a head sees beside the encoder's output, [B, C, *], or None when there is nothing.
 
-    Candidate and context ids, flattened, and the numbers of candidate, context and profile.
+    Candidate and context ids, flattened, and the numbers of candidate, context, profile and trigger.
 
     Attributes:
       schema: Of the inputs.
@@ -136,7 +136,7 @@ class OtherFeatures(nn.Module):
     def __call__(self, inputs: Inputs, *, train: bool) -> jax.Array | None:
         c = inputs.candidates
         numbers, parts = [], []
-        for f in self.schema.select("candidate", "context", "profile"):
+        for f in self.schema.select("candidate", "context", "profile", "trigger"):
             x = inputs.emb[f.name] if f.kind == "id" else inputs.dense[f.name]
             if f.kind == "dense":
                 x = x[..., None]

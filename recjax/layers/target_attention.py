@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax.layers.attention import masked_softmax
+from recjax.layers.attention import attend, masked_softmax, merge_heads, split_heads
 from recjax.layers.mlp import MLP
 
 
@@ -47,3 +47,35 @@ class ActivationUnit(nn.Module):
         seen = jnp.broadcast_to(mask[:, None], shape[:-1])
         x = MLP(self.widths, activation=self.activation, **types)(x, train=train, valid=seen)
         return nn.Dense(1, name="score", **types)(x)[..., 0].astype(jnp.float32)
+
+
+class MultiHeadTargetAttention(nn.Module):
+    """MHTA(q; X): multi-head attention of queries over events; without events a learned vector.
+
+    Attributes:
+      width: d, of the result.
+      heads: Must divide it.
+    """
+
+    width: int
+    heads: int = 4
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, query: jax.Array, events: jax.Array | None, mask: jax.Array | None
+    ) -> jax.Array:
+        """query [B, T, d], events [B, L, d] (None: there is no list), mask [B, L] -> [B, T, d]."""
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        empty = self.param("empty", nn.initializers.normal(0.02), (self.width,), self.param_dtype)
+        empty = jnp.broadcast_to(empty.astype(self.dtype), (*query.shape[:2], self.width))
+        if events is None:
+            return empty
+        q, k, v = (
+            split_heads(nn.Dense(self.width, name=name, **types)(x), self.heads)
+            for name, x in (("query", query), ("key", events), ("value", events))
+        )
+        out = merge_heads(attend(q, k, v, mask[:, None, None]))
+        out = nn.Dense(self.width, name="out", **types)(out)
+        return jnp.where(mask.any(1)[:, None, None], out, empty)

@@ -4,7 +4,7 @@ G. Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2
 1706.06978.
 
     v_U(c) = sum over events j of a(e_j, v_c) e_j          # eq. 3, weights not normalised
-    logit  = MLP(v_U(c), candidate, profile, context, numbers)
+    logit  = MLP(v_U(c), candidate, profile, context, trigger, numbers)
 
 a is the activation unit (an MLP on event, candidate, their difference and product; the paper feeds
 an outer product, the authors' code difference and product). Deviations: a candidate field that no
@@ -65,7 +65,7 @@ class DIN(nn.Module):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         unit, query, events, mask = self._attention(inputs)
         interest = unit(query, events, mask, train=train)
-        roles = ("candidate", "context", "profile")
+        roles = ("candidate", "context", "profile", "trigger")
         other = fields.OtherFeatures(self.schema, self.dense_norm, roles, **types)(
             inputs, train=train
         )

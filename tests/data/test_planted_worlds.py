@@ -6,8 +6,8 @@ import pytest
 from recjax.correlation import ctc
 from recjax.data.loader import Data
 from recjax.data.prepared import Prepared
-from recjax.data.synthetic import aw_moe, tin
-from recjax.metrics import auc
+from recjax.data.synthetic import aw_moe, ccn, tin
+from recjax.metrics import auc, gauc
 from recjax.schema import NUM_RESERVED
 
 
@@ -81,3 +81,50 @@ def test_worlds_are_written_as_they_are_sampled(module, tmp_path):
     np.testing.assert_array_equal(
         batch["age"]["history"][:, -width:][valid.mask], valid.age[valid.mask]
     )
+
+
+def within_pages(columns, name, label="click"):
+    return gauc(columns[name], columns[label], columns["page"]).value
+
+
+def test_ccn_is_what_its_docstring_says():
+    found = ccn.splits(ccn.World(test=5_000, train=200))
+    for split, scenes in (("test", set(range(12))), ("test_unseen", {12})):
+        c = found[split]
+        assert set(c["scene"] - NUM_RESERVED) == scenes
+        assert 0.3 < c["click"].mean() < 0.45
+        assert auc(c["oracle"], c["click"]) == pytest.approx(0.94, abs=0.012)
+        assert within_pages(c, "oracle") == pytest.approx(0.918, abs=0.012)
+        clicks = [np.bincount(c["page"], c[label]) for label in ("click", "shuffled")]
+        np.testing.assert_array_equal(*clicks)
+        assert abs(within_pages(c, "oracle", "shuffled") - 0.5) < 0.015
+    assert set(found["train"]["scene"]) <= set(found["test"]["scene"])
+    pages = [set(c["page"]) for c in found.values()]
+    assert sum(map(len, pages)) == len(set().union(*pages)), "no page is in two splits"
+
+
+def test_ccn_depends_on_the_trigger_as_much_as_it_is_told_to():
+    worlds = [ccn.splits(ccn.World(own=a, test=3_000, train=50))["test"] for a in (0.2, 0.5, 0.8)]
+    for side, want in (("trigger_axis", (0.76, 0.67, 0.56)), ("user_axis", (0.56, 0.67, 0.76))):
+        np.testing.assert_allclose([within_pages(w, side) for w in worlds], want, atol=0.02)
+
+
+def test_ccn_pages_are_written_as_they_are_sampled(tmp_path):
+    sizes = dict(train=60, validation=20, test=20)
+    data = Data(Prepared(ccn.prepare(tmp_path, **sizes, seed=3)), candidates=8)
+    assert data.splits == dict(train=480, validation=160, test=160, test_unseen=160)
+    world = ccn.splits(ccn.World(**sizes, seed=3))
+    batch = next(iter(data.batches("test_unseen", 20)))
+    assert batch["valid"].all()
+    for name in ccn.LABELS:
+        want = world["test_unseen"][name].reshape(20, 8)
+        np.testing.assert_array_equal(batch["label"][name], want)
+    np.testing.assert_array_equal(
+        batch["dense"]["item"], world["test_unseen"]["item"].reshape(20, 8, 8)
+    )
+    np.testing.assert_array_equal(
+        batch["dense"]["trigger_item"], world["test_unseen"]["trigger_item"][::8]
+    )
+    train = next(iter(data.batches("train", 60)))
+    by_page = world["train"]["click"].reshape(60, 8)[train["group"]["page"]]
+    np.testing.assert_array_equal(train["label"]["click"], by_page)

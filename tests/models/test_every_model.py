@@ -25,6 +25,7 @@ CONFIGS = {
     "tin": dict(name="tin", head=(16,)),
     "tin repo interval": dict(name="tin", tr_mode="repo", time="interval", heads=2, head=(16,)),
     "aw_moe": dict(name="aw_moe", experts=3, width=8, expert=(16, 8), contrast=0.5),
+    "ccn": dict(name="ccn", width=8, heads=2, head=(8,)),
     "aw_moe user": dict(
         name="aw_moe", experts=3, width=8, expert=(8,), gate_context="user", mix="linear"
     ),

@@ -1,0 +1,48 @@
+"""CCN on pages of The Complete Journey: promoted products of the categories a visit bought from, one department never trained on.
+
+    python -m recjax.train --config=experiments/ccn_complete_journey.py --workdir=runs/ccn_complete_journey
+
+A stress case, no benchmark: what these pages are is in recjax/data/complete_journey_pages.py. `:plain` is the decisive baseline (both
+weights zero), `:din` DIN with the trigger as a plain feature, `:dihn` DIHN; `:decisive` is the protocol of the tables in
+recjax/models/README.md (the latest 300,000 training rows, no counters, one epoch), paired over three seeds:
+
+    E=experiments/ccn_complete_journey.py
+    python -m experiments.compare --config=$E:plain,decisive --config=$E:decisive --config=$E:din,decisive \\
+        --config=$E:dihn,decisive --split=test,test_unseen --seeds=3 --workdir=runs/compare/ccn
+"""
+
+from ml_collections import ConfigDict
+
+from recjax import configs
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = configs.base()
+    c.data.name = "complete_journey_pages"
+    c.data.candidates = 32
+    c.data.history = 50
+    c.model.name = "ccn"
+    c.model.table = dict(dim=8, lr=0.05)
+    c.opt.lr = 1e-3
+    c.train.batch = 64  # pages
+    c.eval.batch = 256
+    c.eval.splits = ("validation",)
+    c.eval.final = ("validation", "test", "test_unseen")
+    if "plain" in arg:
+        c.model.alpha = c.model.beta = 0.0
+    if "din" in arg:
+        c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,)))
+    if "dihn" in arg:
+        c.model = ConfigDict(dict(name="dihn", table=c.model.table, attention=(32,)))
+    if "decisive" in arg:
+        c.data.counters = False
+        c.train.recent = 300_000
+        c.eval.examples = 200_000  # the first weeks of the test split; all of the unseen department
+        c.eval.final = ("test", "test_unseen")
+    if "runlocal" in arg:
+        c.data.prepare = dict(limit_households=60)
+        c.data.history = 8
+        c.train.examples = 2_048
+        c.eval.examples = 2_048
+        c.eval.batch = 64
+    return c
