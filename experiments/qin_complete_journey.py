@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "qin"
     c.model.table = dict(dim=8, lr=2e-3, init_scale=1e-2)
+    c.model.layers = 2
     c.model.vectors = "own"
     c.model.penalty = 1e-5
     c.opt.lr = 2e-3
@@ -29,5 +30,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.microbatches = 1
     if arg == "runlocal":
         c.data.prepare.text = "hashed"
-        c.model.layers = 2
     return c

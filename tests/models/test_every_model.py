@@ -28,7 +28,7 @@ CONFIGS = {
     "aw_moe user": dict(
         name="aw_moe", experts=3, width=8, expert=(8,), gate_context="user", mix="linear"
     ),
-    "qin": dict(name="qin", table=dict(dim=8), layers=2, dense_norm="identity"),
+    "qin": dict(name="qin", table=dict(dim=8), layers=1, dense_norm="identity"),
     "distil": dict(name="distil", teacher=dict(name="din", **HEAD), student=LIGHT),
 }
 

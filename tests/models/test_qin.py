@@ -11,6 +11,7 @@ import pytest
 from recjax import configs, models
 from recjax.data.prepared import Prepared
 from recjax.data.synthetic import qin as planted
+from recjax.layers.quadratic import ASTA, QuadraticLayer, quadratic
 from recjax.models import qin
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
@@ -56,7 +57,7 @@ def normal(*shape, seed=0):
 
 
 def layer(rows=3, d=8, **options):
-    module = qin.QuadraticLayer(rows, **options)
+    module = QuadraticLayer(rows, **options)
     shapes = jax.eval_shape(lambda k, x: module.init(k, x, train=False), key(0), normal(5, d))
     variables = {"params": perturbed(shapes["params"], 1)}
     stats = jax.tree_util.tree_map_with_path(
@@ -69,7 +70,7 @@ def test_a_layer_is_one_quadratic_form_per_output():
     d, rows = 16, 3
     x, kernel, bias = normal(5, d), normal(d, rows * d, seed=1) / 4, normal(rows * d, seed=2)
     w, b = kernel.reshape(d, rows, d).sum(1), bias.reshape(rows, d).sum(0)
-    got = qin.quadratic(x, kernel, bias)
+    got = quadratic(x, kernel, bias)
     close(got, x * (x @ w + b), 1e-5)
     for n in range(d):
         a = np.outer(np.eye(d)[n], w[:, n])  # A = e_d w_d^T, of rank one
@@ -81,7 +82,7 @@ def test_a_layer_is_one_quadratic_form_per_output():
 def test_the_layer_is_its_equation():
     module, v = layer()
     x, p = normal(5, 8), v["params"]
-    y = qin.quadratic(x, p["kernel"], p["bias"]) / np.sqrt(1 + 1e-5)
+    y = quadratic(x, p["kernel"], p["bias"]) / np.sqrt(1 + 1e-5)
     y = y * p["norm"]["norm"]["scale"] + p["norm"]["norm"]["bias"]
     want = np.where(y >= 0, y, p["slope"] * y) + x
     close(module.apply(v, x, train=False), want, 1e-5)
@@ -98,7 +99,7 @@ def test_rows_collapse_in_evaluation_unless_something_lies_between():
         if mid == "relu":  # the norm is of the rows there: any of them
             first = lambda t: jax.tree.map(lambda y: y[:8], t)  # noqa: E731
             summed, stats = dict(summed, norm=first(p["norm"])), first(stats)
-        one = qin.QuadraticLayer(1, mid_activation=mid).apply(
+        one = QuadraticLayer(1, mid_activation=mid).apply(
             {"params": summed, "batch_stats": stats}, x, train=False
         )
         three = module.apply(v, x, train=False)
@@ -124,12 +125,12 @@ def test_dropout_drops_rows_by_themselves_and_without_it_training_computes_the_s
 
 def test_homogeneity():
     x, kernel, none = normal(5, 6), normal(6, 12, seed=1) / 3, np.zeros(12, np.float32)
-    y = qin.quadratic(x, kernel, none)
-    close(qin.quadratic(1.5 * x, kernel, none), 1.5**2 * y, 1e-5)
-    twice = qin.quadratic(y, kernel, none)
-    again = qin.quadratic(qin.quadratic(1.5 * x, kernel, none), kernel, none)
+    y = quadratic(x, kernel, none)
+    close(quadratic(1.5 * x, kernel, none), 1.5**2 * y, 1e-5)
+    twice = quadratic(y, kernel, none)
+    again = quadratic(quadratic(1.5 * x, kernel, none), kernel, none)
     np.testing.assert_allclose(again, 1.5**4 * twice, rtol=1e-4)
-    assert far(qin.quadratic(1.5 * x, kernel, none + 1), 1.5**2 * qin.quadratic(x, kernel, none + 1))  # fmt: skip
+    assert far(quadratic(1.5 * x, kernel, none + 1), 1.5**2 * quadratic(x, kernel, none + 1))  # fmt: skip
 
 
 def test_the_relu_block_is_its_equation_and_heads_permute_columns():
@@ -143,7 +144,7 @@ def test_the_relu_block_is_its_equation_and_heads_permute_columns():
     close(module.apply(v, x, train=False), want, 1e-5)
     columns = np.arange(rows * d).reshape(rows, heads, d // heads).transpose(1, 0, 2).ravel()
     moved = jax.tree.map(lambda y: y[..., columns], v)
-    split = qin.QuadraticLayer(rows, heads, "relu")
+    split = QuadraticLayer(rows, heads, "relu")
     close(split.apply(moved, x, train=False), want, 1e-5)
     assert far(split.apply(v, x, train=False), want), "control: the order matters"
 
@@ -153,7 +154,7 @@ def test_the_relu_block_is_its_equation_and_heads_permute_columns():
 
 @functools.cache
 def asta(**options):
-    module = qin.ASTA(6, **options)
+    module = ASTA(6, **options)
     x, t, mask = normal(2, 5, 6), normal(2, 3, 6, seed=1), np.ones((2, 5), bool)
     mask[0, :2] = False
     shapes = jax.eval_shape(module.init, key(0), x, t, mask)["params"]
@@ -383,14 +384,15 @@ def test_self_ensemble_without_dropout_is_bce_and_twice_the_entropy():
     close(extra(a), ((1 - 2 * y) * (np.log(mid) - np.log(1 - mid))).sum(), 1e-4)
 
 
-def test_self_ensemble_has_two_passes():
-    (once, _, _), _ = model(self_ensemble=True, dropout=0.0).loss_and_grads(W)
-    m = model(dropout=0.0)
-    (plain, _, sums), _ = m.loss_and_grads(W)
-    assert once > plain
-    noisy = model(self_ensemble=True, dropout=0.5)
-    values = {float(noisy.loss_and_grads(W, seed)[0][0]) for seed in (1, 2)}
-    assert len(values) == 2 and noisy.system.forward is None
+def test_self_ensemble_has_two_passes_of_their_own_dropout():
+    system = models.build(SCHEMA, SMALL | dict(self_ensemble=True, dropout=0.5))
+    m, batch = model(dropout=0.5).replace(system=system), W.batch()
+    run = jit(lambda k: system.loss(m.dense, m.rows(batch), m.state, {}, batch, k)[0])
+    pass_ = jit(lambda k: model(dropout=0.5).system.loss(m.dense, m.rows(batch), m.state, {}, batch, k)[0])  # fmt: skip
+    values = [float(run(key(s))) for s in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+    assert np.mean(values) > np.mean([float(pass_(key(s))) for s in (1, 2)])
+    assert system.forward is None, "a distiller would teach another loss"
 
 
 # ---- hooks ---------------------------------------------------------------------------------------
@@ -477,7 +479,7 @@ def test_products_are_learnt_by_one_layer_and_not_by_a_linear_model():
     head = normal(d, seed=4) / d, jnp.zeros(())
     linear = fitted(lambda p, x: x @ p[0] + p[1], head)
     square = fitted(
-        lambda p, x: (qin.quadratic(x, p[0], p[1]) + x) @ p[2] + p[3],
+        lambda p, x: (quadratic(x, p[0], p[1]) + x) @ p[2] + p[3],
         (normal(d, d, seed=5) / d, jnp.zeros(d), *head),
     )
     width = d * (d + 2) // (d + 2)
@@ -517,8 +519,9 @@ def test_resume_is_bit_for_bit_and_vectors_stay_the_datas(cache_dir, tmp_path, m
     np.testing.assert_array_equal(rows.reshape(-1, 16), data.vectors("vector"))
 
 
-def test_an_artifact_scores_as_the_model(tmp_path):
-    m, batch = model(), W.batch()
+@pytest.mark.parametrize("mode", qin.EMBEDDING)
+def test_an_artifact_scores_as_the_model(mode, tmp_path):
+    m, batch = model(embedding=mode), W.batch()
     trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen={})
     artifact.export_artifact(
         tmp_path / "a", m.system, trees, batch=batch, config={"name": "qin"},
@@ -528,6 +531,21 @@ def test_an_artifact_scores_as_the_model(tmp_path):
     cadence = {k: f["cadence"] for k, f in loaded.manifest["functions"].items()}
     assert cadence == {"score": "request", "correlation": "request"}
     np.testing.assert_allclose(Scorer(loaded).score(batch)["logits"], m.logits(W), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectors", ["own", "none", "shuffled"])
+def test_the_planted_world(vectors, cache_dir, tmp_path):
+    """python -m pytest -m slow -s tests/models/test_qin.py; the targets are the world's docstring's."""
+    c = configs.load("experiments/qin_planted.py")
+    c.model.vectors = vectors
+    found = train(c, tmp_path)
+    known, cold = found["test"]["auc"], found["test_cold"]["auc"]
+    print(vectors, known, cold)
+    if vectors == "own":
+        assert known > 0.82 and cold > 0.80
+    else:
+        assert abs(cold - 0.5) < 0.02 and known < 0.75
 
 
 # ---- bad input -----------------------------------------------------------------------------------
