@@ -65,11 +65,21 @@ def spread(rank, rows: int):
 
 @dataclasses.dataclass(frozen=True)
 class IdSpace:
-    """A vocabulary of `size` ids, the reserved ones included; `rows` >= size is the allocated capacity."""
+    """A vocabulary.
+
+    Attributes:
+      name: Unique within the schema.
+      size: Ids, the reserved ones included.
+      rows: Allocated capacity, at least `size`; 0: enough.
+      vectors: Width of the frozen vector that each id stands for (an encoder's of a text or an image), 0 for none.
+        The data brings them (`Prepared.vectors`), once an id and not once an event; tables over such a space hold
+        them and are never trained. The reserved ids' are zero.
+    """
 
     name: str
     size: int
     rows: int = 0
+    vectors: int = 0
 
     def __post_init__(self):
         if self.size < NUM_RESERVED:
@@ -253,9 +263,14 @@ class Schema:
         )
 
     def tables(self, dim: int, owner: str = "", **options) -> tuple[Table, ...]:
-        """One table of width `dim` for each id space that an input feature uses."""
+        """One table of width `dim` for each id space that an input feature uses; vectors of the data stay as they are."""
         used = dict.fromkeys(f.id_space for f in self.features if f.id_space and f.role != "target")
-        return tuple(Table(id_space=s, dim=dim, owner=owner, **options) for s in used)
+        widths = {s: self.space(s).vectors for s in used}
+        kept = {**options, "optimizer": "frozen", "init_scale": 0.0}
+        return tuple(
+            Table(id_space=s, dim=widths[s] or dim, owner=owner, **(kept if widths[s] else options))
+            for s in used
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)

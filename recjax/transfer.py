@@ -183,10 +183,22 @@ def start(
       plan: Placement of the tables; all else is replicated.
     """
     trees = apply(init_trees(system, config, example, plan), system, config, data, workdir)
+    trees["tables"] = with_vectors(trees["tables"], system, data)
     sums = zero_sums(system, trees, example, plan)
     tables = plan.place(trees.pop("tables"))
     trees, sums = jax.device_put((trees, sums), meshes.replicated(plan.mesh))
     return dict(trees, tables=tables), sums
+
+
+def with_vectors(tables: Tree, system: System, data) -> Tree:
+    """`tables` with the data's frozen vectors, of id spaces that have them (`IdSpace.vectors`)."""
+    out = dict(tables)
+    for t in system.tables:
+        if system.schema.space(t.id_space).vectors:
+            old = tables[t.path]["rows"]  # packed, perhaps: the same bytes
+            vectors = np.asarray(data.vectors(t.id_space))
+            out[t.path] = {"rows": jnp.asarray(vectors, old.dtype).reshape(old.shape)}
+    return out
 
 
 def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.Path) -> Tree:

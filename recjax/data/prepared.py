@@ -6,6 +6,7 @@ One directory holds everything and appears by one rename, so it is either whole 
     schema.json                                   `Schema.to_json`
     timelines/<list>/part-00000/<column>.npy      `time`, one column per list feature, `start` (offsets per user)
     vocab/<id space>.parquet                      value, id, count
+    vectors/<id space>.npy                        float32 [rows, width], of spaces whose ids stand for vectors
     report.json  files.json                       what was found; the size of every file
 
 One TFDS record is one *block* of about `block_size` impressions: a dict of 1-D arrays (a vector or multi-hot
@@ -222,6 +223,20 @@ class Prepared:
                 f"{file} is missing: id space {space!r} was prepared without a vocabulary"
             )
         return pl.read_parquet(file)
+
+    def vectors(self, space: str) -> np.ndarray:
+        """The frozen vectors of an id space with `IdSpace.vectors`, by id: float32 [rows, width], memory-mapped."""
+        file, of = self.path / "vectors" / f"{space}.npy", self.schema.space(space)
+        if not file.exists():
+            raise DataError(
+                f"{file} is missing: id space {space!r} was prepared without vectors; prepare again"
+            )
+        vectors = _map(file)
+        if vectors.shape != (of.rows, of.vectors):
+            raise DataError(
+                f"{file} has shape {vectors.shape}, the schema says {(of.rows, of.vectors)}; prepare again"
+            )
+        return vectors
 
 
 def _map(file: pathlib.Path) -> np.ndarray:

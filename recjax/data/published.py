@@ -235,8 +235,12 @@ class Job:
         report: Mapping[str, Any],
         facts: Mapping[str, Any],
         described: Mapping[str, pl.DataFrame] | None = None,
+        vectors: Mapping[str, np.ndarray] | None = None,
     ) -> pathlib.Path:
-        """`write_prepared` with all that the job knows; `described` has columns (texts) of an id space's values."""
+        """`write_prepared` with all that the job knows.
+
+        `described` has columns (texts) of an id space's values, `vectors` the frozen vectors of its ids.
+        """
         return write_prepared(
             self.out_dir,
             self.reader.name,
@@ -244,6 +248,7 @@ class Job:
             {name: [t.columns for t in parts] for name, parts in timelines.items()},
             splits,
             vocab=frames(vocabularies, described),
+            vectors=vectors,
             report={**report, "files": self.reader.published_state(self.read)},
             facts={"counters": [], **facts},
             options=self.options,

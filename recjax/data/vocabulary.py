@@ -186,6 +186,12 @@ class Vocabulary:
         known = (np.asarray(ids) >= NUM_RESERVED) & (rank < len(self.values))
         return self.values.gather(pl.Series(np.where(known, rank, 0)).set(pl.Series(~known), None))
 
+    def by_id(self, x: np.ndarray) -> np.ndarray:
+        """Something of each value, [len(values), ...], by id: float32 [rows, ...], zeros where there is no value."""
+        out = np.zeros((self.rows, *x.shape[1:]), np.float32)
+        out[self.ids] = x
+        return out
+
     def frame(self) -> pl.DataFrame:
         """Columns value, id, count, and last and since where known: what a prepared data set stores."""
         known = {k: x for k in ("last", "since") if (x := getattr(self, k)) is not None}

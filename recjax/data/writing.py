@@ -45,6 +45,7 @@ def write_prepared(
     splits: Mapping[str, Columns | Callable[[], Columns]],
     *,
     vocab: Mapping[str, pl.DataFrame] | None = None,
+    vectors: Columns | None = None,
     report: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -67,6 +68,7 @@ def write_prepared(
         (the row's number) and `partition` int [N] (0) have defaults, `row` is made here. Splits whose names
         start with "train" are permuted, the others sorted by request.
       vocab: id space -> frame with columns value, id, count.
+      vectors: id space -> float32 [rows, width], of those with `IdSpace.vectors`.
       report: Goes to report.json.
       facts: What `Prepared.identity` should say besides name, version, config and hash: results a reader needs
         (`counters`: names of the causal counters, `keep`: keep probabilities of negatives).
@@ -96,6 +98,7 @@ def write_prepared(
         timelines,
         blocks,
         vocab=vocab,
+        vectors=vectors,
         report=report,
         facts=facts,
         options=options,
@@ -116,6 +119,7 @@ def write_blocks(
     facts: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     version: str,
+    vectors: Columns | None = None,
     builder: "type[BlockBuilder] | None" = None,
 ) -> pathlib.Path:
     """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
@@ -124,6 +128,7 @@ def write_blocks(
         logging.info("%s is already prepared in %s", name, path)
         return path
     _check_timelines(schema, timelines)
+    _check_vectors(schema, vectors or {})
     identity = {
         "name": name,
         "version": version,
@@ -133,7 +138,12 @@ def write_blocks(
         "blocks": {},  # filled in while they are written
     }
     extras = functools.partial(
-        _write_extras, schema=schema, timelines=timelines, vocab=vocab or {}, report=report or {}
+        _write_extras,
+        schema=schema,
+        timelines=timelines,
+        vocab=vocab or {},
+        vectors=vectors or {},
+        report=report or {},
     )
     make_builder = functools.partial(
         builder or BlockBuilder,
@@ -300,12 +310,17 @@ def _build(path: pathlib.Path, make_builder: Callable[[], BlockBuilder]) -> None
     logging.info("Prepared %s in %s", builder.name, path)
 
 
-def _write_extras(folder: pathlib.Path, *, schema: Schema, timelines, vocab, report) -> None:
+def _write_extras(
+    folder: pathlib.Path, *, schema: Schema, timelines, vocab, vectors, report
+) -> None:
     (folder / "schema.json").write_text(schema.to_json())
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     for space, frame in vocab.items():
         (folder / "vocab").mkdir(exist_ok=True)
         frame.write_parquet(folder / "vocab" / f"{space}.parquet")
+    for space, rows in vectors.items():
+        (folder / "vectors").mkdir(exist_ok=True)
+        np.save(folder / "vectors" / f"{file_name(space)}.npy", np.asarray(rows, np.float32))
     for name, parts in timelines.items():
         dtypes = {f.name: feature_dtype(f)[0] for f in schema.features if f.list == name}
         dtypes |= {"time": np.int64, "start": np.int64}
@@ -342,6 +357,17 @@ def _check_timelines(schema: Schema, timelines: Mapping[str, Sequence[Columns]])
                     raise DataError(
                         f"timeline {name!r}, partition {p}: {column!r} and 'time' differ in length"
                     )
+
+
+def _check_vectors(schema: Schema, vectors: Columns) -> None:
+    for s in schema.id_spaces:
+        shape = np.shape(vectors[s.name]) if s.name in vectors else None
+        if s.vectors and shape != (s.rows, s.vectors):
+            raise DataError(
+                f"id space {s.name!r}: vectors of shape {(s.rows, s.vectors)} are needed, {shape or 'none'} given"
+            )
+        if s.vectors and not np.isfinite(vectors[s.name]).all():
+            raise DataError(f"id space {s.name!r}: a vector is not finite; correct or leave it out")
 
 
 def _checked(

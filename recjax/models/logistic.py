@@ -58,6 +58,8 @@ class Logistic(nn.Module):
         """One number per id field, [B, C, fields], None without any; a history's is the mean over its events."""
         parts = []
         for f in self.schema.select("profile", "context", "candidate", "history", kind="id"):
+            if self.schema.space(f.id_space).vectors:
+                continue  # a vector that stands for the id: no weight
             w = inputs.emb[f.name][..., 0]
             if f.role == "history":
                 events = inputs.mask[f.list]

@@ -8,8 +8,10 @@ import pytest
 
 from recjax.data import complete_journey as cj
 from recjax.data import exposures
+from recjax.data.complete_journey_log import text_of_product
 from recjax.data.histories import NEVER
 from recjax.data.prepared import DataError, Prepared
+from recjax.data.text import hashed
 from recjax.schema import MISSING, OOV
 
 HOUSEHOLDS, STORES, PRODUCTS, VISITS = 12, 3, 60, 900
@@ -416,6 +418,28 @@ def test_report_and_identity_say_what_was_done(prepared, joined):
         "purchase",
     )
     assert "purchases" in cj.report_text(report)
+
+
+def test_texts_stand_for_vectors_of_candidates_and_events(tables, source, out, prepared):
+    data = Prepared(cj.prepare(out, source=str(source), rate="1:2", min_count=1, text="hashed"))
+    assert data.path != prepared.path and "text" not in {f.name for f in prepared.schema.features}
+    assert data.schema.space("text").vectors == 256
+    texts = dict(
+        tables["products"]
+        .select("product_id", text_of_product(tables["products"].columns))
+        .iter_rows()
+    )
+    known, vectors = dict(data.vocabulary("text").select("value", "id").iter_rows()), data.vectors("text")  # fmt: skip
+    assert set(known) <= set(texts.values()) and "t1 c1 private 1 lb" in known
+    np.testing.assert_array_equal(vectors[[*known.values()]], hashed([*known]))
+    columns, timeline = read(data, "test"), data.timeline("history")
+    products = {i: v for v, i in data.vocabulary("product").select("value", "id").iter_rows()}
+    for product, text in (
+        *zip(columns["product"], columns["text"], strict=True),
+        *zip(timeline["history_product"][:50], timeline["history_text"][:50], strict=True),
+    ):
+        if product in products:
+            assert text == known.get(texts.get(products[product]), MISSING)
 
 
 def test_bad_rows_are_quarantined(tables, tmp_path):

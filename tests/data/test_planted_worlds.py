@@ -5,8 +5,9 @@ import pytest
 
 from recjax.correlation import ctc
 from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import aw_moe, ccn, tin
+from recjax.data.prepared import DataError, Prepared
+from recjax.data.synthetic import aw_moe, ccn, qin, tin
+from recjax.data.writing import write_prepared
 from recjax.metrics import auc, gauc
 from recjax.schema import NUM_RESERVED
 
@@ -58,6 +59,46 @@ def test_aw_moe_is_what_its_docstring_says():
     assert auc(3 * majority(other) * x1 * x2 + 0.3 * x3, other.columns["click"]) < 0.56
     null = aw_moe.sample(aw_moe.World(label="independent"), 20_000, rng)
     assert auc(null.columns["x1"] * null.columns["x2"], null.columns["click"]) > 0.8
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_qin_is_what_its_docstring_says(cold):
+    world, rng = qin.World(), np.random.default_rng(0)
+    items = qin.catalogue(world, rng)
+    r = qin.sample(world, items, 60_000, rng, cold=cold)
+    click, mood = r.columns["click"], (r.columns["mood"] - NUM_RESERVED) * 2 - 1
+    past = r.events["hist_vector"] - NUM_RESERVED
+    target = r.columns["vector"] - NUM_RESERVED
+    assert click.mean() == pytest.approx(0.368, abs=0.01)
+    assert auc(r.columns["oracle"], click) == pytest.approx(0.851, abs=0.006)
+    near, crossed = qin.terms(world, items.latent, past, target, mood)
+    assert auc(near, click) == pytest.approx(0.79, abs=0.01)
+    assert auc(crossed, click) == pytest.approx(0.685, abs=0.015)
+    seen = np.maximum(np.einsum("nld,nd->nl", items.vector[past], items.vector[target]), 0)
+    assert auc(world.strength * seen.mean(1) + crossed, click) == pytest.approx(0.846, abs=0.006)
+    # controls: neither side alone, nor the ids of cold items, nor other items' vectors say anything
+    half = len(click) // 2
+    rate = np.bincount(target[:half], click[:half], 2_000) / np.maximum(np.bincount(target[:half], minlength=2_000), 1)  # fmt: skip
+    assert auc(rate[target[half:]], click[half:]) < 0.53 and abs(auc(mood, click) - 0.5) < 0.015
+    assert (len(np.unique(r.columns["item"])) == 1) == cold
+    other = items.vector[rng.permutation(len(items.vector))]
+    seen = np.maximum(np.einsum("nld,nd->nl", other[past], other[target]), 0).mean(1)
+    assert abs(auc(seen, click) - 0.5) < 0.015
+
+
+def test_qin_vectors_are_written_by_id(tmp_path):
+    sizes = dict(train=60, validation=20, test=20, test_cold=20)
+    data = Prepared(qin.prepare(tmp_path, **sizes, seed=3))
+    items = qin.catalogue(qin.World(seed=3), np.random.default_rng(3))
+    vectors = data.vectors("vector")
+    assert vectors.shape == (data.schema.space("vector").rows, 16)
+    np.testing.assert_array_equal(vectors[NUM_RESERVED:][:2_000], items.vector)
+    assert not vectors[:NUM_RESERVED].any() and not vectors[NUM_RESERVED + 2_000 :].any()
+    table = next(t for t in data.schema.tables(4) if t.id_space == "vector")
+    assert (table.dim, table.optimizer, table.init_scale) == (16, "frozen", 0.0)
+    with pytest.raises(DataError, match="vectors of shape .* are needed, none given"):
+        none = dict.fromkeys(("time", "hist_item", "hist_vector"), np.zeros(0, int))
+        write_prepared(tmp_path, "no", data.schema, {"history": [none]}, {}, options={})
 
 
 @pytest.mark.parametrize("module", [tin, aw_moe])

@@ -6,46 +6,23 @@ import pytest
 
 from recjax.data import amazon_sid, microlens, open_data
 from recjax.data.prepared import DataError, Prepared
+from recjax.data.synthetic.mm_ctr import write_files
+from recjax.schema import NUM_RESERVED
 from tests.reading import columns_of, decoded
 
 # ---------------------------------------------------------------------------------------- MicroLens
 
 
-def challenge(folder, users=60, items=30, seed=0):
-    """The challenge's files: arrays of fixed length, one positive and three negatives a user."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    info = pl.DataFrame(
-        {
-            "item_id": np.arange(items),
-            "item_tags": [[0] * 5]
-            + [sorted([0, 0, *rng.integers(1, 9, 3)]) for _ in range(1, items)],
-            "item_emb_d128": rng.normal(size=(items, 128)).astype(np.float32).tolist(),
-        }
-    )
-    info = info.cast({"item_tags": pl.Array(pl.Int64, 5), "item_emb_d128": pl.Array(pl.Float32, 128)})  # fmt: skip
-    info.write_parquet(folder / "item_info.parquet")
-    for name, mine in (("train", range(users)), ("valid", range(0, users, 3))):
-        rows = []
-        for user in mine:
-            n = int(rng.integers(1, 7))
-            seq = [0] * (8 - n) + rng.integers(1, items, n).tolist()
-            for k in range(4):
-                rows.append((user, seq, int(rng.integers(1, items)), *rng.integers(0, 11, 2).tolist(), int(k == 0)))  # fmt: skip
-        frame = pl.DataFrame(rows, schema=[*microlens.ROWS], orient="row")
-        frame.write_parquet(folder / f"{name}.parquet")
-    return folder
-
-
 def test_microlens_rows_have_their_own_history_and_vectors(tmp_path):
-    raw = challenge(tmp_path / "MicroLens_1M_x1")
+    raw = write_files(tmp_path / "MicroLens_1M_x1")
     data = Prepared(microlens.prepare(tmp_path, source=str(tmp_path), min_count=1, partitions=2))
     train, valid = (pl.read_parquet(raw / f"{n}.parquet") for n in ("train", "valid"))
     info = pl.read_parquet(raw / "item_info.parquet")
     assert sum(data.splits.values()) == 240 + 80 and data.splits["test"] == 80
     assert data.report["histories"] == 60 + 20  # of four rows each
     log = pl.concat([train, valid])
-    assert data.schema.feature("item_emb").vector == 128
+    assert data.schema.space("item_emb").vectors == 128
+    vectors = data.vectors("item_emb")
     assert data.schema.feature("history_item_tags").multi == 5
     for split in data.splits:
         for b in (data.block(split, i) for i in range(data.blocks(split))):
@@ -58,32 +35,39 @@ def test_microlens_rows_have_their_own_history_and_vectors(tmp_path):
                 assert all(a in (x, None) for a, x in zip(known, seq, strict=True))
                 assert b["label"][j] == me["label"] and b["user"][j] == me["user_id"]
                 item = info.row(me["item_id"], named=True)
-                np.testing.assert_array_equal(b["item_emb"][j], np.float32(item["item_emb_d128"]))
+                mine = vectors[b["item_emb"][j]]
+                np.testing.assert_array_equal(mine, np.float32(item["item_emb_d128"]))
                 tags = decoded(data, "tag", b["item_tags"][j])
                 assert tags == [t or None for t in item["item_tags"]]
                 assert (b["item_tags"][j] == 0).sum() == item["item_tags"].count(0)
 
 
 def test_microlens_validation_users_are_not_trained_on(tmp_path):
-    challenge(tmp_path / "raw")
+    write_files(tmp_path / "raw")
     data = Prepared(microlens.prepare(tmp_path, source=str(tmp_path / "raw"), validation_users=0.1))
     train, held = (set(columns_of(data, s)["user"].tolist()) for s in ("train", "validation"))
     assert len(held) == 6 and not train & held
 
 
-def test_microlens_batches_carry_the_vectors_of_candidates_and_events(tmp_path):
-    challenge(tmp_path / "raw")
-    config = {"name": "microlens", "source": str(tmp_path / "raw"), "history": 8}
-    data = open_data(config | {"prepare": {"history_vectors": True}})
+def test_microlens_events_stand_for_vectors_and_may_carry_levels(tmp_path):
+    raw = write_files(tmp_path / "raw")
+    config = {"name": "microlens", "source": str(raw), "history": 8}
+    data = open_data(config | {"prepare": {"history_levels": True, "min_count": 3}})
     batch = next(iter(data.batches("train", 16)))
-    assert batch["dense"]["item_emb"].shape == (16, 1, 128)
-    assert batch["dense"]["history_item_emb"].shape == (16, 8, 128)
     assert batch["pos"]["history_item_tags"].shape == (16, 8, 5)
-    assert np.array_equal(batch["dense"]["history_item_emb"].any(-1), batch["mask"]["history"])
+    ids = {f: batch["ids"][f.removeprefix("history_")][0][p] for f, p in batch["pos"].items() if f in ("history_item_emb", "history_likes_level")}  # fmt: skip
+    known = ids["history_item_emb"] >= NUM_RESERVED  # rare items, too
+    assert np.array_equal(known, batch["mask"]["history"])
+    assert np.array_equal(data.vectors("item_emb")[ids["history_item_emb"]].any(-1), known)
+    items = decoded(data.prepared, "item_emb", ids["history_item_emb"][known])
+    levels = decoded(data.prepared, "likes_level", ids["history_likes_level"][known])
+    log = pl.concat([pl.read_parquet(raw / f"{n}.parquet") for n in ("train", "valid")])
+    true = dict(log.select("item_id", "likes_level").iter_rows())
+    assert levels == [true.get(item) for item in items] and len(set(levels)) > 3
 
 
 def test_a_wrong_microlens_is_named(tmp_path):
-    raw = challenge(tmp_path / "raw")
+    raw = write_files(tmp_path / "raw")
     pl.read_parquet(raw / "train.parquet").drop("views_level").write_parquet(raw / "train.parquet")
     with pytest.raises(DataError, match="train.parquet has no column 'views_level'"):
         microlens.prepare(tmp_path, source=str(raw))

@@ -62,6 +62,7 @@ def write_requests(
     options: Mapping[str, Any],
     *,
     facts: Mapping[str, Any] | None = None,
+    vectors: Mapping[str, np.ndarray] | None = None,
     version: str = "1.0.0",
 ) -> pathlib.Path:
     """Writes the splits as prepared data and returns the directory (see `write_prepared`).
@@ -73,6 +74,7 @@ def write_requests(
       splits: split -> requests.
       options: Everything the content depends on.
       facts: Goes to report.json.
+      vectors: id space -> float32 [rows, width], of those whose ids stand for vectors.
       version: Of the world's code.
     """
     timelines, columns, before = [], {}, 0
@@ -97,6 +99,7 @@ def write_requests(
         schema,
         {LIST: [merged]},
         columns,
+        vectors=vectors,
         report=facts,
         options=options,
         version=version,
