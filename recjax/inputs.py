@@ -139,3 +139,20 @@ def embed(
         schema=schema,
         valid=batch.get("valid"),
     )
+
+
+def embed_targets(
+    schema: Schema,
+    rows: dict[str, jax.Array],
+    batch: Batch,
+    *,
+    owner: str = "",
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """Id features of the role target, [B, L, d] each: for losses. `embed` leaves them out, so no input can be one."""
+    out = {}
+    for f in schema.select("target", kind="id"):
+        path = f"{owner}/{f.id_space}" if owner else f.id_space
+        if path in rows:
+            out[f.name] = _take(rows[path], batch["pos"][f.name]).astype(dtype)
+    return out
