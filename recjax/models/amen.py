@@ -43,17 +43,10 @@ import numpy as np
 from recjax import models
 from recjax.inputs import Batch, Inputs, embed
 from recjax.layers import fields, sphere
+from recjax.layers.flow import affinity
 from recjax.layers.mlp import MLP, Logits
-from recjax.models.nif import (
-    OWNER,
-    Attention,
-    Encoders,
-    Fields,
-    Generator,
-    affinity,
-    generator_tables,
-    user_of,
-)
+from recjax.layers.moveline import Attention, Encoders, Fields
+from recjax.models.nif import OWNER, Generator, generator_tables, user_of
 from recjax.schema import Schema, Table
 from recjax.system import Export, Objective, Rows, System, bce, mean, weights_of
 

@@ -36,13 +36,14 @@ codes of T(i), T and its tables being those of a finished dense run (`init_from`
 Deviations from our own specification: the history carries an age embedding too (without it S would be a set); tables may be
 narrower than d (a Dense widens), so that grades leave them alone.
 
-Metrics: `nce`, and `hr10`, `hr50`, `hr10/slot_k`: how often a target is among the ten (fifty) best of the distinct targets of
-other users and uniform items *of its evaluation batch*; compare them at one eval.batch only.
+Metrics: `nce_loss`, and `hr10`, `hr50`, `hr10/slot_k`: how often a target is among the ten (fifty) best of the distinct targets of
+other users and uniform items *of its evaluation batch*; compare them at one eval.batch only. `hr10_popular` and `hr10_last` are
+the same of two rivals: an item's share of the targets, and nearness to the last clicked item.
 """
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -51,214 +52,31 @@ import numpy as np
 
 from recjax import models
 from recjax.inputs import Batch, Inputs, embed, embed_targets, raw_ids
-from recjax.layers import fields, sphere
-from recjax.layers.attention import masked_softmax
+from recjax.layers import sphere
+from recjax.layers.flow import (
+    DIVERSITY,
+    VELOCITY,
+    Pool,
+    Sampled,
+    affinity,
+    aligned,
+    flow_nce,
+    rank,
+    regularisers,
+    shared_negatives,
+)
+from recjax.layers.moveline import Block, Encoders, Fields
 from recjax.schema import NUM_RESERVED, Feature, Schema, SchemaError, Table
-from recjax.system import Export, Objective, Rows, Select, Sums, System, mean
+from recjax.system import Export, Objective, Rows, Select, System, mean
 
 OWNER = "generator"  # of the tables: a CTR model on the same batch has its own
-BUCKETS = 33  # of seconds: 0 for none, then 1 + floor(log2(1 + seconds))
-SHARPNESS = 0.1  # of the soft maximum over slots
 CHOICES = {
     "decoder": ("parallel", "ar"),
-    "diversity": ("tangent", "cosine", "none"),
-    "velocity": ("accel_matched", "accel", "energy", "speed_matched", "cosine", "none"),
+    "diversity": DIVERSITY,
+    "velocity": VELOCITY,
     "target": ("dense", "codes"),
 }
 LISTS = ("next", "uniform", "rejected")  # of role target: positives, and the two drawn negatives
-
-# ---- what both stages read ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """Which features carry what.
-
-    Attributes:
-      history: The list of past items.
-      items: (history field, candidate field) of an item, the item's own id first.
-      moveline: Id fields of the scene events.
-      scene: Id features of candidate and context in an id space of the moveline, the item's own aside.
-    """
-
-    history: str
-    items: tuple[tuple[Feature, Feature], ...]
-    moveline: tuple[Feature, ...]
-    scene: tuple[Feature, ...]
-
-    @classmethod
-    def of(cls, schema: Schema, with_item: bool = False) -> "Fields":
-        """Found by role and id space; SchemaError says what is missing."""
-        history = fields.history_list(schema)
-        fields.check_shared_fields("nif", schema, history)
-        items = fields.shared_fields(schema, history)
-        own = items[0][0].id_space
-        events = schema.select("moveline", kind="id")
-        events = tuple(f for f in events if with_item or f.id_space != own)
-        if not events:
-            raise SchemaError(
-                "nif and amen read a list of role moveline with an id feature (a scene); the schema has none"
-            )
-        spaces = {f.id_space for f in events} - {own}
-        ids = schema.select("candidate", "context", kind="id")
-        return cls(history, items, events, tuple(f for f in ids if f.id_space in spaces))
-
-    @property
-    def line(self) -> str:
-        """Name of the moveline's list."""
-        return self.moveline[0].list
-
-    @property
-    def spaces(self) -> tuple[str, ...]:
-        """Id spaces of items and events."""
-        both = [h for h, _ in self.items] + list(self.moveline)
-        return tuple(dict.fromkeys(f.id_space for f in both))
-
-    def part_of(self, schema: Schema) -> Schema:
-        """What a generator reads: without ids of other spaces, for which it has no tables."""
-        ids = [f for f in schema.features if f.kind == "id" and f.role != "target"]
-        return schema.without(f.name for f in ids if f.id_space not in self.spaces)
-
-    def candidates(self, inputs: Inputs) -> jax.Array:
-        return sum(inputs.emb[c.name] for _, c in self.items)
-
-    def past(self, inputs: Inputs) -> jax.Array:
-        return sum(inputs.emb[h.name] for h, _ in self.items)
-
-
-def log_buckets(seconds: jax.Array) -> jax.Array:
-    """1 + floor(log2(1 + seconds)) of int32 seconds >= 0: 1 .. 32, exact at the edges."""
-    n = jnp.maximum(seconds, 0).astype(jnp.uint32) + 1
-    return 32 - jax.lax.clz(n).astype(jnp.int32)
-
-
-def gap_buckets(age: jax.Array, mask: jax.Array) -> jax.Array:
-    """Bucket of the time since the event before, 0 where there is none; [B, L]."""
-    before = jnp.pad(age, ((0, 0), (1, 0)))[:, :-1]
-    known = mask & jnp.pad(mask, ((0, 0), (1, 0)))[:, :-1]
-    return jnp.where(known, log_buckets(before - age), 0)
-
-
-def rotate(x: jax.Array) -> jax.Array:
-    """RoPE: x [B, T, H, dh], pairs of channels turned by angles that grow with the position."""
-    half = x.shape[-1] // 2
-    angle = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
-    cos, sin = (jnp.asarray(f(angle), x.dtype)[None, :, None] for f in (np.cos, np.sin))
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with its own projections.
-
-    Attributes:
-      heads: Must divide the width.
-      rope: Rotary positions, for self-attention.
-    """
-
-    heads: int
-    rope: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, source: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [B, Q, d] looks at source [B, T, d] (or [B, Q, T, d]: each at its own) where mask [B, 1 or Q, T]."""
-        width, types = x.shape[-1], dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        shape = (self.heads, width // self.heads)
-        q, k, v = (
-            nn.DenseGeneral(shape, use_bias=False, name=n, **types)(y)
-            for n, y in (("query", x), ("key", source), ("value", source))
-        )
-        if self.rope:
-            q, k = rotate(q), rotate(k)
-        own = "q" if source.ndim == 4 else ""
-        z = jnp.einsum(f"bqhd,b{own}thd->bhqt", q, k, preferred_element_type=jnp.float32)
-        a = masked_softmax(z / np.sqrt(shape[1]), mask[:, None]).astype(v.dtype)
-        out = jnp.einsum(f"bhqt,b{own}thd->bqhd", a, v)
-        return nn.DenseGeneral(width, axis=(-2, -1), use_bias=False, name="out", **types)(out)
-
-
-class Block(nn.Module):
-    """Pre-LN self-attention, cross-attention where there is a memory, and a feed-forward layer of 4 d."""
-
-    heads: int
-    rope: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, mask, memory=None, seen=None) -> jax.Array:
-        """x [B, T, d], mask [B or 1, T, T]; memory [B, M, d], seen [B, 1, M]."""
-        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        y = nn.LayerNorm(name="norm_self", **types)(x)
-        x = x + Attention(self.heads, self.rope, name="self", **types)(y, y, mask)
-        if memory is not None:
-            y = nn.LayerNorm(name="norm_cross", **types)(x)
-            x = x + Attention(self.heads, name="cross", **types)(y, memory, seen)
-        y = nn.LayerNorm(name="norm_ffn", **types)(x)
-        y = nn.gelu(nn.Dense(4 * x.shape[-1], name="ffn_0", **types)(y))
-        return x + nn.Dense(x.shape[-1], name="ffn_1", **types)(y)
-
-
-class Encoders(nn.Module):
-    """Items, their points and the moveline: what generator and CTR model both have, under the same names.
-
-    Attributes:
-      fields: Of the schema.
-      width: d.
-      heads: Of the moveline's attention.
-      depth: Layers of the moveline's Transformer.
-    """
-
-    fields: Fields
-    width: int = 64
-    heads: int = 4
-    depth: int = 2
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @property
-    def types(self) -> dict[str, Any]:
-        return dict(dtype=self.dtype, param_dtype=self.param_dtype)
-
-    def setup(self):
-        self.widen, self.widen_scene = (
-            nn.Dense(self.width, use_bias=False, **self.types) for _ in range(2)
-        )
-        self.tower = [nn.Dense(self.width, **self.types) for _ in range(2)]
-        init = nn.initializers.normal(0.1)
-        shape = (BUCKETS, self.width)
-        self.age = self.param("age", init, shape, self.param_dtype)
-        self.gap = self.param("gap", init, shape, self.param_dtype)
-        self.norm_in, self.norm_out = (nn.LayerNorm(**self.types) for _ in range(2))
-        self.layers = [Block(self.heads, True, **self.types) for _ in range(self.depth)]
-
-    def item(self, rows: jax.Array) -> jax.Array:
-        """e_i of summed id embeddings, [..., d]."""
-        return self.widen(rows)
-
-    def point(self, e: jax.Array) -> jax.Array:
-        """T(i), float32 [..., d], unit."""
-        return sphere.unit(self.tower[1](nn.gelu(self.tower[0](e))))
-
-    def past(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """S [B, N, d] and its mask."""
-        mask, age = inputs.mask[self.fields.history], inputs.age[self.fields.history]
-        s = self.item(self.fields.past(inputs))
-        return s + jnp.asarray(self.age, s.dtype)[log_buckets(age)], mask
-
-    def scenes(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """H [B, L, d], zero where no event is, and the mask."""
-        name = self.fields.line
-        mask, age = inputs.mask[name], inputs.age[name]
-        x = self.widen_scene(sum(inputs.emb[f.name] for f in self.fields.moveline))
-        x = self.norm_in(x + jnp.asarray(self.gap, x.dtype)[gap_buckets(age, mask)])
-        causal = jnp.tril(jnp.ones((mask.shape[1],) * 2, bool)) & mask[:, None]
-        for layer in self.layers:
-            x = layer(x, causal)
-        return self.norm_out(x) * mask[..., None], mask
-
 
 # ---- the generator --------------------------------------------------------------------------------------------
 
@@ -341,10 +159,10 @@ class Generator(nn.Module):
         """T of summed id embeddings, float32 [..., d]."""
         return self.encoders.point(self.encoders.item(rows))
 
-    def name_codes(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """F and the logits of each level's codes, [B, K, d] and float32 [B, K, levels, codes]."""
-        hidden = self.hidden(inputs)
-        return sphere.unit(self.out(hidden)), self.naming(hidden).astype(jnp.float32)
+    def name_codes(self, inputs: Inputs) -> jax.Array:
+        """Logits of each level's codes, float32 [B, K, levels, codes]: read off F, so F is what is learnt."""
+        f = self.flow(inputs) * np.sqrt(self.width)
+        return self.naming(f.astype(self.dtype)).astype(jnp.float32)
 
     def everything(self, inputs: Inputs, rows: jax.Array):
         """Touches every parameter; for `init`."""
@@ -360,159 +178,7 @@ def _shifted(f: jax.Array) -> jax.Array:
     return jnp.pad(f, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
 
-def affinity(flow: jax.Array, points: jax.Array) -> jax.Array:
-    """Soft maximum over slots of the cosines, float32 [B, N]: flow [B, K, d], points [B, N, d] or [N, d]."""
-    own = "b" if points.ndim == 3 else ""
-    cos = jnp.einsum(f"bkd,{own}nd->bkn", flow, points)
-    return jax.nn.logsumexp(cos / SHARPNESS, axis=1) * SHARPNESS
-
-
-# ---- losses ---------------------------------------------------------------------------------------------------
-
-
-class Pool(NamedTuple):
-    """Items of each row, in slots.
-
-    Attributes:
-      points: T(i), float32 [B, n, d].
-      ids: int32 [B, n].
-      share: Of the targets, float32 [B, n].
-      real: bool [B, n].
-    """
-
-    points: jax.Array
-    ids: jax.Array
-    share: jax.Array
-    real: jax.Array
-
-    def flat(self) -> "Pool":
-        """All rows' items in one, [B * n]."""
-        return Pool(*(x.reshape(-1, *x.shape[2:]) for x in self))
-
-
-class Sampled(NamedTuple):
-    """InfoNCE of each slot [B, K], and how many distinct negatives score at least as high as its target."""
-
-    nce: jax.Array
-    rank: jax.Array
-
-
-def flow_nce(
-    flow: jax.Array,
-    targets: Pool,
-    uniform: Pool,
-    rejected: Pool,
-    user: jax.Array,
-    items: int,
-    tau: float = 0.1,
-) -> Sampled:
-    """-log softmax of each slot's target among it and its negatives (see the module docstring).
-
-    Args:
-      flow: F [B, K, d].
-      targets: The next K items, in order.
-      uniform: Items drawn uniformly; all rows share them.
-      rejected: Each row's own shown and unclicked items.
-      user: Key of each row's user [B]; targets of the same user's other rows are no negatives.
-      items: |I|.
-      tau: Temperature.
-    """
-    others, drawn = targets.flat(), uniform.flat()
-    n_b, n_u = targets.real.sum(), uniform.real.sum()
-
-    def log_q(share):
-        return jnp.log(jnp.maximum(n_b * share + n_u / items, 1e-30))
-
-    shared = Pool(*(jnp.concatenate(x) for x in zip(others, drawn, strict=True)))  # [N]
-    of = jnp.repeat(user, targets.ids.shape[1])
-    allowed = jnp.concatenate(
-        [of != user[:, None], jnp.ones((len(user), len(drawn.ids)), bool)], axis=1
-    )
-    own = ((shared.ids[None, :, None] == targets.ids[:, None]) & targets.real[:, None]).any(-1)
-    allowed &= shared.real & ~own  # [B, N]
-    mine = (rejected.ids[:, :, None] == targets.ids[:, None]) & targets.real[:, None]
-    cos = jnp.einsum("bkd,nd->bkn", flow, shared.points)
-    best = (flow * targets.points).sum(-1)  # [B, K]
-    plus = best / tau - log_q(targets.share)
-    minus = [
-        jnp.where(allowed[:, None], cos / tau - log_q(shared.share), -jnp.inf),
-        jnp.where(
-            (rejected.real & ~mine.any(-1))[:, None],
-            jnp.einsum("bkd,bnd->bkn", flow, rejected.points) / tau
-            - log_q(rejected.share)[:, None],
-            -jnp.inf,
-        ),
-    ]
-    z = jnp.concatenate([plus[..., None], *minus], axis=-1)
-    counted = (allowed & first_of_its_id(shared.ids, shared.real))[:, None]
-    rank = (counted & (cos >= best[..., None] - 1e-6)).sum(-1)  # ties count against the model
-    return Sampled(jax.nn.logsumexp(z, axis=-1) - plus, rank)
-
-
-def first_of_its_id(ids: jax.Array, real: jax.Array) -> jax.Array:
-    """True at one real place of each id, bool [N]."""
-    ids = jnp.where(real, ids, -1)
-    order = jnp.argsort(ids)
-    new = jnp.diff(ids[order], prepend=-2) != 0
-    return jnp.zeros_like(new).at[order].set(new) & real
-
-
-def regularisers(
-    flow: jax.Array,
-    targets: jax.Array,
-    start: jax.Array,
-    real: jax.Array,
-    started: jax.Array,
-    diversity: str = "tangent",
-    velocity: str = "accel_matched",
-) -> Sums:
-    """{"diversity", "velocity"}: (sum, count) of the two terms of L_1.
-
-    Args:
-      flow: F [B, K, d].
-      targets: z* [B, K, d].
-      start: P_0 [B, d].
-      real: Which targets exist, bool [B, K].
-      started: Which P_0 do, bool [B].
-      diversity, velocity: Of `CHOICES`.
-    """
-    start = jax.lax.stop_gradient(start)[:, None]
-    exist = jnp.concatenate([started[:, None], real], axis=1)
-    own = sphere.motion(jnp.concatenate([start, flow], axis=1), exist)
-    true = sphere.motion(jnp.concatenate([start, targets], axis=1), exist)
-    true = jax.lax.stop_gradient(true)
-    both = real[:, :, None] & real[:, None]
-    cos = jnp.einsum("bkd,bjd->bkj", flow, flow)
-    pairs = jnp.tril(jnp.ones(cos.shape[-2:], bool), -1) & both
-    hinge = lambda x: jnp.square(jnp.maximum(x, 0.0))  # noqa: E731
-    steps = own.steps[:, 1:]
-    terms = {
-        "tangent": (hinge(true.novelty - own.novelty), steps),
-        "cosine": (hinge(cos - 0.5), pairs),
-        "none": (jnp.zeros(1), jnp.ones(1, bool)),
-    }
-    speeds = {
-        "accel_matched": (hinge(own.acceleration - true.acceleration), own.bends),
-        "accel": (jnp.square(own.acceleration), own.bends),
-        "energy": (jnp.square(own.speed), own.steps),
-        "speed_matched": (jnp.square(own.speed - true.speed), own.steps),
-        "cosine": (1 - jnp.diagonal(cos, 1, 1, 2), real[:, :-1] & real[:, 1:]),
-        "none": terms["none"],
-    }
-    out = {"diversity": terms[diversity], "velocity": speeds[velocity]}
-    return {
-        k: (jnp.where(m, x, 0.0).sum(), m.sum().astype(jnp.float32)) for k, (x, m) in out.items()
-    }
-
-
 # ---- the batch ------------------------------------------------------------------------------------------------
-
-
-def aligned(x: jax.Array, mask: jax.Array, slots: int) -> jax.Array:
-    """Left-padded x [B, L, ...] with its real places first, cut to `slots`: target k in slot k."""
-    length = mask.shape[1]
-    at = (jnp.arange(slots) + length - mask.sum(1, keepdims=True)) % length
-    return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -648,7 +314,7 @@ def build(
       target: "dense" (InfoNCE) or "codes" (cross-entropy on residual-quantised targets, the control).
       codes: Levels and codes a level of the control.
       user_key: Group key of users.
-      patience: Evaluations without a better `nce` before training stops; 0: never.
+      patience: Evaluations without a better `nce_loss` before training stops; 0: never.
     """
     for option, value in dict(decoder=decoder, target=target).items():
         models.check_choice("nif", option, value, CHOICES[option])
@@ -664,6 +330,10 @@ def build(
     tables = generator_tables(schema, found, table)
     stage = Stage(schema, module, goal, Reader(schema, found), user_of(schema, user_key))
     if target == "codes":
+        if decoder != "parallel":
+            raise ValueError(
+                "nif: target='codes' has no point to feed back; set decoder='parallel'"
+            )
         from recjax.models import nif_codes  # the control, in a file of its own
 
         return nif_codes.make_system(stage, tables, patience)
@@ -744,8 +414,19 @@ class Stage:
         pools = self.pools(dense, rows, batch)
         flow = self.flow(dense, rows, batch)
         measured = dict(zip(("nce", "rank"), self.sampled(flow, pools, batch), strict=True))
+        measured |= self.rivals(dense, rows, batch, pools)
         logits = affinity(flow, self.candidates(dense, rows, batch)) / self.goal.tau
         return {"logits": logits, **by_candidate(logits, measured | {"real": pools[0].real})}
+
+    def rivals(self, dense, rows, batch, pools) -> dict[str, jax.Array]:
+        """Ranks [B, K] by popularity, and by nearness to the last clicked item."""
+        targets, user = pools[0], batch["group"][self.user_key]
+        shared, allowed = shared_negatives(targets, pools[1], user)
+        near = self.last_item(dense, rows, batch)[0][:, None]  # [B, 1, d]
+        score = jnp.einsum("bkd,nd->bkn", near, shared.points)
+        last = rank(score, (near * targets.points).sum(-1), shared, allowed)
+        popular = rank(shared.share[None, None], targets.share + 1e-6, shared, allowed)
+        return {"rank_last": last, "rank_popular": popular}
 
     def exports(self) -> dict[str, Export]:
         """The flow once a request, the point of an item once and for all, and their affinity."""
@@ -770,12 +451,14 @@ def by_candidate(logits: jax.Array, values: Mapping[str, jax.Array]) -> dict[str
 
 
 def hit_rates(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`nce`, hr10, hr50 over all slots, and hr10 of each; from columns nce, rank and real [N, K]."""
+    """nce_loss, hr10, hr50 over all slots, hr10 of each and of rivals; from columns nce, real and rank* [N, K]."""
     real = columns["real"] > 0
     total = max(int(real.sum()), 1)
-    out = {"nce": float(columns["nce"][real].sum() / total), "targets": int(real.sum())}
+    out = {"nce_loss": float(columns["nce"][real].sum() / total), "targets": int(real.sum())}
     for k in (10, 50):
         out[f"hr{k}"] = float((columns["rank"][real] < k).sum() / total)
+    for name in (c for c in columns if c.startswith("rank_")):
+        out[name.replace("rank", "hr10")] = float((columns[name][real] < 10).sum() / total)
     for slot in range(real.shape[1]):
         own = columns["rank"][:, slot][real[:, slot]]
         out[f"hr10/slot_{slot + 1}"] = float((own < 10).mean()) if len(own) else float("nan")
@@ -791,8 +474,8 @@ def make_system(stage: Stage, tables: tuple[Table, ...], patience: int) -> Syste
         loss=stage.loss,
         outputs=stage.outputs,
         objectives=(Objective("logits", stage.schema.labels[0]),),
-        select=Select("nce", "min", patience),
+        select=Select("nce_loss", "min", patience),
         exports=stage.exports(),
         measure=hit_rates,
-        kept=("nce", "rank", "real"),
+        kept=("nce", "rank", "rank_last", "rank_popular", "real"),
     )

@@ -6,7 +6,7 @@ import pytest
 from recjax.correlation import ctc
 from recjax.data.loader import Data
 from recjax.data.prepared import Prepared
-from recjax.data.synthetic import aw_moe, tin
+from recjax.data.synthetic import aw_moe, nif, tin
 from recjax.metrics import auc
 from recjax.schema import NUM_RESERVED
 
@@ -58,6 +58,23 @@ def test_aw_moe_is_what_its_docstring_says():
     assert auc(3 * majority(other) * x1 * x2 + 0.3 * x3, other.columns["click"]) < 0.56
     null = aw_moe.sample(aw_moe.World(label="independent"), 20_000, rng)
     assert auc(null.columns["x1"] * null.columns["x2"], null.columns["click"]) > 0.8
+
+
+def test_nif_is_what_its_docstring_says():
+    t = nif.sample(nif.World())
+    test = t.step >= nif.STEPS["test"][1]
+    click = t.click[test]
+    assert t.click.mean() == pytest.approx(0.113, abs=0.003)
+    assert auc(t.logit[test], click) == pytest.approx(0.848, abs=0.006)
+    intent = (t.intent[t.user, t.step] * t.points[t.item]).sum(1)[test]
+    assert auc(intent, click) == pytest.approx(0.831, abs=0.006)
+    match = (t.item_scene[t.item] == t.cause)[test]
+    assert auc(match.astype(float), click) == pytest.approx(0.596, abs=0.015)
+    before = np.bincount(t.item[t.click & (t.step < 52)], minlength=len(t.points))
+    assert abs(auc(before[t.item][test].astype(float), click) - 0.5) < 0.03  # control
+    step = np.arccos(np.clip((t.intent[:, 1:] * t.intent[:, :-1]).sum(-1), -1, 1))
+    assert np.mean(np.isclose(step, 0.15, atol=1e-6)) == pytest.approx(0.85, abs=0.01)
+    assert np.mean(np.isclose(step, 0.8, atol=1e-6)) == pytest.approx(0.15, abs=0.01)
 
 
 @pytest.mark.parametrize("module", [tin, aw_moe])

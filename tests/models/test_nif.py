@@ -12,6 +12,10 @@ import pytest
 
 from recjax import models
 from recjax.data import movelines
+from recjax.inputs import embed
+from recjax.layers import flow as flows
+from recjax.layers import sphere
+from recjax.layers.moveline import Encoders, Fields, gap_buckets, log_buckets
 from recjax.models import amen, nif
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from tests.models import worlds
@@ -127,7 +131,7 @@ def ctr(**options):
 def pool(points, ids, share=None, real=None):
     ids = np.asarray(ids, np.int32)
     share = np.full(ids.shape, 0.02, np.float32) if share is None else share
-    return nif.Pool(points, ids, share, np.ones(ids.shape, bool) if real is None else real)
+    return flows.Pool(points, ids, share, np.ones(ids.shape, bool) if real is None else real)
 
 
 def pools(b=3, k=2, u=2, d=8, seed=0):
@@ -136,7 +140,7 @@ def pools(b=3, k=2, u=2, d=8, seed=0):
     ids = np.split(rng.permutation(np.arange(3, 3 + b * (k + 2 * u))), [b * k, b * (k + u)])
     shapes = [(b, k), (b, u), (b, u)]
     unit = lambda s: np.asarray(  # noqa: E731
-        nif.sphere.unit(rng.normal(size=(*s, d)).astype(np.float32))
+        sphere.unit(rng.normal(size=(*s, d)).astype(np.float32))
     )
     made = [pool(unit(s), i.reshape(s)) for i, s in zip(ids, shapes, strict=True)]
     return unit((b, k)), *made
@@ -144,7 +148,7 @@ def pools(b=3, k=2, u=2, d=8, seed=0):
 
 @functools.partial(jit, static_argnums=(5,))
 def nce(flow, targets, uniform, rejected, user, items=60):
-    return nif.flow_nce(flow, targets, uniform, rejected, user, items)
+    return flows.flow_nce(flow, targets, uniform, rejected, user, items)
 
 
 USERS = np.arange(3)
@@ -168,7 +172,7 @@ def test_equal_logits_cost_the_log_of_their_number():
 def test_the_order_of_negatives_and_an_equal_correction_do_not_matter():
     f, targets, uniform, rejected = pools()
     want = nce(f, targets, uniform, rejected, USERS, 60).nce
-    turned = nif.Pool(*(x[::-1, ::-1] for x in uniform))
+    turned = flows.Pool(*(x[::-1, ::-1] for x in uniform))
     close(nce(f, targets, turned, rejected, USERS, 60).nce, want, 1e-6)
     shares = [p._replace(share=p.share * 7) for p in (targets, uniform, rejected)]
     close(nce(f, *shares, USERS, 60).nce, want, 1e-5)
@@ -217,21 +221,16 @@ def test_slots_without_a_target_have_no_effect():
 
 def trajectories(b=3, k=6, d=16, seed=0):
     x = np.random.default_rng(seed).normal(size=(b, k + 1, d)).astype(np.float32)
-    x = np.array(nif.sphere.unit(x))
+    x = np.array(sphere.unit(x))
     return x[:, 1:], x[:, 0], np.ones((b, k), bool), np.ones(b, bool)
 
 
-MODES = [
-    (d, v)
-    for d in nif.CHOICES["diversity"]
-    for v in nif.CHOICES["velocity"]
-    if d == "tangent" or v == "cosine"
-]
+MODES = [(d, v) for d in flows.DIVERSITY for v in flows.VELOCITY if d == "tangent" or v == "cosine"]
 
 
 @functools.partial(jit, static_argnums=(5, 6))
 def terms(f, z, start, real, started, diversity, velocity):
-    found = nif.regularisers(f, z, start, real, started, diversity, velocity)
+    found = flows.regularisers(f, z, start, real, started, diversity, velocity)
     return {k: n / jnp.maximum(d, 1e-9) for k, (n, d) in found.items()}
 
 
@@ -282,17 +281,17 @@ def test_what_the_simple_modes_say():
 def test_matched_hinges_do_not_bias_the_optimum_and_pure_smoothness_does():
     """The specification's table in 2.6: free F against 6 targets and 256 negatives on S^31."""
     rng = np.random.default_rng(0)
-    unit = lambda *s: np.array(nif.sphere.unit(rng.normal(size=s).astype(np.float32)))  # noqa: E731
+    unit = lambda *s: np.array(sphere.unit(rng.normal(size=s).astype(np.float32)))  # noqa: E731
     z, negative, start = unit(1, 6, 32), unit(256, 32), unit(1, 32)
     real, started = jnp.ones((1, 6), bool), jnp.ones(1, bool)
 
     def parts(x):
-        f = nif.sphere.unit(x)
+        f = sphere.unit(x)
         plus = (f * z).sum(-1, keepdims=True)
         logits = jnp.concatenate([plus, jnp.einsum("bkd,nd->bkn", f, negative)], -1) / 0.1
         gen = (jax.nn.logsumexp(logits, -1) - logits[..., 0]).mean()
-        matched = nif.regularisers(f, z, start, real, started)
-        pure = nif.regularisers(f, z, start, real, started, "none", "accel")["velocity"]
+        matched = flows.regularisers(f, z, start, real, started)
+        pure = flows.regularisers(f, z, start, real, started, "none", "accel")["velocity"]
         ratio = lambda t: t[0] / t[1]  # noqa: E731
         return (
             gen,
@@ -328,7 +327,7 @@ def test_the_collapsed_flow_is_a_saddle_so_queries_start_distinct():
     z, start, real, started = trajectories(b=1)
 
     def loss(f):
-        return nif.regularisers(nif.sphere.unit(f), z, f[:, 0], real, started)["diversity"][0]
+        return flows.regularisers(sphere.unit(f), z, f[:, 0], real, started)["diversity"][0]
 
     collapsed = np.broadcast_to(z[:, :1], z.shape).copy()
     grad = jit(jax.grad(loss))
@@ -343,21 +342,19 @@ def test_buckets_of_gaps():
     age = np.array([[0, 100, 100, 40, 39], [9, 9, 9, 7, 0]], np.int32)
     mask = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
     np.testing.assert_array_equal(
-        nif.gap_buckets(jnp.asarray(age), jnp.asarray(mask)), [[0, 0, 1, 6, 2], [0, 1, 1, 2, 4]]
+        gap_buckets(jnp.asarray(age), jnp.asarray(mask)), [[0, 0, 1, 6, 2], [0, 1, 1, 2, 4]]
     )
     seconds = np.array([0, 1, 2, 3, 2**31 - 1], np.int32)
-    np.testing.assert_array_equal(nif.log_buckets(jnp.asarray(seconds)), [1, 2, 2, 3, 32])
+    np.testing.assert_array_equal(log_buckets(jnp.asarray(seconds)), [1, 2, 2, 3, 32])
 
 
 def states(w):
     """H of the generator's moveline."""
     m, batch = generator(), w.batch()
-    module = nif.Encoders(nif.Fields.of(SCHEMA), 8, 2, 1)
-    inputs = nif.embed(
-        nif.Fields.of(SCHEMA).part_of(SCHEMA), m.rows(batch), batch, owner="generator"
-    )
+    module = Encoders(Fields.of(SCHEMA), 8, 2, 1)
+    inputs = embed(Fields.of(SCHEMA).part_of(SCHEMA), m.rows(batch), batch, owner="generator")
     params = {"params": m.dense["encoders"]}
-    return np.asarray(module.apply(params, inputs, method=nif.Encoders.scenes)[0])
+    return np.asarray(module.apply(params, inputs, method=Encoders.scenes)[0])
 
 
 def test_an_event_changes_no_state_before_it():
@@ -405,10 +402,8 @@ def test_the_flow(decoder):
 
 def test_teacher_forcing_with_its_own_output_is_the_free_run():
     m, batch = generator(decoder="ar"), W.batch()
-    module = nif.Generator(nif.Fields.of(SCHEMA), 4, 8, 2, 1, "ar")
-    inputs = nif.embed(
-        nif.Fields.of(SCHEMA).part_of(SCHEMA), m.rows(batch), batch, owner="generator"
-    )
+    module = nif.Generator(Fields.of(SCHEMA), 4, 8, 2, 1, "ar")
+    inputs = embed(Fields.of(SCHEMA).part_of(SCHEMA), m.rows(batch), batch, owner="generator")
     run = jit(lambda t: module.apply({"params": m.dense}, inputs, t, method=nif.Generator.flow))
     own = run(flow(m, W))
     close(own, flow(m, W), 1e-5)
@@ -418,7 +413,7 @@ def test_teacher_forcing_with_its_own_output_is_the_free_run():
 def test_targets_go_into_their_slots_in_order():
     x = np.arange(12).reshape(2, 6)
     mask = np.arange(6) >= np.array([[4], [0]])
-    got = np.asarray(nif.aligned(jnp.asarray(x), jnp.asarray(mask), 4))
+    got = np.asarray(flows.aligned(jnp.asarray(x), jnp.asarray(mask), 4))
     np.testing.assert_array_equal(got[0, :2], [4, 5])
     np.testing.assert_array_equal(got[1], [6, 7, 8, 9])
     with pytest.raises(SchemaError, match="data.history.next=9"):
@@ -489,8 +484,48 @@ def test_empty_lists_are_finite(make):
 def test_hit_rates():
     rank, real = np.array([[0, 9], [10, 49], [60, 0]]), np.array([[1, 1], [1, 1], [1, 0]])
     got = nif.hit_rates(dict(rank=rank, real=real, nce=np.where(real, 2.0, 99.0)))
-    assert (got["nce"], got["hr10"], got["hr50"], got["targets"]) == (2.0, 2 / 5, 4 / 5, 5)
+    assert (got["nce_loss"], got["hr10"], got["hr50"], got["targets"]) == (2.0, 2 / 5, 4 / 5, 5)
     assert (got["hr10/slot_1"], got["hr10/slot_2"]) == (1 / 3, 1 / 2)
+
+
+# ---- the control with codes ----------------------------------------------------------------------
+
+
+@functools.cache
+def coder():
+    system = models.build(SCHEMA, dict(name="nif", **SMALL, target="codes", codes=(2, 4)))
+    held = {"target": generator().dense}
+    m = worlds.make(
+        dataclasses.replace(
+            system,
+            outputs=lambda d, r, s, f, b: system.outputs(d, r, s, held, b),
+            loss=lambda d, r, s, f, b, k: system.loss(d, r, s, held, b, k),
+        ),
+        W,
+    )
+    books = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32) * 0.5
+    codes = m.state["codes"] | {
+        "codebooks": books,
+        "sums": books,
+        "counts": np.ones((2, 4), np.float32),
+    }
+    return system, m.replace(state=m.state | {"codes": codes})
+
+
+def test_codes_of_an_ignorant_generator_cost_the_log_of_their_number():
+    system, m = coder()
+    naming = jax.tree.map(np.zeros_like, m.dense["naming"])
+    m = m.replace(dense=m.dense | {"naming": naming})
+    (loss, state, _), (grads, rows) = m.loss_and_grads(W)
+    np.testing.assert_allclose(loss, 2 * np.log(4), rtol=1e-5)
+    assert finite((state, grads)) and int(state["codes"]["seen"]) == 9
+    assert far(state["codes"]["codebooks"], m.state["codes"]["codebooks"], 1e-4)
+    assert not any(np.asarray(g).any() for p, g in rows.items() if p.startswith("target/"))
+    out = m.outputs(W)
+    np.testing.assert_allclose(out["nce"][out["real"] > 0], 2 * np.log(4), rtol=1e-5)
+    assert (out["rank"][out["real"] > 0] > 0).all(), "ties count against it"
+    with pytest.raises(ValueError, match="quantises the points of a finished dense run"):
+        system.loss(m.dense, m.rows(W.batch()), m.state, {}, W.batch(), None)
 
 
 # ---- stage 2: freezing and SAM -------------------------------------------------------------------
@@ -538,8 +573,8 @@ def test_sam_is_the_identity_when_new():
 
 def test_sam_loss_reaches_adapter_tower_and_moveline():
     m, batch = ctr(), W.batch()
-    module = amen.AMEN(SCHEMA, nif.Fields.of(SCHEMA), 8, 2, 1, 4, True, (8,))
-    inputs = nif.embed(SCHEMA, m.rows(batch), batch)
+    module = amen.AMEN(SCHEMA, Fields.of(SCHEMA), 8, 2, 1, 4, True, (8,))
+    inputs = embed(SCHEMA, m.rows(batch), batch)
     label, real = batch["label"]["click"], W.valid
     f = flow(generator(), W)
 
@@ -624,7 +659,7 @@ def test_the_pair_loss():
 
 def test_difference_in_differences():
     """0 for a score that adds item and moveline; by hand for one that multiplies them."""
-    found = nif.Fields.of(SCHEMA)
+    found = Fields.of(SCHEMA)
     stage = amen.Stage(
         SCHEMA, amen.AMEN(SCHEMA, found), None, amen.Pairs(), 0, 0, 0, True, False, ("", "", "")
     )
@@ -634,7 +669,7 @@ def test_difference_in_differences():
         for i, (k, s) in enumerate(SPACES.items())
     }
     rows = {k: t[:, np.minimum(batch["ids"][k][0], t.shape[1] - 1)] for k, t in tables.items()}
-    inputs = nif.embed(SCHEMA, rows, batch)
+    inputs = embed(SCHEMA, rows, batch)
     item = lambda i: i.emb["item"][:, 0].sum(-1)  # noqa: E731
     scene = lambda i: (i.emb["event_scene"].sum(-1) * i.mask["moveline"]).sum(1)  # noqa: E731
     w = np.zeros((4, 4), np.float32)
