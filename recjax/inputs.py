@@ -78,7 +78,7 @@ def transform(feature: Feature, x: jax.Array) -> jax.Array:
     return jnp.log1p(jnp.maximum(x, 0.0)) if feature.transform == "log1p" else x
 
 
-def _take(rows: jax.Array, pos: jax.Array) -> jax.Array:
+def take(rows: jax.Array, pos: jax.Array) -> jax.Array:
     """rows [S, U, d], pos [S * b, ...] of shard-local positions -> [S * b, ..., d], shard by shard."""
     shards = rows.shape[0]
     local = pos.reshape(shards, -1, *pos.shape[1:])
@@ -89,7 +89,7 @@ def _take(rows: jax.Array, pos: jax.Array) -> jax.Array:
 def raw_ids(schema: Schema, batch: Batch, feature: str) -> jax.Array:
     """The ids of one id feature, int32 of the feature's own shape."""
     space = schema.feature(feature).id_space
-    return _take(batch["ids"][space][..., None], batch["pos"][feature])[..., 0]
+    return take(batch["ids"][space][..., None], batch["pos"][feature])[..., 0]
 
 
 def _combine(feature: Feature, rows: jax.Array, present: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ def embed(
             continue
         if f.kind == "id":
             path = f"{owner}/{f.id_space}" if owner else f.id_space
-            x = _take(rows[path], batch["pos"][f.name]).astype(dtype)
+            x = take(rows[path], batch["pos"][f.name]).astype(dtype)
             if f.multi:
                 x = _combine(f, x, raw_ids(schema, batch, f.name) != 0)
             emb[f.name] = x
@@ -139,3 +139,20 @@ def embed(
         schema=schema,
         valid=batch.get("valid"),
     )
+
+
+def embed_targets(
+    schema: Schema,
+    rows: dict[str, jax.Array],
+    batch: Batch,
+    *,
+    owner: str = "",
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, jax.Array]:
+    """Id features of the role target, [B, L, d] each: for losses. `embed` leaves them out, so no input can be one."""
+    out = {}
+    for f in schema.select("target", kind="id"):
+        path = f"{owner}/{f.id_space}" if owner else f.id_space
+        if path in rows:
+            out[f.name] = take(rows[path], batch["pos"][f.name]).astype(dtype)
+    return out

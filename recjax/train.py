@@ -67,10 +67,14 @@ def count(tree: Tree, part: str = "") -> int:
 
 
 def run_needs(config: ConfigDict, run: Run) -> None:
-    """Trains the earlier stages this experiment builds on, into <workdir>/needs/<i>."""
+    """Trains the earlier stages this experiment builds on, into <workdir>/needs/<i>: with its seed, on its data."""
     for i, need in enumerate(config.needs):
         name, _, arg = str(need).partition(":")
         stage = configs.load(name, arg)
+        stage.seed = config.seed
+        if stage.data.name == config.data.name:
+            for key in ("dir", "source", "prepare"):
+                stage.data[key] = config.data[key]
         logging.info("stage %d of %d: %s", i + 1, len(config.needs), need)
         train(stage, run.dir / "needs" / str(i))
 

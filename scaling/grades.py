@@ -21,6 +21,7 @@ from recjax import models
 from recjax.layers import fields
 from recjax.models import lightsuan, suan
 from recjax.schema import Schema
+from scaling import flow_grades
 
 TRAIN_FACTOR = 3  # forward, and twice as much backward
 
@@ -69,6 +70,11 @@ LADDER = {
 }
 
 
+def options(grade: Grade, model: str) -> dict:
+    """A rung's options of a model."""
+    return flow_grades.rung(grade) if model in flow_grades.MODELS else grade.options()
+
+
 REFERENCE_WIDTH = 16  # where a study's dense rate is tuned
 
 
@@ -84,13 +90,15 @@ def learning_rate(grade: Grade, base: float, exponent: float) -> float:
     return float(f"{base * (REFERENCE_WIDTH / grade.width) ** exponent:.3g}")
 
 
-def count(schema: Schema, model: Mapping[str, Any], history: int) -> dict[str, int]:
-    """Parameters and forward FLOPs of a `suan` or `lightsuan` config, without building it.
+def count(
+    schema: Schema, model: Mapping[str, Any], history: int | Mapping[str, int]
+) -> dict[str, int]:
+    """Parameters and forward FLOPs of a `suan`, `lightsuan`, `nif` or `amen` config, without building it.
 
     Args:
       schema: Of the batches.
       model: `name` and options, as in a config's `model`.
-      history: L.
+      history: L, or the length of each list.
 
     Returns:
       n_blocks, n_head, n_dense, n_embedding, flops_per_example (see the module docstring).
@@ -98,6 +106,8 @@ def count(schema: Schema, model: Mapping[str, Any], history: int) -> dict[str, i
     Raises:
       KeyError: A model that is not counted here.
     """
+    if model["name"] in flow_grades.MODELS:
+        return flow_grades.count(schema, model, history)
     s = _Shape.of(schema, model, history)
     rows = {f.id_space for f in schema.features if f.kind == "id"}
     return dict(
@@ -140,7 +150,7 @@ class _Shape:
         options = {k: models.plain(v) for k, v in model.items()}
         name, table = options.pop("name"), options.pop("table", {})
         if name not in ("suan", "lightsuan"):
-            raise KeyError(f"model {name!r} is not counted; suan and lightsuan are")
+            raise KeyError(f"model {name!r} is not counted; suan, lightsuan, nif and amen are")
         pattern = None
         if name == "lightsuan":
             own = {f.name for f in dataclasses.fields(lightsuan.LocalDilated)}

@@ -253,13 +253,15 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
     return out if len(out) > 1 else []
 
 
-def study(rows: Sequence[Row], metric: str = "auc", draws: int = 120) -> dict[str, Any]:
-    """All of it as JSON; what cannot be fitted says why."""
+def study(
+    rows: Sequence[Row], metric: str = "auc", draws: int = 120, second: str = "logloss"
+) -> dict[str, Any]:
+    """All of it as JSON, with a joint law of `second` too; what cannot be fitted says why."""
     out: dict[str, Any] = dict(metric=metric, kind=measured_kind(rows))
     out["axes"] = {a: axis_laws(rows, a, metric) for a in CONTROLS}
     out["axes"] |= {k: axis_laws(rows, "examples", metric, k) for k in kinds_apart(rows)}
     out["joint"], out["joint_holdouts"] = {}, []
-    for name in dict.fromkeys((metric, "logloss")):
+    for name in dict.fromkeys((metric, second)):
         try:
             out["joint"][name] = joint_law(rows, name, draws=draws).to_json()
         except fit.FitError as e:

@@ -22,13 +22,16 @@ from scaling.distill import cached
 from scaling.grades import LADDER
 
 
-def law_stage(rows: list[dict], root: epath.Path) -> None:
+def law_stage(
+    rows: list[dict], root: epath.Path, metrics: tuple[str, str] = ("auc", "logloss")
+) -> None:
     """Fits everything the rows support: fit.json (a law per axis and slice), laws.json, decisions.json."""
-    found = laws.study(rows)
+    found = laws.study(rows, metrics[0], second=metrics[1])
     flat_fits = [f for axis in found.pop("axes").values() for f in axis]
     try:
         timed = sorted(root.glob("distil/latency-*.json"))  # scaling.distill's, by grade
-        decisions = decide.study(rows, latency_ms=decide.read_latency(timed[0]) if timed else None)
+        latency = decide.read_latency(timed[0]) if timed else None
+        decisions = decide.study(rows, metric=metrics[0], latency_ms=latency)
     except fit.FitError as e:
         decisions = {}
         logging.warning("no joint law, so no decisions: %s", e)
@@ -125,6 +128,7 @@ def write(config: ConfigDict, root: epath.Path, results: dict, latency: dict) ->
     context = dict(
         title=config.title,
         trials=rows,
+        metric=config.get("metrics", ("auc",))[0],
         grades=grade_table(rows),
         **law_context(root),
         distil=distill.context(results, tuple(config.experiment.eval.final)) if results else None,
@@ -173,7 +177,7 @@ def run(
         )
         return ""
     logging.info("=== 3/5 law")
-    law_stage(rows, root)
+    law_stage(rows, root, tuple(config.get("metrics", ("auc", "logloss"))))
     logging.info("=== 4/5 teacher, student, artifact")
     results, latency = {}, {}
     if "distil" in config and not only_report:

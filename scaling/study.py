@@ -25,7 +25,7 @@ from recjax.schema import Schema
 from scaling import grades, sweep
 
 AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "kind")
-NOT_A_VARIANT = ("opt.", "eval.")  # how a trial was trained or judged, not what it is
+NOT_A_VARIANT = ("opt.", "eval.", "needs")  # how a trial was trained or judged, not what it is
 
 
 def schema_of(data: ConfigDict) -> Schema:
@@ -72,8 +72,8 @@ def trial(
     grade = dataclasses.replace(grade, **{k: row[k] for k in ("blocks", "width") if k in row})
     c = ConfigDict(config.experiment.to_dict())
     c.seed = row["seed"]
-    c.data.history = row.get("history", c.data.history)
-    c.model.update(grade.options())
+    history = set_history(c, row)
+    c.model.update(grades.options(grade, row.get("model.name", c.model.name)))
     c.opt.lr = grades.learning_rate(grade, c.opt.lr, config.sweep.get("lr_exponent", 0.0))
     c.eval.at_examples = tuple(row["examples"])
     c.train.examples = max(row["examples"])
@@ -87,7 +87,7 @@ def trial(
         blocks=grade.blocks,
         width=grade.width,
         seed=c.seed,
-        history=c.data.history,
+        history=history,
         lr=c.opt.lr,
         kind=row.get("kind", "pass"),
         variant=", ".join(f"{k}={v}" for k, v in own.items() if not k.startswith(NOT_A_VARIANT)),
@@ -95,6 +95,17 @@ def trial(
         **grades.count(schema, c.model, c.data.history),
     )
     return sweep.Trial(c, columns, row.get("cooldown", 0.0))
+
+
+def set_history(config: ConfigDict, row: Mapping[str, Any]) -> int:
+    """Sets a row's history and returns it; where lists have lengths of their own, that of history and moveline."""
+    lengths = config.data.history
+    if not hasattr(lengths, "items"):
+        config.data.history = row.get("history", lengths)
+        return config.data.history
+    if "history" in row:
+        lengths.update(history=row["history"], moveline=row["history"])
+    return lengths.history
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

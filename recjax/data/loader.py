@@ -32,6 +32,7 @@ from recjax.data.choice import Choice, Index, Period, buckets_of
 from recjax.data.growth import vocabulary_hash
 from recjax.data.layout import BatchError, Capacity, Layout, capacity_levels
 from recjax.data.mixed import MixedSource, side_by_side
+from recjax.data.movelines import check_stages
 from recjax.data.order import Order, request_starts
 from recjax.data.prepared import Prepared
 from recjax.data.source import BatchSource
@@ -189,6 +190,7 @@ class Data:
         self._levels: dict[tuple, tuple[Capacity, ...]] = {}
         self._indexes: dict[str, Index] = {}
         self._streams: dict[tuple, tuple[MixedSource, list[Period]]] = {}
+        self._in_stage: set[str] = set()
 
     def batches(
         self,
@@ -230,8 +232,11 @@ class Data:
             from the data.
 
         Raises:
-          BatchError: The sizes do not divide, or `start` is past the end.
+          BatchError: The sizes do not divide, `start` is past the end, or stages of the data overlap in time.
         """
+        if split not in self._in_stage:
+            check_stages(self.prepared, split)
+            self._in_stage.add(split)
         choice = Choice(examples, recent, recent_days, period)
         options = dict(epochs=epochs, shards=shards, seed=shuffle_seed, levels=levels)
         make = functools.partial(self._source, split, batch_size, **options)

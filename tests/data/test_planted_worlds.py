@@ -6,7 +6,7 @@ import pytest
 from recjax.correlation import ctc
 from recjax.data.loader import Data
 from recjax.data.prepared import DataError, Prepared
-from recjax.data.synthetic import aw_moe, ccn, qin, tin
+from recjax.data.synthetic import aw_moe, ccn, nif, qin, tin
 from recjax.data.writing import write_prepared
 from recjax.metrics import auc, gauc
 from recjax.schema import NUM_RESERVED
@@ -99,6 +99,23 @@ def test_qin_vectors_are_written_by_id(tmp_path):
     with pytest.raises(DataError, match="vectors of shape .* are needed, none given"):
         none = dict.fromkeys(("time", "hist_item", "hist_vector"), np.zeros(0, int))
         write_prepared(tmp_path, "no", data.schema, {"history": [none]}, {}, options={})
+
+
+def test_nif_is_what_its_docstring_says():
+    t = nif.sample(nif.World())
+    test = t.step >= nif.STEPS["test"][1]
+    click = t.click[test]
+    assert t.click.mean() == pytest.approx(0.113, abs=0.003)
+    assert auc(t.logit[test], click) == pytest.approx(0.848, abs=0.006)
+    intent = (t.intent[t.user, t.step] * t.points[t.item]).sum(1)[test]
+    assert auc(intent, click) == pytest.approx(0.831, abs=0.006)
+    match = (t.item_scene[t.item] == t.cause)[test]
+    assert auc(match.astype(float), click) == pytest.approx(0.596, abs=0.015)
+    before = np.bincount(t.item[t.click & (t.step < 52)], minlength=len(t.points))
+    assert abs(auc(before[t.item][test].astype(float), click) - 0.5) < 0.03  # control
+    step = np.arccos(np.clip((t.intent[:, 1:] * t.intent[:, :-1]).sum(-1), -1, 1))
+    assert np.mean(np.isclose(step, 0.15, atol=1e-6)) == pytest.approx(0.85, abs=0.01)
+    assert np.mean(np.isclose(step, 0.8, atol=1e-6)) == pytest.approx(0.15, abs=0.01)
 
 
 @pytest.mark.parametrize("module", [tin, aw_moe])

@@ -1,0 +1,89 @@
+"""NIF and AMEN on their planted world: an intent that wanders, scenes that show it (recjax/data/synthetic/nif.py).
+
+    python -m recjax.train --config=experiments/nif_planted.py --workdir=runs/nif_planted            # both stages
+    python -m recjax.train --config=experiments/nif_planted.py:flow --workdir=runs/nif_planted_flow  # the generator alone
+
+The comparison that decides, against AMEN with the same initialisation and no flow, with the shuffled flow as control, six seeds
+that share a generator (recjax/models/README.md has the figures):
+
+    python -m experiments.nif_board --config=experiments/nif_planted.py --seeds=6 --workdir=runs/nif_board
+"""
+
+from ml_collections import ConfigDict
+
+from recjax import configs
+
+FILE = "experiments/nif_planted.py"
+LISTS = dict(history=20, moveline=20, next=8, uniform=4, rejected=4)
+MODEL = dict(
+    width=32, heads=2, layers=2, slots=8, table=dict(dim=16, optimizer="lazy_adam", lr=2e-3)
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Stage 2, or stage 1 for "flow"; "none" is stage 2 without a generator; each with ",runlocal"."""
+    parts = arg.split(",")
+    c = configs.base()
+    c.data.name = "synthetic.nif"
+    lists(c, LISTS)
+    c.model.update(MODEL)
+    c.model.table = dict(dim=16, optimizer="lazy_adam", lr=1e-2)
+    c.opt.lr = 3e-3
+    c.opt.clip = 1.0
+    if "flow" in parts:
+        flow(c)
+    else:
+        amen(c, "" if "none" in parts else ":".join([FILE, ",".join(["flow", *parts]).strip(",")]))
+    if "runlocal" in parts:
+        c.data.prepare = dict(users=40)
+        c.train.examples = min(c.train.examples or 1_024, 1_024)
+        c.train.epochs = 1
+        c.train.batch = 64
+        c.eval.examples = 512
+    return c
+
+
+def lists(c: ConfigDict, lengths: dict[str, int]) -> None:
+    """Events read of each list; `next` is the flow's length."""
+    with c.ignore_type():
+        c.data.history = ConfigDict(lengths)
+
+
+def flow(c: ConfigDict) -> None:
+    """Stage 1: the generator."""
+    c.model.name = "nif"
+    c.data.train = "train_flow"
+    c.train.batch = 128  # the cost of the in-batch softmax grows with its square
+    c.train.epochs = 3
+    c.opt.schedule = "cosine"
+    c.eval.batch = 256  # the pool of hr10 is a batch
+    c.eval.splits = ("validation_flow",)
+    c.eval.final = ("validation_flow", "test_flow")
+
+
+def amen(c: ConfigDict, generator: str) -> None:
+    """Stage 2: the CTR model, of the generator that another config trains; "": without one."""
+    c.model.name = "amen"
+    c.model.head = (64, 32)
+    c.model.flow = "nif" if generator else "none"
+    c.train.batch = 256
+    c.train.examples = 40_000
+    c.eval.batch = 1024
+    c.eval.examples = 20_000
+    c.eval.final = ("validation", "test")
+    if generator:
+        c.needs = (generator,)
+        c.init_from = from_generator("needs/0")
+
+
+def from_generator(run: str, flow: bool = True, weights: bool = True) -> tuple:
+    """init_from: the frozen generator (`flow`), and its encoders and tables as AMEN's own beginning (`weights`: gen2disc)."""
+    frozen = (
+        (run, r"dense/(.*)", r"frozen/generator/\1"),
+        (run, r"tables/(generator/\w+/rows)", r"tables/\1"),
+    )
+    own = (
+        (run, r"dense/(encoders/.*)", r"dense/\1"),
+        (run, r"tables/generator/(\w+/rows)", r"tables/\1"),
+    )
+    return (frozen if flow else ()) + (own if weights else ())

@@ -1,0 +1,154 @@
+"""NIF's control with discrete targets: the same generator, trained by cross-entropy to name residual-quantised codes [OUR].
+
+The blame of the paper's abstract is that discretisation loses what a dense target keeps. Here z*_k = T(i_k) is quantised
+(recjax.layers.residual_quantizer, codebooks as moving averages) and slot k names its codes from F: the head reads f_k, so stage 2
+takes F from this generator as from the dense one. T and its rows are those of a finished dense run, frozen: with T in motion,
+one code for everything would cost nothing.
+
+    c: experiments/nif_complete_journey.py:codes;  init_from: dense run's encoders -> frozen/target, rows -> tables/target
+
+`nce_loss` is the cross-entropy of all levels, in nats a target; hr10 ranks items by the sum of their codes' log-probabilities, an
+item with the same codes as the target counting against it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from recjax.inputs import embed_targets, take
+from recjax.layers import residual_quantizer as rq
+from recjax.layers.flow import Pool, rank, shared_negatives
+from recjax.models import nif
+from recjax.schema import Table
+from recjax.system import Objective, Select, System, mean
+
+TARGET = "target"  # owner of the frozen rows, and key of the frozen encoders
+BANK = 4096  # points from which the codebooks begin
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage(nif.Stage):
+    """Stage 1 with codes."""
+
+    @property
+    def quantizer(self) -> rq.ResidualQuantizer:
+        levels, size = self.module.codes
+        return rq.ResidualQuantizer(
+            self.module.width, levels, size, update="ema", kmeans=True, bank=BANK
+        )
+
+    def init(self, rng, rows, batch):
+        keys = jax.random.split(rng)
+        dense, _ = super().init(keys[0], rows, batch)
+        points = jnp.zeros((1, self.module.width))
+        return dense, dict(self.quantizer.init(keys[1], points))
+
+    def true_points(self, frozen, rows, batch, name: str) -> jax.Array:
+        """T of a list's items by the frozen encoders, [B, n, d]."""
+        found = embed_targets(self.schema, rows, batch, owner=TARGET)
+        return self.frozen_points(frozen, sum(found[f.name] for f in self.reader.ids_of(name)))
+
+    def frozen_points(self, frozen, summed: jax.Array) -> jax.Array:
+        if TARGET not in frozen:
+            raise ValueError(
+                "nif with target='codes' quantises the points of a finished dense run and there is none: name it in "
+                "init_from, as experiments/nif_complete_journey.py:codes does"
+            )
+        e = self.module.clone(codes=())
+        points = e.apply({"params": frozen[TARGET]}, summed, method=nif.Generator.points)
+        return jax.lax.stop_gradient(points)
+
+    def named(self, dense, rows, batch) -> jax.Array:
+        """Log-probabilities of codes, float32 [B, K, levels, size]."""
+        inputs = self.look_up(rows, batch)
+        logits = self.module.apply({"params": dense}, inputs, method=nif.Generator.name_codes)
+        return jax.nn.log_softmax(logits, axis=-1)
+
+    def code_pools(self, state, frozen, rows, batch, train: bool = False):
+        """Targets in their slots and uniform items, their points being codes [B, n, levels]; and the state."""
+        pools, quantizer = [], self.quantizer
+        for name in ("next", "uniform"):
+            pool = self.reader.pool(self.true_points(frozen, rows, batch, name), batch, name)
+            found, changed = quantizer.apply(
+                state,
+                pool.points,
+                train=train and name == "next",
+                valid=pool.real,
+                mutable=[rq.STATE],
+            )
+            state = {**state, **changed}
+            pools.append(pool._replace(points=found.codes))
+        return self.reader.ordered(pools[0], self.module.slots), pools[1], state
+
+    def loss(self, dense, rows, state, frozen, batch, rng):
+        targets, _, state = self.code_pools(state, frozen, rows, batch, train=True)
+        each = -picked(self.named(dense, rows, batch), targets.points).sum(-1)
+        real = targets.real.astype(jnp.float32)
+        total = (each * real).sum(), real.sum()
+        return mean(*total), (state, {"loss": total})
+
+    def outputs(self, dense, rows, state, frozen, batch):
+        """As of the dense stage; nce is the cross-entropy of all levels."""
+        targets, uniform, _ = self.code_pools(state, frozen, rows, batch)
+        names = self.named(dense, rows, batch)
+        best = picked(names, targets.points).sum(-1)
+        ranks = rank_by_codes(names, best, targets, uniform, batch["group"][self.user_key])
+        summed = self.candidate_rows(rows, batch)
+        codes = rq.quantize(
+            self.frozen_points(frozen, summed), state[rq.STATE]["codebooks"]
+        ).codes  # [B, C, levels]
+        onehot = jax.nn.one_hot(codes, names.shape[-1])
+        logits = jax.nn.logsumexp(jnp.einsum("bkls,bcls->bkc", names, onehot), axis=1)
+        measured = {"nce": -best, "rank": ranks, "real": targets.real}
+        return {"logits": logits, **nif.by_candidate(logits, measured)}
+
+    def candidate_rows(self, rows, batch) -> jax.Array:
+        """Summed frozen id embeddings of the candidates, [B, C, dim]."""
+        total = 0.0
+        for _, c in self.reader.fields.items:
+            total += take(rows[f"{TARGET}/{c.id_space}"], batch["pos"][c.name])
+        return total
+
+    def score(self, dense, rows, state, frozen, batch):
+        names = self.named(dense, rows, batch)
+        points = self.frozen_points(frozen, self.candidate_rows(rows, batch))
+        codes = rq.quantize(points, state[rq.STATE]["codebooks"]).codes
+        onehot = jax.nn.one_hot(codes, names.shape[-1])
+        return {"logits": jax.nn.logsumexp(jnp.einsum("bkls,bcls->bkc", names, onehot), axis=1)}
+
+
+def picked(names: jax.Array, codes: jax.Array) -> jax.Array:
+    """Log-probability of each level's code: [B, K, levels, size], int [B, K, levels] -> [B, K, levels]."""
+    return jnp.take_along_axis(names, codes[..., None], axis=-1)[..., 0]
+
+
+def rank_by_codes(names, best, targets: Pool, uniform: Pool, user) -> jax.Array:
+    """How many distinct negatives' codes score at least as high as each target's, [B, K]."""
+    shared, allowed = shared_negatives(targets, uniform, user)
+    score = jnp.einsum("bkls,nls->bkn", names, jax.nn.one_hot(shared.points, names.shape[-1]))
+    return rank(score, best - 1e-5, shared, allowed)
+
+
+def make_system(stage: nif.Stage, tables: tuple[Table, ...], patience: int) -> System:
+    """The control, with frozen tables target/<id space> beside the generator's own."""
+    own = Stage(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)})
+    spaces = {h.id_space for h, _ in stage.reader.fields.items}
+    frozen = tuple(
+        dataclasses.replace(t, owner=TARGET, optimizer="frozen")
+        for t in tables
+        if t.id_space in spaces
+    )
+    return System(
+        schema=stage.schema,
+        tables=tables + frozen,
+        init=own.init,
+        loss=own.loss,
+        outputs=own.outputs,
+        objectives=(Objective("logits", stage.schema.labels[0]),),
+        select=Select("nce_loss", "min", patience),
+        exports={k: v for k, v in own.exports().items() if k != "item"},
+        after_step=rq.after_step(own.quantizer, ()),
+        measure=nif.hit_rates,
+        kept=("nce", "rank", "real"),
+    )

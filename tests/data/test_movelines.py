@@ -1,0 +1,130 @@
+"""Stages apart in time, targets after their request, negatives, blocks of a user."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from recjax.data import movelines
+from recjax.data.layout import BatchError
+from recjax.data.loader import Data
+from recjax.data.prepared import Prepared
+from recjax.data.synthetic import nif
+
+LENGTHS = dict(history=6, moveline=8, next=8, uniform=4, rejected=4)
+USERS = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return nif.prepare(tmp_path_factory.mktemp("nif"), users=USERS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return Data(Prepared(folder), history=LENGTHS)
+
+
+def ids(batch, data, name):
+    return batch["ids"][data.schema.feature(name).id_space][0][batch["pos"][name]]
+
+
+def test_inputs_lie_before_the_request_and_targets_do_not(data):
+    batch = next(iter(data.batches("train_flow", 256)))
+    for name in ("history", "moveline"):
+        assert (batch["age"][name][batch["mask"][name]] > 0).all()
+    ahead = batch["age"]["next"][batch["mask"]["next"]]
+    assert (ahead <= 0).all() and (ahead > -nif.HORIZON).all() and (ahead == 0).any()
+    end = nif.STEPS["train_flow"][2] * nif.STEP
+    at = np.broadcast_to(batch["group"]["second"][:, None], batch["mask"]["next"].shape)
+    assert ((at - batch["age"]["next"])[batch["mask"]["next"]] < end).all()
+    # the click of the request itself is a target, and no input
+    truth = nif.sample(nif.World(users=USERS, seed=1))
+    row = int(np.flatnonzero(batch["mask"]["next"].any(1))[0])
+    user, second = (int(batch["group"][k][row]) for k in ("user", "second"))
+    clicked = truth.item[(truth.user == user) & truth.click & (truth.step * nif.STEP >= second)]
+    mask = batch["mask"]["next"][row]
+    first = ids(batch, data, "next_item")[row][mask] - 3
+    merged = clicked[np.r_[True, clicked[1:] != clicked[:-1]]]
+    np.testing.assert_array_equal(first, merged[: mask.sum()])
+
+
+def test_negatives_come_with_their_share(data):
+    batch = next(iter(data.batches("train_flow", 256)))
+    assert batch["mask"]["uniform"].all()
+    share, item = batch["dense"]["uniform_share"], ids(batch, data, "uniform_item")
+    truth = nif.sample(nif.World(users=USERS, seed=1))
+    early = truth.click & (truth.step < nif.STEPS["train_flow"][2])
+    counts = np.bincount(truth.item[early], minlength=200) / early.sum()
+    np.testing.assert_allclose(share, counts[item - 3], rtol=1e-5)
+    assert len(np.unique(item)) > 150
+    shown = ids(batch, data, "rejected_item")[batch["mask"]["rejected"]]
+    assert len(shown) > 500 and batch["mask"]["rejected"].sum(1).max() == 4
+
+
+def test_impressions_have_no_targets_and_lie_in_blocks_of_a_user(data):
+    batch = next(iter(data.batches("train", 64)))
+    for name in movelines.LISTS:
+        assert not batch["mask"][name].any()
+    user, second = batch["group"]["user"], batch["group"]["second"]
+    same = np.diff(user) == 0
+    assert same.mean() > 0.8  # blocks of eight, a user's last one shorter
+    assert (np.diff(second)[same] > 0).mean() > 0.8  # successive requests, not one request's list
+    assert (batch["group"]["cutoff"] == batch["group"]["second"] // nif.STEP).all()
+
+
+def test_user_blocks():
+    user = np.repeat([0, 1], [6, 3])
+    time = np.array([1, 1, 1, 2, 2, 3, 5, 6, 7])
+    got = movelines.user_blocks(user, time, np.random.default_rng(0), size=3)
+    assert (
+        len(set(got[[0, 3, 5]])) == 1 and len(set(got[[1, 4, 2]])) == 1
+    )  # first rows, then second ones
+    assert len(set(got)) == 3 and sorted(np.unique(got)) == [0, 1, 2]
+
+
+def test_the_loader_refuses_stages_that_overlap(tmp_path, folder):
+    stages = Prepared(folder).identity["stages"]
+    movelines.check_windows(stages, folder, False)
+    late = {**stages, "train_flow": {**stages["train_flow"], "end": stages["train"]["end"]}}
+    with pytest.raises(
+        BatchError, match="'train_flow' \\(stage 1\\) and 'train' \\(stage 2\\) overlap"
+    ):
+        movelines.check_windows(late, folder, False)
+    movelines.check_windows(late, folder, True)
+    prepared = Prepared(folder)
+    prepared.identity["stages"] = late
+    with pytest.raises(BatchError, match="the generator would have seen the labels"):
+        Data(prepared, history=LENGTHS).batches("train", 64)
+    longer = nif.prepare(tmp_path, users=USERS, seed=1, overlap=True)
+    later = Data(Prepared(longer), history=LENGTHS)
+    assert later.splits["train_flow"] > 1.5 * Data(prepared, history=LENGTHS).splits["train_flow"]
+    assert len(later.batches("train_flow", 64))
+
+
+def test_the_loader_refuses_rows_and_targets_outside_their_window(folder):
+    for change in (dict(begin=4 * nif.STEP + nif.EPOCH), dict(end=26 * nif.STEP + nif.EPOCH)):
+        prepared = Prepared(folder)
+        stages = prepared.identity["stages"]
+        stages["train_flow"] = {**stages["train_flow"], **change}
+        with pytest.raises(BatchError, match="outside the split's window"):
+            Data(prepared, history=LENGTHS).batches("train_flow", 64)
+
+
+def test_shuffled_labels_say_nothing_and_histories_stay(tmp_path, data):
+    other = Data(
+        Prepared(nif.prepare(tmp_path, users=USERS, seed=1, label="shuffled")), history=LENGTHS
+    )
+    a, b = (next(iter(d.batches("test", 512))) for d in (data, other))
+    assert abs(a["label"]["click"].mean() - b["label"]["click"].mean()) < 0.05
+
+    def gap(x):
+        return x["label"]["oracle"][x["label"]["click"] > 0].mean() - x["label"]["oracle"].mean()
+
+    assert gap(a) > 1 and abs(gap(b)) < 0.6
+
+
+def test_windows_cover_the_log():
+    windows = nif.windows(nif.World())
+    assert all(dataclasses.astuple(w)[1] < dataclasses.astuple(w)[2] for w in windows.values())
+    assert windows["train_early"].end == windows["train"].begin
