@@ -13,6 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "logistic"
     c.model.table = dict(lr=0.1)
-    c.opt.lr = 1e-2  # both rates: the best of six on validation, at the grid's edge; see README, Results
+    # Both rates: the best of six on validation, at the edge of the grid; see README, Results.
+    c.opt.lr = 1e-2
     c.train.microbatches = 1
     return c
