@@ -24,6 +24,7 @@ SHORT = dict(history=8, moveline=8, next=8, uniform=4, rejected=4)
 MODEL = dict(width=32, heads=2, layers=1, slots=8, user_key="household")
 # What of a run a generator begins from in disc2gen2disc: the rows that both have.
 SPACES = "product|category|type|department|scene|action|size"
+ITEM = "product|category|type|department"
 from_generator = nif_planted.from_generator
 
 
@@ -73,6 +74,11 @@ def flow(c: ConfigDict, parts: list[str]) -> None:
         c.init_from = (("needs/0", rf"tables/({SPACES})/rows", r"tables/generator/\1/rows"),)
     if "codes" in parts:
         c.model.target = "codes"
+        c.needs = (f"{FILE}:flow,{rest}".strip(","),)
+        c.init_from = (
+            ("needs/0", r"dense/(encoders/.*)", r"frozen/target/\1"),
+            ("needs/0", rf"tables/generator/({ITEM})/rows", r"tables/target/\1/rows"),
+        )
 
 
 def amen(c: ConfigDict, generator: str) -> None:
@@ -92,6 +98,7 @@ def amen(c: ConfigDict, generator: str) -> None:
 
 
 def runlocal(c: ConfigDict) -> None:
+    nif_planted.short(c)
     c.data.prepare = dict(limit_households=60)
     c.train.examples = 512 if c.model.name == "nif" else 1_024
     c.train.epochs = 1

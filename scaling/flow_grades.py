@@ -101,7 +101,10 @@ class _Amen(_Nif):
             self.encoders() + 3 * 4 * d * d + (d + self.scene_ids() * e) * d + d + 3 * (d * d + d)
         )
         flops = self.encoder_flops() + self.looks_flops()
-        if self.o["flow"] != "none":
+        if self.o["flow"] == "none":  # no cosines, so no tower
+            dense -= 2 * (d * d + d)
+            flops -= self.point_flops() - 2 * self.dim * d
+        else:
             dense += 4 * d * d + (7 * d * d + 5 * d if self.o["sam"] else 0)
             flops += self.flow_flops() + self.adapter_flops()
         spaces = {f.id_space for f in self.schema.features if f.kind == "id" and f.role != "target"}

@@ -109,8 +109,9 @@ class Generator(nn.Module):
         self.encoders = Encoders(self.fields, self.width, self.heads, self.depth, **types)
         init = nn.initializers.normal(1.0)  # distinct: a collapsed flow is a saddle of L_div
         self.queries = self.param("queries", init, (self.slots, self.width), self.param_dtype)
-        self.kinds = self.param("kinds", init, (2, self.width), self.param_dtype)
-        self.norm_memory, self.norm_flow = (nn.LayerNorm(**types) for _ in range(2))
+        small = nn.initializers.normal(0.02)  # or they drown the items
+        self.kinds = self.param("kinds", small, (2, self.width), self.param_dtype)
+        self.norm_past, self.norm_flow = (nn.LayerNorm(**types) for _ in range(2))
         self.decoder_layers = [Block(self.heads, **types) for _ in range(self.depth)]
         self.out = nn.Dense(self.width, use_bias=False, **types)
         if self.decoder == "ar":
@@ -141,10 +142,10 @@ class Generator(nn.Module):
 
     def memory(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """[H ; S] with their kinds [B, L + N, d], and where it is [B, 1, L + N]."""
-        both = self.encoders.scenes(inputs), self.encoders.past(inputs)
-        kinds = self.kinds.astype(self.dtype)
-        x = jnp.concatenate([x + kinds[i] for i, (x, _) in enumerate(both)], axis=1)
-        return self.norm_memory(x), jnp.concatenate([m for _, m in both], axis=1)[:, None]
+        (h, there), (s, seen) = self.encoders.scenes(inputs), self.encoders.past(inputs)
+        kinds = jnp.asarray(self.kinds, self.dtype)
+        x = jnp.concatenate([h + kinds[0], self.norm_past(s) + kinds[1]], axis=1)
+        return x, jnp.concatenate([there, seen], axis=1)[:, None]
 
     def decode(self, memory, seen, before) -> jax.Array:
         queries = self.queries.astype(self.dtype)
