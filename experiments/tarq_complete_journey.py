@@ -14,7 +14,7 @@ baseline, two towers, and the exact target attention it imitates, paired, three 
 
 from ml_collections import ConfigDict
 
-from experiments import suan_complete_journey
+from experiments import suan_complete_journey, tarq_planted
 
 ITEM = ("product", "category", "type", "department", "manufacturer", "brand")
 
@@ -32,4 +32,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.opt.lr = 1e-3
     c.opt.clip = 5.0
     c.train.microbatches = 1
+    if arg == "runlocal":
+        tarq_planted.quick(c)
     return c

@@ -38,4 +38,11 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "runlocal":
         c.data.prepare = dict(users=200, train=4_000, validation=500, test=500)
         c.train.epochs = 1
+        quick(c)
     return c
+
+
+def quick(c: ConfigDict) -> None:
+    """A model that compiles in seconds."""
+    c.model.levels = 2
+    c.model.codebook_init = "normal"
