@@ -43,12 +43,11 @@ def held_together(x: jax.Array | np.ndarray, dim: int) -> int:
 def read(x: jax.Array, ids: jax.Array, dim: int, **hints) -> jax.Array:
     """Logical rows [..., dim] (or numbers [...]) of `ids` [...]; ids past the end read some row nobody wants."""
     k = held_together(x, dim)
+    hints = {**hints, "wrap_negative_indices": False}  # whose constant could pass 32 bits
     if k == 1:
         return x.at[ids].get(mode="clip", **hints)
     # siblings ask for the same physical row, so the ids are not unique any more
-    whole = x.at[ids // k].get(
-        mode="clip", indices_are_sorted=hints.get("indices_are_sorted", False)
-    )
+    whole = x.at[ids // k].get(mode="clip", **{**hints, "unique_indices": False})
     part = (ids % k)[..., None]
     out = whole[..., :dim]
     for i in range(1, k):
