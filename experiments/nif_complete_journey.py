@@ -7,7 +7,7 @@
 Arguments, joined by commas: `flow` (stage 1), `amen24` (no generator; TSP weighs 0.5), `codes` (the control whose targets are residual-
 quantised codes), `disc2gen2disc` (a CTR model of weeks 1-36 comes first, and the generator begins from its tables),
 `width=`, `layers=`, `heads=` of both stages and `examples=` of the one named (grades: scaling/configs/nif_complete_journey.py),
-`runlocal`. The decisive comparison, against the same model without the flow and with the shuffled flow:
+`runlocal` (stage 2 alone; with `both` after its generator). The decisive comparison, against the same model without the flow and with the shuffled flow:
 
     python -m experiments.nif_board --config=experiments/nif_complete_journey.py --seeds=3 --split=test_matched,test \\
         --set=train.recent=300000 --workdir=runs/nif_board_cj
@@ -47,7 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
         amen(c, "")
         c.data.train = "train_early_matched"
     else:
-        amen(c, "" if "amen24" in parts else ":".join([FILE, ",".join(["flow", *parts])]))
+        alone = "amen24" in parts or ("runlocal" in parts and "both" not in parts)
+        amen(c, "" if alone else ":".join([FILE, ",".join(["flow", *parts])]))
         if "amen24" in parts:
             c.model.tsp = 0.5
     if "runlocal" in parts:

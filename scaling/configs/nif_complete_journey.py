@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sweep.lr_exponent = 0.5
     if "stage2" in parts:
         c.metrics = ("auc", "logloss")
-        c.experiment = nif_complete_journey.get_config("runlocal" if small else "")
+        c.experiment = nif_complete_journey.get_config("both,runlocal" if small else "")
         c.experiment.eval.splits = ("test_matched",)
         c.experiment.eval.final = ("test_matched", "test")
         c.sweep.trials = tuple(stage2(small))

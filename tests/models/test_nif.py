@@ -18,6 +18,8 @@ from recjax.layers import sphere
 from recjax.layers.moveline import Encoders, Fields, gap_buckets, log_buckets
 from recjax.models import amen, nif
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
+from recjax.serving import artifact
+from recjax.serving.scorer import Scorer
 from tests.models import worlds
 from tests.models.worlds import close, far, finite, jit
 
@@ -617,6 +619,45 @@ def test_a_shuffled_flow_is_another_rows():
     m, s = ctr(), ctr(flow="shuffled")
     assert far(s.logits(W), m.logits(W))
     assert "flow" not in s.system.exports
+
+
+def exported(m, held, folder):
+    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen=held)
+    artifact.export_artifact(
+        folder,
+        m.system,
+        trees,
+        batch=W.batch(),
+        config={},
+        platforms=("cpu",),
+        rows_format="float32",
+    )
+    loaded = artifact.load(folder)
+    return loaded, loaded.manifest["functions"]
+
+
+def test_an_artifact_holds_the_flow_of_a_request_and_the_score_that_reads_it(tmp_path):
+    m = ctr()
+    loaded, functions = exported(m, frozen(), tmp_path / "amen")
+    assert {k: f["cadence"] for k, f in functions.items()} == {
+        "score": "request", "flow": "request", "score_flow": "candidate"
+    }  # fmt: skip
+    assert not any("pos/item" in x for x in functions["flow"]["inputs"]), "no candidate"
+    assert not any("next" in x for f in functions.values() for x in f["inputs"]), "no target"
+    assert not any("generator/" in x for x in functions["score_flow"]["rows"])
+    got = Scorer(loaded, "score").score(W.batch())["logits"]
+    np.testing.assert_allclose(got, m.logits(W), atol=1e-5)
+
+
+def test_an_artifact_of_stage_1_holds_flow_and_item_vectors(tmp_path):
+    m = generator()
+    loaded, functions = exported(m, {}, tmp_path / "nif")
+    assert {k: f["cadence"] for k, f in functions.items()} == {
+        "score": "request", "flow": "request", "item": "item"
+    }  # fmt: skip
+    np.testing.assert_allclose(
+        Scorer(loaded, "score").score(W.batch())["logits"], m.logits(W), atol=1e-4
+    )
 
 
 # ---- TSP -----------------------------------------------------------------------------------------
