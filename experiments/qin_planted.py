@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
     c.data.name = "synthetic.qin"
     c.data.history = 8
+    c.data.prepare.label = "click"
     c.model.name = "qin"
     c.model.table = dict(dim=16, lr=5e-3, init_scale=1e-2)
     c.model.vectors = "own"

@@ -118,7 +118,8 @@ def sample(
     past = rng.integers(low, high, (n, world.events))
     target = rng.integers(low, high, n)
     mood = rng.choice([-1, 1], n)
-    logit = world.bias + sum(terms(world, items.latent, past, target, mood))
+    near, crossed = terms(world, items.latent, past, target, mood)
+    logit = world.bias + near + crossed
     click = rng.random(n) < 1 / (1 + np.exp(-logit))
     if world.label == "shuffled":
         click = rng.permutation(click)
