@@ -22,7 +22,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from recjax.schema import Feature, Schema
+from recjax.schema import Feature, Schema, table_path
 
 Batch = dict
 
@@ -124,7 +124,7 @@ def embed(
         if f.role in ("label", "target"):
             continue
         if f.kind == "id":
-            path = f"{owner}/{f.id_space}" if owner else f.id_space
+            path = table_path(owner, f.id_space)
             x = take(rows[path], batch["pos"][f.name]).astype(dtype)
             if f.multi:
                 x = _combine(f, x, raw_ids(schema, batch, f.name) != 0)
@@ -152,7 +152,7 @@ def embed_targets(
     """Id features of the role target, [B, L, d] each: for losses. `embed` leaves them out, so no input can be one."""
     out = {}
     for f in schema.select("target", kind="id"):
-        path = f"{owner}/{f.id_space}" if owner else f.id_space
+        path = table_path(owner, f.id_space)
         if path in rows:
             out[f.name] = take(rows[path], batch["pos"][f.name]).astype(dtype)
     return out

@@ -157,6 +157,11 @@ class Feature:
         return ROLE_AXES[self.role]
 
 
+def table_path(owner: str, id_space: str) -> str:
+    """The name of an owner's table over an id space, in trees, plans and checkpoints."""
+    return f"{owner}/{id_space}" if owner else id_space
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """An embedding table: `owner`'s rows for one id space.
@@ -188,7 +193,7 @@ class Table:
 
     @property
     def path(self) -> str:
-        return f"{self.owner}/{self.id_space}" if self.owner else self.id_space
+        return table_path(self.owner, self.id_space)
 
     @property
     def frozen(self) -> bool:

@@ -177,14 +177,18 @@ class Together:
 
             return jax.lax.fori_loop(0, count, body, (trees, self.zeros))
 
-        if self.sequential if self.sequential is not None else jax.default_backend() == "cpu":
+        if self.sequential:
             return jax.lax.map(lambda m: member(*m), (trees, self.rates, self.keys))
         return jax.vmap(member)(trees, self.rates, self.keys)
 
-    # None: members one after the other on CPU, where one's parameters and activations stay in cache, else `vmap`. The
-    # two round differently, which Adam at its usual eps makes visible where a gradient is exactly zero but for
-    # rounding (a bias before a BatchNorm): such a parameter moves by the rate, with the sign of the noise.
-    sequential: bool | None = None
+    @property
+    def sequential(self) -> bool:
+        """Whether members go one after the other: on CPU, where one's parameters and activations stay in cache.
+
+        `vmap` rounds differently, which Adam at its usual eps makes visible where a gradient is exactly zero but for
+        rounding (a bias before a BatchNorm): such a parameter moves by the rate, with the sign of the noise.
+        """
+        return jax.default_backend() == "cpu"
 
     def advance(self, trees: Tree, stream: Iterator[dict], step: int, scale: np.ndarray) -> Tree:
         """Up to CHUNK steps from `step`, one for each scale; donates `trees`."""

@@ -23,8 +23,11 @@ def columns(data: Prepared, split: str, names: Sequence[str], recent: int = 0) -
     absent = [n for n in names if blocks and n not in blocks[0]]
     if absent:
         raise SchemaError(f"split {split!r} of {data.path} has no column {absent[0]!r}")
+    whole = {n: np.concatenate([b[n] for b in blocks]) for n in names}
+    if not recent:  # an index reads the split once more
+        return whole
     rows = Index(data, split, data.schema.lists).rows(Choice(recent=recent))
-    return {n: np.concatenate([b[n] for b in blocks])[rows] for n in names}
+    return {n: x[rows] for n, x in whole.items()}
 
 
 def group_of(schema: Schema) -> str:

@@ -38,7 +38,6 @@ from recjax.data.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "complete_journey_movelines", "1.0.0"
-HORIZON = 7 * 86_400
 ITEM = {c: c for c in ("product", "category", "type", "department")}
 ACTIONS = ("visit", "buy", "receive", "redeem")
 SIZES = 16  # powers of two
@@ -240,12 +239,7 @@ class World:
             "second": time - int(self.opportunities.visits["time"].min()),
             "cutoff": moved["count"],
         }
-        if targets is None:
-            blocks = {"request": movelines.user_blocks(household, time, rng)}
-            return out | blocks | movelines.nothing(len(kept))
-        out |= {"request": rng.permutation(len(kept))}  # a batch's targets: of many households
-        ahead = movelines.upcoming(self.ahead, household, time, window.end, HORIZON)
-        return out | ahead | targets
+        return out | movelines.reading(self.ahead, household, time, window.end, targets, rng)
 
 
 def cut(

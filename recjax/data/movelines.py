@@ -33,6 +33,7 @@ LISTS = ("next", "uniform", "rejected")
 UNIFORM = 4  # items drawn uniformly, a row
 REJECTED = 4
 BLOCK = 8  # rows of a user that lie together
+HORIZON = 7 * 86_400  # seconds after its request within which a target lies
 
 Fields = Mapping[str, str]  # name of an item's field -> id space
 
@@ -132,6 +133,29 @@ def nothing(rows: int) -> dict[str, np.ndarray]:
     for name in LISTS:
         out |= {f"{name}/end": np.zeros(rows, np.int64), f"{name}/count": np.zeros(rows, np.int32)}
     return out
+
+
+def reading(
+    ahead: Timeline,
+    user: np.ndarray,
+    time: np.ndarray,
+    until: int,
+    drawn: dict[str, np.ndarray] | None,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """In which order rows are read, and what they are to predict.
+
+    Args:
+      ahead: From `positives`.
+      user, time: Of the rows, [N].
+      until: End of the window.
+      drawn: Columns of the drawn lists; None for rows without targets, which are read in blocks of a user.
+      rng: Of the order.
+    """  # fmt: skip
+    if drawn is None:
+        return {"request": user_blocks(user, time, rng)} | nothing(len(user))
+    order = {"request": rng.permutation(len(user))}  # a batch's targets: of many users
+    return order | upcoming(ahead, user, time, until, HORIZON) | drawn
 
 
 def user_blocks(

@@ -34,7 +34,7 @@ def test_inputs_lie_before_the_request_and_targets_do_not(data):
     for name in ("history", "moveline"):
         assert (batch["age"][name][batch["mask"][name]] > 0).all()
     ahead = batch["age"]["next"][batch["mask"]["next"]]
-    assert (ahead <= 0).all() and (ahead > -nif.HORIZON).all() and (ahead == 0).any()
+    assert (ahead <= 0).all() and (ahead > -movelines.HORIZON).all() and (ahead == 0).any()
     end = nif.STEPS["train_flow"][2] * nif.STEP
     at = np.broadcast_to(batch["group"]["second"][:, None], batch["mask"]["next"].shape)
     assert ((at - batch["age"]["next"])[batch["mask"]["next"]] < end).all()

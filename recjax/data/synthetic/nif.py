@@ -47,7 +47,6 @@ STEPS = {
     "test_flow": (3, 56, 64),
 }
 LAST = 64
-HORIZON = 7 * 86_400
 VERSION = "1.0.0"
 LABELS = ("click", "shuffled")
 ITEM = {"item": "item", "category": "category", "scene": "scene"}  # an item's fields
@@ -321,12 +320,7 @@ class Parts:
             "second": time - EPOCH,
             "cutoff": moved["count"],
         }
-        if targets is None:
-            blocks = {"request": movelines.user_blocks(user, time, rng)}
-            return out | blocks | movelines.nothing(len(rows))
-        out |= {"request": rng.permutation(len(rows))}  # a batch's targets: of many users
-        ahead = movelines.upcoming(self.ahead, user, time, window.end, HORIZON)
-        return out | ahead | targets
+        return out | movelines.reading(self.ahead, user, time, window.end, targets, rng)
 
 
 def vocabulary(world: World) -> dict[str, pl.DataFrame]:
