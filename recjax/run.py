@@ -63,6 +63,10 @@ class RunError(ValueError):
     """A run cannot start or go on; the message says what to do."""
 
 
+class Busy(RunError):
+    """Another process is writing to the run directory."""
+
+
 class Interrupted(SystemExit):
     """Raised after a save, when SIGTERM or Ctrl-C asked the run to stop."""
 
@@ -171,7 +175,7 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise RunError(
+            raise Busy(
                 f"another process is writing to {self.dir}; wait for it, stop it, or give another --workdir"
             ) from None
 

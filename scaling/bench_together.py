@@ -1,4 +1,4 @@
-"""Trials per hour of a grade: a plain jitted step loop against trials trained together.
+"""Trials per hour of a grade: a plain jitted step loop, trials in one program, and a process on each core.
 
     python -m scaling.bench_together --config=scaling/configs/complete_journey.py --grades=-1,0 --members=3
 
@@ -6,8 +6,9 @@ Prints milliseconds a step and trial, batches included, by the clock and in CPU 
 other work too, the second is the one to compare.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
+import multiprocessing
 import tempfile
 import time
 
@@ -18,13 +19,16 @@ import numpy as np
 
 from recjax.run import Run, Stop, set_up
 from recjax.train import Trainer
-from scaling import together
+from scaling import processes, together
 from scaling.grades import named
 
 
-def timed(advance: Callable[[], None], calls: int) -> np.ndarray:
-    """(clock, CPU) seconds of each call after the first, which compiles: [calls, 2]."""
+def timed(
+    advance: Callable[[], None], calls: int, ready: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """(clock, CPU) seconds of each call after the first, which compiles, and after `ready`: [calls, 2]."""
     advance()
+    ready()
     marks = []
     for _ in range(calls):
         began = time.monotonic(), time.process_time()
@@ -33,7 +37,9 @@ def timed(advance: Callable[[], None], calls: int) -> np.ndarray:
     return np.array(marks)
 
 
-def plain_step(config: ConfigDict, steps: int) -> np.ndarray:
+def plain_step(
+    config: ConfigDict, steps: int, ready: Callable[[], object] = lambda: None
+) -> np.ndarray:
     """Seconds a step of `recjax.train`'s loop."""
     with Stop() as stop, tempfile.TemporaryDirectory() as folder, Run(folder, config) as run:
         t = Trainer(config, run, stop)
@@ -46,7 +52,26 @@ def plain_step(config: ConfigDict, steps: int) -> np.ndarray:
                 t.step += 1
             jax.block_until_ready(t.trees)
 
-        return timed(advance, steps // together.CHUNK) / together.CHUNK
+        return timed(advance, steps // together.CHUNK, ready) / together.CHUNK
+
+
+def apart_step(config: ConfigDict, steps: int, n: int) -> np.ndarray:
+    """Seconds a step and trial where n processes train at once, each on its part of the cores."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier, answers = spawn.Barrier(n), spawn.Queue()
+    args = (config, steps, barrier, answers)
+    workers = [spawn.Process(target=_apart, args=args) for _ in range(n)]
+    for worker, cores in zip(workers, processes.parts(processes.available(), n), strict=True):
+        processes.start_on(worker, cores)
+    found = np.concatenate([answers.get(timeout=600) for _ in workers])
+    for worker in workers:
+        worker.join()
+    return found * [1 / n, 1]  # the clock runs for n trials at once, the processor for one
+
+
+def _apart(config: ConfigDict, steps: int, barrier, answers) -> None:
+    set_up()
+    answers.put(plain_step(config, steps, barrier.wait))
 
 
 def together_step(config: ConfigDict, members: int, steps: int) -> np.ndarray:
@@ -72,30 +97,41 @@ def summary(seconds: np.ndarray) -> dict:
     return {n: [round(float(q[i]), 2) for q in (middle, low, high)] for i, n in enumerate(names)}
 
 
+def loops(config: ConfigDict, microbatches: Sequence[int], members: int, n: int, steps: int):
+    """(name, seconds [calls, 2]) of every way to train, the plain loop first."""
+    config.train.microbatches = 1
+    yield "plain", plain_step(config, steps)
+    for size in microbatches:
+        config.train.microbatches = max(config.train.batch // size, 1) if size else 1
+        of = f"microbatches of {size or config.train.batch}"
+        if members > 1:
+            yield f"{members} together, {of}", together_step(config, members, steps)
+        if n > 1:
+            yield f"{n} processes, {of}", apart_step(config, steps, n)
+
+
 def main(_) -> None:
     set_up()
+    sizes = tuple(map(int, _MICROBATCHES.value))
     for grade in _GRADES.value:
         config = ConfigDict(_CONFIG.value.experiment.to_dict())
         config.model.update(named(grade).options())
-        config.train.examples, config.train.microbatches = 400_000, 1
-        rows = {"plain": summary(plain_step(config, _STEPS.value))}
-        for size in map(int, _MICROBATCHES.value):
-            config.train.microbatches = max(config.train.batch // size, 1) if size else 1
-            found = summary(together_step(config, _MEMBERS.value, _STEPS.value))
-            for name, base in rows["plain"].items():
-                found[f"faster_by_{name.removesuffix('_ms')}"] = round(base[0] / found[name][0], 2)
-            rows[f"together, microbatches of {size or config.train.batch}"] = found
-        for name, row in rows.items():
-            print(
-                json.dumps({"grade": grade, "loop": name, "members": _MEMBERS.value, **row}),
-                flush=True,
-            )
+        config.train.examples = 400_000
+        plain: dict = {}
+        for name, seconds in loops(config, sizes, _MEMBERS.value, _PROCESSES.value, _STEPS.value):
+            row = summary(seconds)
+            plain = plain or row
+            faster = {
+                f"faster_by_{k.removesuffix('_ms')}": round(plain[k][0] / row[k][0], 2) for k in row
+            }
+            print(json.dumps({"grade": grade, "loop": name, **row, **faster}), flush=True)
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "scaling/configs/<name>.py")
     _GRADES = flags.DEFINE_list("grades", ["-1", "0"], "of scaling.grades")
-    _MEMBERS = flags.DEFINE_integer("members", 3, "trials in one program")
+    _MEMBERS = flags.DEFINE_integer("members", 3, "trials in one program; 1: not measured")
+    _PROCESSES = flags.DEFINE_integer("processes", 2, "each on its cores; 1: not measured")
     _MICROBATCHES = flags.DEFINE_list("microbatches", ["0", "64"], "examples of one; 0: the batch")
     _STEPS = flags.DEFINE_integer("steps", 160, "timed")
     flags.mark_flags_as_required(["config"])

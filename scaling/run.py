@@ -17,7 +17,7 @@ from recjax import configs
 from recjax.data import open_data
 from recjax.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench, export
-from scaling import decide, distill, fit, laws, report, study, sweep
+from scaling import decide, distill, fit, laws, processes, report, study, sweep
 from scaling.distill import cached
 from scaling.grades import LADDER
 
@@ -149,12 +149,16 @@ def commands(config_path: str, workdir: str) -> list[dict]:
 
 
 def run(
-    config: ConfigDict, workdir: str, shard: tuple[int, int] = (0, 1), only_report: bool = False
+    config: ConfigDict,
+    workdir: str,
+    shard: tuple[int, int] = (0, 1),
+    only_report: bool = False,
+    workers: int = 1,
 ) -> str:
     """All stages; returns the path of report.html.
 
     A shard of several trains its part of the sweep and stops there unless that was the last of it. With `only_report`
-    nothing is trained: the report is of what has finished so far.
+    nothing is trained: the report is of what has finished so far. Several `workers` share out the cores of a CPU.
     """
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
@@ -164,14 +168,17 @@ def run(
     logging.info("=== 2/5 sweep")
     plan = study.trials(config, data.schema, data.identity["hash"])
     members = config.sweep.get("members", 1)
-    rows = sweep.collect(plan, root) if only_report else sweep.run_sweep(plan, root, shard, members)
+    if only_report:
+        rows = sweep.collect(plan, root)
+    else:
+        rows = processes.run_sweep(plan, root, shard, members, workers)
     write_text(root / "sweep.json", json.dumps(plain(config), indent=1))
     waiting = len(plan) - len({r["trial"] for r in rows})
     if only_report and not rows:
         raise ValueError(f"no trial in {workdir} has finished yet, so there is nothing to report")
     if waiting and not only_report:
         logging.info(
-            "%d of %d trials are other shards'; the last shard writes the report",
+            "%d of %d trials are left to other shards or processes; the last of them writes the report",
             waiting,
             len(plan),
         )
@@ -195,7 +202,8 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    run(config, _WORKDIR.value, sweep.parse_shard(_SHARD.value), _REPORT.value)
+    shard = sweep.parse_shard(_SHARD.value)
+    run(config, _WORKDIR.value, shard, _REPORT.value, _PROCESSES.value)
 
 
 if __name__ == "__main__":
@@ -204,6 +212,9 @@ if __name__ == "__main__":
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory, local or bucket")
     _REPORT = flags.DEFINE_bool("only_report", False, "report what has finished, train nothing")
+    _PROCESSES = flags.DEFINE_integer(
+        "processes", 1, "share the sweep out among the cores of this CPU", lower_bound=1
+    )
     _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process's part of the sweep")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -23,7 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from recjax import configs
-from recjax.run import Interrupted, RunError, flat, plain, read_jsonl, write_text
+from recjax.run import Busy, Interrupted, RunError, flat, plain, read_jsonl, write_text
 from recjax.train import train
 from scaling import together
 
@@ -100,7 +100,8 @@ def run_sweep(
 ) -> list[dict]:
     """Runs this shard's trials and collects all finished ones; returns the rows of trials.jsonl.
 
-    A run that fails is recorded in its `failed.json` and the sweep goes on; it is tried again next time.
+    A run that fails is recorded in its `failed.json` and the sweep goes on; it is tried again next time. A run that
+    another process holds is left to it.
 
     Args:
       trials: In the order in which they are to run.
@@ -124,6 +125,9 @@ def run_sweep(
             rows = run_group(todo, root / "runs" / name)
         except (Interrupted, KeyboardInterrupt):
             raise
+        except Busy:
+            logging.info("run %s is another process's", name)
+            continue
         except Exception as e:
             logging.exception("run %s failed", name)
             record_failure(todo, root / "runs" / name, e)
