@@ -55,11 +55,11 @@ def plain_step(
         return timed(advance, steps // together.CHUNK, ready) / together.CHUNK
 
 
-def apart_step(config: ConfigDict, steps: int, n: int) -> np.ndarray:
-    """Seconds a step and trial where n processes train at once, each on its part of the cores."""
+def apart_step(config: ConfigDict, members: int, steps: int, n: int) -> np.ndarray:
+    """Seconds a step and trial where n processes train at once, each so many together on its part of the cores."""
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(n), spawn.Queue()
-    args = (config, steps, barrier, answers)
+    args = (config, members, steps, barrier, answers)
     workers = [spawn.Process(target=_apart, args=args) for _ in range(n)]
     for worker, cores in zip(workers, processes.parts(processes.available(), n), strict=True):
         processes.start_on(worker, cores)
@@ -69,12 +69,16 @@ def apart_step(config: ConfigDict, steps: int, n: int) -> np.ndarray:
     return found * [1 / n, 1]  # the clock runs for n trials at once, the processor for one
 
 
-def _apart(config: ConfigDict, steps: int, barrier, answers) -> None:
+def _apart(config: ConfigDict, members: int, steps: int, barrier, answers) -> None:
     set_up()
-    answers.put(plain_step(config, steps, barrier.wait))
+    if members == 1:
+        return answers.put(plain_step(config, steps, barrier.wait))
+    answers.put(together_step(config, members, steps, barrier.wait))
 
 
-def together_step(config: ConfigDict, members: int, steps: int) -> np.ndarray:
+def together_step(
+    config: ConfigDict, members: int, steps: int, ready: Callable[[], object] = lambda: None
+) -> np.ndarray:
     """Seconds a step and member of a program of so many."""
     configs = [ConfigDict(config.to_dict()) for _ in range(members)]
     for seed, c in enumerate(configs):
@@ -87,7 +91,7 @@ def together_step(config: ConfigDict, members: int, steps: int) -> np.ndarray:
             t.trees = t.advance(t.trees, stream, t.step, np.ones(together.CHUNK))
             t.step += together.CHUNK
 
-        return timed(advance, steps // together.CHUNK) / together.CHUNK / members
+        return timed(advance, steps // together.CHUNK, ready) / together.CHUNK / members
 
 
 def summary(seconds: np.ndarray) -> dict:
@@ -107,7 +111,9 @@ def loops(config: ConfigDict, microbatches: Sequence[int], members: int, n: int,
         if members > 1:
             yield f"{members} together, {of}", together_step(config, members, steps)
         if n > 1:
-            yield f"{n} processes, {of}", apart_step(config, steps, n)
+            yield f"{n} processes, {of}", apart_step(config, 1, steps, n)
+        if n > 1 and members > 1:
+            yield f"{n} processes, {members} together, {of}", apart_step(config, members, steps, n)
 
 
 def main(_) -> None:

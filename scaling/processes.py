@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 
-from absl import logging
+from absl import flags, logging
 from etils import epath
 import jax
 import tqdm
@@ -118,6 +118,7 @@ def _work(log: epath.Path, trials, workdir, shard, members) -> None:
     """What a process does; its output goes to a file, where progress bars of its own are off."""
     with open(log, "a") as f:
         os.dup2(f.fileno(), 2)
+    flags.FLAGS.mark_as_parsed()  # there are none; absl warns otherwise
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     set_up()
