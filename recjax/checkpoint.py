@@ -99,9 +99,8 @@ class Checkpoints:
     def _layouts(self, manager: ocp.CheckpointManager, step: int, target: Tree) -> Tree:
         """`target` with tables in the shapes they were saved in: packed where it is not, or the other way round."""
         try:
-            with ocp.StandardCheckpointer() as reader:
-                found = reader.metadata(epath.Path(manager.directory) / str(step) / "trees")
-            saved = traverse_util.flatten_dict(_plain(found.item_metadata))
+            found = _shapes(epath.Path(manager.directory) / str(step) / "trees")
+            saved = traverse_util.flatten_dict(found)
         except Exception:  # damaged: reading it says so
             return target
         leaves = traverse_util.flatten_dict(target, keep_empty_nodes=True)
@@ -162,12 +161,11 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     if not steps:
         raise FileNotFoundError(f"{root} holds no checkpoint yet; let that run save one first")
     folder = root / str(steps[-1])
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    target = jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _shapes(folder / "trees")
+    )
     with ocp.StandardCheckpointer() as reader:
-        meta = reader.metadata(folder / "trees").item_metadata
-        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        target = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _plain(meta)
-        )
         trees = reader.restore(folder / "trees", target)
     meta = json.loads((folder / "meta" / "metadata").read_text())
     rows = {s["name"]: s["rows"] for s in meta.get("schema", {}).get("id_spaces", ())}
@@ -178,5 +176,7 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     return trees, meta
 
 
-def _plain(meta: Tree) -> Tree:
-    return getattr(meta, "tree", meta)
+def _shapes(folder: epath.Path) -> Tree:
+    """What was saved there. A checkpointer would warn that an item has no metadata of a whole checkpoint."""
+    found = ocp.StandardCheckpointHandler().metadata(folder)
+    return getattr(found, "tree", found)
