@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from recjax.data import open_data
 from recjax.run import set_up, write_text
-from scaling import sweep
+from scaling import processes, sweep
 
 Grid = dict[str, tuple]
 
@@ -73,7 +73,8 @@ def main(_) -> None:
     config, grid = _CONFIG.value, parse(_GRID.value)
     data = open_data(config.data)
     todo = trials(config, grid, _EXAMPLES.value, data.identity["hash"])
-    rows = ranked(sweep.run_sweep(todo, _WORKDIR.value), _METRIC.value)
+    finished = processes.run_sweep(todo, _WORKDIR.value, processes=_PROCESSES.value)
+    rows = ranked(finished, _METRIC.value)
     shown = [{k: r[k] for k in (*grid, _METRIC.value, "examples_per_s") if k in r} for r in rows]
     write_text(f"{_WORKDIR.value}/best.json", json.dumps(shown, indent=1))
     print("\n".join(json.dumps(r) for r in shown))
@@ -84,6 +85,9 @@ if __name__ == "__main__":
     _GRID = flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,... of the config; repeatable")
     _EXAMPLES = flags.DEFINE_integer("examples", 102_400, "prefix of the training split")
     _METRIC = flags.DEFINE_string("metric", "auc", "of the first of eval.splits")
+    _PROCESSES = flags.DEFINE_integer(
+        "processes", 1, "share the trials out among the cores of this CPU", lower_bound=1
+    )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

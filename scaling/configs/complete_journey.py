@@ -6,7 +6,7 @@
 Six grades over two orders of magnitude in block parameters (2.6 k to 309 k) at history 20, on up to all 1.45 M training
 opportunities in log-spaced points of single passes at a constant rate, with a cooldown of 10 % forked before each point
 and independent runs beside them; history 10 to 200 at grade 0; natural negatives without and
-with counters at grades 0 and 1; depth and width apart at grade 1. Left out on two CPU cores:
+with counters at grade 0; depth and width apart at grade 1. Left out on two CPU cores:
 more than one seed beyond 280 k examples at grade 2, anything beyond 280 k at grade 3 and beyond 120 k at grade 4. Resumes; `--shard=i/n` shares it among processes. The trials that
 say most come first. `--config=...:gpu` is the wider study for an accelerator: four orders of magnitude, history to 1000.
 """
@@ -94,8 +94,8 @@ def cpu() -> tuple[dict, ...]:
             passes(("0",), SEEDS, POINTS[:5], history=100),
             independent(("0",), SEEDS, POINTS[:5:2]),
             passes(("0",), SEEDS, POINTS[:4], history=200),
-            apart(("0", "1"), SEEDS, POINTS[:5]),
             shapes,
+            apart(("0",), SEEDS, POINTS[:5]),
         )
     )
 
