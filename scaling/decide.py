@@ -20,7 +20,7 @@ from etils import epath
 
 from recjax.run import read_jsonl
 from scaling import laws
-from scaling.fit import count
+from scaling.fit import FitError, count
 from scaling.grades import LADDER, TRAIN_FACTOR
 from scaling.joint import JointFit
 
@@ -205,8 +205,10 @@ def doubling_sentence(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
         for r in rows
     ]
     text = f"Doubling one size improves {metric} by: " + "; ".join(parts) + "."
-    if len(rows) > 1 and rows[0]["low"] <= rows[1]["high"]:
+    if len(rows) > 1 and rows[0]["low"] <= max(r["high"] for r in rows[1:]):
         return text + " The intervals overlap: this sweep does not decide."
+    if rows[0]["low"] <= 0:
+        return text + " That may be nothing: this sweep does not decide."
     return text + f" More {laws.NAMES[rows[0]['axis']]} first."
 
 
@@ -218,6 +220,8 @@ def study(
 ) -> dict[str, Any]:
     """The report's section: expectations at the largest data, targets, doublings and the frontier."""
     law, choices = laws.joint_law(rows, metric, draws=draws), options(rows)
+    if not choices:
+        raise FitError("no trial is a rung of the ladder, so there is nothing to choose from")
     most = law.spans["examples"][1]
     now = [expected(law, o, most) for o in choices]
     best = max(now, key=lambda r: law.sign * r["value"])

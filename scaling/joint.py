@@ -98,8 +98,9 @@ class JointFit:
                 )
 
         among = np.sort(reach(self._draws))
-        tail = (1 - self.level) / 2
-        low, high = among[int(tail * len(among))], among[int((1 - tail) * len(among)) - 1]
+        # Widened as `interval_of` widens, but by the quantile's level: these draws may be infinite.
+        at = int(float(stats.norm.sf(_t(self.level, self.runs))) * len(among))
+        low, high = among[at], among[-1 - at]
         found = dict(value=float(reach(self._parameters)[0]), low=float(low), high=float(high))
         return {k: v if math.isfinite(v) else None for k, v in found.items()}
 

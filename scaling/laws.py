@@ -245,8 +245,12 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
         compared = {k[0] for v in cells if v for k in cells[v]}
         for values, chosen in slices(own, "examples").items():
             if values[0] in compared:
-                x, y = fit.points(chosen, "examples", metric)
-                law = rivals.study(x, y, axis="examples", metric=metric)
+                try:
+                    x, y = fit.points(chosen, "examples", metric)
+                    law = rivals.study(x, y, axis="examples", metric=metric)
+                except fit.FitError as e:
+                    logging.warning("%s, %s: no law: %s", variant, named("examples", values), e)
+                    continue
                 laws.append(dict(label=named("examples", values), a=law.a, interval=law.intervals["a"],
                                  r2=law.r2, holdout=law.holdout))  # fmt: skip
         out.append(dict(variant=variant or AS_RELEASED, deltas=deltas, laws=laws))

@@ -46,8 +46,9 @@ def problem(x: Array, y: Array, larger_is_better: bool, w: Array | None = None) 
     """The points (weights 1 by default) with the bounds of the ceiling."""
     w = np.ones_like(y) if w is None else w
     _, means, _ = size_means(x[w > 0], y[w > 0])
-    # E never lies below the best *mean*: bounding it by the luckiest seed would bias it upwards.
-    bounds = (means.max(), 1.0) if larger_is_better else (0.0, means.min())
+    # A >= 0 keeps E beyond the curve. Beyond the best mean would be too much: that one was lucky, and a flat
+    # curve (A = 0) would have to pass through it.
+    bounds = (means.min(), 1.0) if larger_is_better else (0.0, means.max())
     return Problem(x, y, w, 1 if larger_is_better else -1, *bounds)
 
 

@@ -72,12 +72,14 @@ def compare(x, y, *, larger_is_better: bool = True) -> dict[str, dict[str, Any]]
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     sizes, means, _ = size_means(x, y)
-    usable = [k for _, k in FAMILIES.values() if k < len(sizes)]
+    usable = [k for _, k in FAMILIES.values() if k < len(sizes) - 1]
     first = max(MIN_SIZES, *usable) if usable else MIN_SIZES
     out: dict[str, dict[str, Any]] = {}
     for name, (fit, parameters) in FAMILIES.items():
         if first >= len(sizes) or parameters > first:
-            why = f"{parameters} parameters need at least {max(MIN_SIZES, parameters) + 1} sizes"
+            why = (
+                f"{parameters} parameters need at least {max(MIN_SIZES + 1, parameters + 2)} sizes"
+            )
             out[name] = {"largest": None, "rolling_rmse": None, "sizes": 0, "why": why}
             continue
         errors = []

@@ -214,6 +214,16 @@ def test_bootstrap_brackets_the_estimate_and_is_narrower_than_the_profile():
     assert low < law.a < high
 
 
+def test_a_flat_curve_keeps_its_level_inside():
+    covered, flat = 0, 0
+    for i in range(20):
+        law = fit.fit_law(*sweep(i, law=(0.75, 0.0, 0.35)))
+        low, high = law.intervals["E"]
+        covered += low <= 0.75 <= high
+        flat += any("no growth" in note for note in law.notes)
+    assert covered >= 17 and flat >= 3  # half of all lines through noise fall
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 0.001])
 def test_ninety_percent_intervals_cover_about_that(shared):
