@@ -42,6 +42,7 @@ class Checkpoints:
         )
         self._recent = self._manager(self._dir / "recent", keep)
         self._best = self._manager(self._dir / "best", 1)
+        self._damaged: dict[tuple[str, int], str] = {}  # (which, step) -> why it could not be read
 
     def _manager(self, path: epath.Path, keep: int) -> ocp.CheckpointManager:
         path.mkdir(parents=True, exist_ok=True)
@@ -59,10 +60,12 @@ class Checkpoints:
         return self._best.latest_step()
 
     def save(self, step: int, trees: Tree, meta: dict, *, best: bool = False) -> None:
-        """Starts an asynchronous save of `trees` and JSON `meta` unless this step is there already."""
+        """Starts an asynchronous save of `trees` and JSON `meta` unless this step is there already, undamaged."""
         manager = self._best if best else self._recent
-        if manager.latest_step() == step:
-            return
+        if step in manager.all_steps():
+            if self._damaged.pop((manager.directory.name, step), None) is None:
+                return
+            manager.delete(step)
         args = ocp.args.Composite(trees=ocp.args.StandardSave(trees), meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
 
@@ -91,7 +94,8 @@ class Checkpoints:
                 return step, jax.tree.map(_laid_out, trees, target), meta
         if steps:
             raise ValueError(
-                f"no checkpoint under {self._dir} can be read (steps {steps}); "
+                f"no checkpoint under {self._dir} can be read (steps {steps}: "
+                f"{next(reversed(self._damaged.values()))}); "
                 "restore one from a copy, or use a new --workdir"
             )
         return None
@@ -117,6 +121,7 @@ class Checkpoints:
         except Exception as e:  # Orbax raises many kinds for a damaged file
             reason = f"{type(e).__name__}: {e}".splitlines()[0][:200]
             folder = epath.Path(manager.directory) / str(step)
+            self._damaged[manager.directory.name, step] = reason
             logging.warning(
                 "checkpoint %s cannot be read (%s); trying the one before it", folder, reason
             )

@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import signal
 import threading
 from typing import Any
@@ -108,7 +109,7 @@ class Stop:
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes through a temporary name, so that readers see the old file or the whole new one."""
     path = epath.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # pids repeat over hosts
     temporary.write_text(text)
     temporary.replace(path)
 

@@ -191,6 +191,7 @@ class Trainer:
         huge_pages.use(self.trees["tables"])
 
     def save(self, *, best: bool = False) -> None:
+        self.drain()
         self.flush()  # a row before the saved step would not be written again
         meta = dict(
             control=self.control, clock=self.clock, **transfer.describe(self.data, self.config)
@@ -226,7 +227,14 @@ class Trainer:
             "saved step %d to %s; run the same command to go on", self.step, self.run.dir
         )
 
+    def drain(self) -> None:
+        """Waits, on the clock, for the steps that were begun; what comes next would wait for them off it."""
+        began = time.monotonic()
+        jax.block_until_ready(self.trees)
+        self.clock["wall"] += time.monotonic() - began
+
     def evaluate_and_select(self) -> None:
+        self.drain()
         metrics = self.evaluate(self.config.eval.splits, "eval")[self.config.eval.splits[0]]
         self.control["evaluated"] = self.step
         self.control, best = select_best(self.system, self.control, metrics)
@@ -237,6 +245,7 @@ class Trainer:
 
     def evaluate_next_period(self) -> None:
         """`train.online`: what the model says of the period it is about to train on."""
+        self.drain()
         c, period = self.config, self.periods[self.step]
         batches = self.data.batches(
             c.data.train,
@@ -305,7 +314,6 @@ class Trainer:
 
     def finish(self) -> dict:
         """Final evaluation of the last (or best) trees, and the summary."""
-        jax.block_until_ready(self.trees)
         self.save()
         if self.config.eval.use_best and self.checkpoints.best_step is not None:
             target = dict(trees=self.trees, sums=self.sums)

@@ -1,0 +1,46 @@
+"""Checkpoints: damage is skipped, said, and written over."""
+
+import shutil
+
+import jax.numpy as jnp
+import pytest
+
+from recjax.checkpoint import Checkpoints
+
+
+def trees(value):
+    return {"dense": {"w": jnp.full((3,), float(value))}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Steps 1 and 2, the second without its arrays."""
+    made = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        made.save(step, trees(step), {"step": step})
+    made.close()
+    shutil.rmtree(tmp_path / "recent" / "2" / "trees")
+    return tmp_path
+
+
+def test_a_damaged_step_is_skipped_and_then_written_again(folder):
+    again = Checkpoints(folder, keep=3)
+    step, found, meta = again.restore(trees(0))
+    assert step == meta["step"] == 1 and found["dense"]["w"][0] == 1
+    again.save(1, trees(9), {"step": 1})  # undamaged: left alone
+    again.save(2, trees(5), {"step": 2})
+    again.close()
+    last = Checkpoints(folder, keep=3)
+    step, found, _ = last.restore(trees(0))
+    last.close()
+    assert step == 2 and found["dense"]["w"][0] == 5
+
+
+def test_when_nothing_can_be_read_the_reason_is_given(folder):
+    shutil.rmtree(folder / "recent" / "1" / "trees")
+    made = Checkpoints(folder, keep=3)
+    with pytest.raises(
+        ValueError, match=r"no checkpoint .* \(steps \[2, 1\]: \w+.*restore one from a copy"
+    ):
+        made.restore(trees(0))
+    made.close()
