@@ -57,6 +57,7 @@ def measure(
     encoded = times(scorer.score, [assembler.build([p]) for p in parts])
     return {
         "p50_ms": percentile(raw, 50),
+        "p95_ms": percentile(raw, 95),
         "p99_ms": percentile(raw, 99),
         "encoded_p50_ms": percentile(encoded, 50),
         "encoded_p99_ms": percentile(encoded, 99),

@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags
 import numpy as np
 
+from recjax.embedding import packing
 from recjax.evaluator import evaluator_for, open_run
 from recjax.run import set_up
 from recjax.serving.export import export_run
@@ -25,9 +26,14 @@ def measure(run: str | os.PathLike, split: str, data_dir: str = "") -> dict[str,
     config, data, system, trees = open_run(run, data_dir)
     evaluator = evaluator_for(system, config)
     out: dict[str, Any] = {"split": split, "dims": sorted({t.dim for t in system.tables})}
+    dims = {t.path: t.dim for t in system.tables}
+    held = {p: np.asarray(t["rows"]) for p, t in trees["tables"].items()}  # packed or not
     for fmt in FORMATS:
-        stored = {p: quantize(np.asarray(t["rows"]), fmt) for p, t in trees["tables"].items()}
-        tables = {p: {**trees["tables"][p], "rows": q.dequantized()} for p, q in stored.items()}
+        stored = {p: quantize(packing.logical(x, dims[p]), fmt) for p, x in held.items()}
+        tables = {
+            p: {**trees["tables"][p], "rows": q.dequantized().reshape(held[p].shape)}
+            for p, q in stored.items()
+        }
         batches = data.batches(split, config.eval.batch, shards=evaluator.mesh.size)
         got = evaluator({**trees, "tables": evaluator.plan.place(tables)}, batches)
         with tempfile.TemporaryDirectory() as folder:

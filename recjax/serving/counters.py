@@ -104,7 +104,7 @@ class Counter:
     def before(self, keys: np.ndarray, time: int) -> tuple[np.ndarray, np.ndarray]:
         """(count, recency) int64 [n] strictly before `time`; see `histories.CounterIndex.before`.
 
-        For a time before all that a key's tail remembers, the count is a lower bound and the recency 1.
+        For a time before all that a key's tail remembers, the count is an upper bound and the recency 1.
         """
         n = len(keys)
         count, last = np.zeros(n, np.int64), np.full(n, np.iinfo(np.int64).max)

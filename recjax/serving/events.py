@@ -66,6 +66,8 @@ class Events:
 
     def append(self, user: str, name: str, columns: Mapping[str, Sequence]) -> int:
         """Adds events {"time": [...], feature: [...]} to list `name`; returns how many it holds now."""
+        if not columns["time"]:  # a user without events would never make room
+            return len(self._users.get(user, {}).get(name, []))
         stored = self._users.setdefault(user, {}).setdefault(name, [])
         self._users.move_to_end(user)
         self._appended += 1

@@ -261,9 +261,8 @@ class Service:
 
     def _count(self, counters: Counters, asked: EventsRequest) -> None:
         columns = asked.lists.get(counters.list, {})
-        if (
-            counters.fields.keys() <= columns.keys()
-        ):  # the body may have been checked for another artifact
+        # The body may lack the list, or have been checked for another artifact.
+        if {"time", *counters.fields} <= columns.keys():
             counters.add(asked.user, columns)
 
     async def _reload(self, _: Request) -> Response:

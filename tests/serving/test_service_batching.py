@@ -107,5 +107,9 @@ def test_events_keep_the_newest_and_forget_whom_nobody_asks_for():
     events.append("c", "views", {"time": [5], "item": ["v"]})  # a seventh: b was idle for longest
     assert len(events) == 2 and events.count == 4 and events.evicted == 1
     assert read("b") == {"time": [], "item": []}
+    version = events.version("c")
+    assert events.append("c", "views", {"time": [], "item": []}) == 1
+    assert events.append("nobody", "views", {"time": [], "item": []}) == 0
+    assert len(events) == 2 and events.version("c") == version  # nothing came, nobody came
     wider = events.read("c", "views", ("time", "item", "price"), 9, 9)
     assert wider == {"time": [], "item": [], "price": []}
