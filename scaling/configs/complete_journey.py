@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     c.experiment.train.microbatches = 4  # of 64 examples: activations stay in cache
     c.experiment.train.checkpoint_every = 1000
-    c.experiment.eval.examples = 65_536
+    c.experiment.eval.examples = 40_960
     c.experiment.eval.batch = 1024
     c.sweep = ConfigDict()
     c.sweep.members = 3  # trials of a grade that share a program: a quarter less time of a core
