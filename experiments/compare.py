@@ -174,6 +174,17 @@ def check_same_rows(runs: Mapping[str, Rows], split: str) -> None:
             )
 
 
+def check_finite(runs: Mapping[str, Sequence[Rows]], split: str) -> None:
+    """Raises ValueError that names a run whose scores are not finite."""
+    for name, each in runs.items():
+        for seed, rows in enumerate(each):
+            if not np.isfinite(rows["logit"]).all():
+                raise ValueError(
+                    f"{name}, seed {seed}: scores on {split!r} are not finite (it diverged); lower its rate "
+                    "and delete its folder, or leave it out"
+                )
+
+
 # ---- differences ----------------------------------------------------------------------------------------------
 
 
@@ -258,6 +269,7 @@ def results(
     out["differences"] = {name: {} for name in list(runs)[1:]}
     for split in splits:
         rows = {name: [predictions(r, split) for r in each] for name, each in runs.items()}
+        check_finite(rows, split)
         check_same_rows({f"{k} {i}": r for k, v in rows.items() for i, r in enumerate(v)}, split)
         first = rows[baseline][0]
         parts = {split: np.ones(len(first["row"]), bool)}

@@ -11,8 +11,8 @@
   distilled     the student, taught by its own seed's teacher (offline; --teachers=all: by all seeds' together)
 
 Every run is a directory, so the same command goes on where it stopped. Writes board.json and board.md: metrics on every
-test split as mean and spread over seeds, parameters, time of one request on one core of this machine, and for AUC the
-distilled student minus each other kind, with an interval that draws both test groups and seeds with replacement.
+test split as mean and spread over seeds, parameters, time of one request on the cores of this process, and for AUC the
+distilled student minus each other kind, with two intervals: test groups drawn with replacement, and Student's t over seeds.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from recjax.data import open_data
 from recjax.run import plain, set_up, write_text
 from recjax.teach import teach
 from recjax.train import train
-from scaling.distill import cached, latency, light
+from scaling.distill import cached, latency, light, paired
 from scaling.grades import LADDER
 
 ROLES = ("teacher", "suan", "suan_above", "lightsuan", "distilled")
@@ -116,13 +116,19 @@ def table(board: Mapping[str, Any]) -> str:
         lines += [f"## {split}", "", f"| model | {' | '.join(names)} | parameters | p50 ms |"]
         lines += ["|---" * (len(names) + 3) + "|"]
         for role, metrics in roles.items():
-            cells = [f"{m['mean']:.4f} ± {m['sd']:.4f}" for m in metrics.values()]
+            cells = [
+                f"{m['mean']:.4f}" + ("" if m["sd"] is None else f" ± {m['sd']:.4f}")
+                for m in metrics.values()
+            ]
             cells += [f"{board['parameters'][role]:,}", str(board["latency"][role]["p50_ms"])]
             lines.append(f"| {role} | {' | '.join(cells)} |")
-        lines += ["", "| AUC, distilled minus | difference | 95 % interval |", "|---|---|---|"]
+        lines += ["", "| AUC, distilled minus | difference | 95 % over groups | over seeds |"]
+        lines += ["|---|---|---|---|"]
         for role, d in board["differences"][split].items():
+            s = d["over_seeds"]
+            own = "one seed" if s["low"] is None else f"{s['low']:+.4f} to {s['high']:+.4f}"
             lines.append(
-                f"| {role} | {d['difference']:+.4f} | {d['low']:+.4f} to {d['high']:+.4f} |"
+                f"| {role} | {d['difference']:+.4f} | {d['low']:+.4f} to {d['high']:+.4f} | {own} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -154,6 +160,10 @@ def run(
         s: differences(data, root, seeds, s, min(rows or data.splits[s], data.splits[s]))
         for s in splits
     }
+    for s, found in board["differences"].items():
+        auc = {r: {s: {"auc": m["auc"]["values"]}} for r, m in board["splits"][s].items()}
+        for role, d in found.items():
+            d["over_seeds"] = paired({"undistilled": auc[role], "distilled": auc["distilled"]}, s)
     board = plain(board)
     write_text(root / "board.json", json.dumps(board, indent=1))
     write_text(root / "board.md", table(board))
@@ -167,7 +177,7 @@ def _spread(summaries: list[dict], split: str, names: tuple[str, ...]) -> dict[s
         if n in summaries[0][split]
     }
     return {
-        n: {"mean": x.mean(), "sd": x.std(ddof=1) if len(x) > 1 else 0.0, "values": x}
+        n: {"mean": x.mean(), "sd": x.std(ddof=1) if len(x) > 1 else None, "values": x}
         for n, x in values.items()
     }
 

@@ -3,7 +3,8 @@
     python -m scaling.distill --sweep=runs/quickstart --budget_ms=10 --candidates=100
 
 reads a finished sweep (`python -m scaling.run`) and
-  1. times every grade as an untrained LightSUAN on this machine; the student is the best grade inside the budget,
+  1. times every grade as an untrained LightSUAN on this machine; the student is the best grade inside the budget, by the
+     sweep's own metric (of its eval.splits[0]: where that is a test split, both grades were chosen on it),
   2. takes as teacher the best grade larger than the student: its finished runs (--mode=offline), or trained beside the
      student on the same batches (--mode=online, the paper's way),
   3. tunes temperature and weight of the soft term on the validation split, one seed,
@@ -32,7 +33,7 @@ from recjax.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
 from recjax.teach import teach
 from recjax.train import train
-from scaling import laws
+from scaling import laws, together
 from scaling import sweep as sweeps
 from scaling.grades import LADDER
 
@@ -128,7 +129,7 @@ def tune(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
         metrics = train(config, workdir)[split]
         rows.append({**soft, **{m: metrics.get(m) for m in METRICS}})
         logging.info("tuning on %s: %s", split, rows[-1])
-    best = max(rows[1:], key=lambda r: r["auc"])
+    best = max(rows[1:], key=lambda r: -1.0 if r["auc"] is None else r["auc"])
     return {"chosen": {k: best[k] for k in ("temperature", "weight")}, "rows": rows, "split": split}
 
 
@@ -155,11 +156,22 @@ def study(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
                 if role == "distilled" and spec.mode == "online":
                     _add(roles, "teacher", split, summary[split], "teacher/")
     for run in spec.teachers if spec.mode == "offline" else ():
-        summary = json.loads((epath.Path(run) / "summary.json").read_text())
+        summary = finals(epath.Path(run))
         for split in base.eval.final:
             _add(roles, "teacher", split, summary.get(split, {}), "")
     about = dict(teacher=spec.teacher, student=spec.student, mode=spec.mode)
     return {"roles": roles, "tuning": tuning, **about}
+
+
+def finals(run: epath.Path) -> dict[str, Any]:
+    """split -> metrics of a finished run; those of a member lie in the run that trained it (`scaling.together`)."""
+    if (run / "summary.json").exists():
+        return json.loads((run / "summary.json").read_text())
+    rows = together.read_rows(run.parent.parent).values()
+    own = [r for r in rows if r["member"] == int(run.name) and r["kind"] == "pass"]
+    return {
+        r["split"]: r for r in sorted(own, key=lambda r: r["examples"])
+    }  # the last point counts
 
 
 def _add(out: dict, role: str, split: str, metrics: Mapping[str, Any], prefix: str) -> None:
@@ -208,7 +220,12 @@ def context(results: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Any]
             f"Distilled minus undistilled on {split}: AUC {d['mean']:+.4f}{spread}, "
             f"paired by {d['seeds']} seed(s). "
         )
-    return {"rows": [r for s in splits for r in report_rows(roles, s)], "note": note.strip()}
+    out = {"rows": [r for s in splits for r in report_rows(roles, s)], "note": note.strip()}
+    d = paired(roles, splits[0])
+    if d["low"] is None:
+        return out
+    found = dict(difference=d["mean"], low=d["low"], high=d["high"], level=0.95, seeds=d["seeds"])
+    return out | {"paired": found}
 
 
 # ------------------------------------------------------------------------------------------- picking from a sweep
@@ -267,10 +284,20 @@ def pick(quality_of: Mapping[str, float], ms_of: Mapping[str, float], budget_ms:
     return {"student": student, "teacher": max(larger, key=quality_of.get, default=student)}
 
 
-def cached(path: epath.Path, make: Callable[[], Any]) -> Any:
-    """The JSON in `path`, made and written when absent."""
+def cached(path: epath.Path, make: Callable[[], Any], of: Any = None) -> Any:
+    """The JSON in `path`, made and written when absent; what it was made `of` (JSON) is noted beside it.
+
+    Raises:
+      ValueError: It was made of something else.
+    """
+    note, text = path.with_name(f".{path.stem}.of"), json.dumps(plain(of), sort_keys=True)
+    if path.exists() and note.exists() and note.read_text() != text:
+        raise ValueError(
+            f"{path} was made with other settings; delete it and what it made, or use a new --workdir"
+        )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, text)
         write_text(path, json.dumps(plain(make()), indent=1))
     return json.loads(path.read_text())
 
@@ -325,7 +352,8 @@ def distill(
         seeds=tuple(seeds),
         teachers=runs[: teachers or None],
     )
-    return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode))
+    made_of = [dataclasses.asdict(spec), config["experiment"]]
+    return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode), made_of)
 
 
 def finished(root: epath.Path, grade: str) -> tuple[str, ...]:

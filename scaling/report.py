@@ -47,7 +47,7 @@ def write_report(workdir: str, context: Mapping[str, Any]) -> str:
         failed: Trials whose last attempt failed: their columns and "error".
         distil: {"rows": [{"model", "role" (teacher | undistilled | distilled), metric: [one value
           per seed], ...}],
-          "paired": Paired._asdict() of distilled against undistilled, "note": text}.
+          "paired": {difference, low, high, level, seeds} of distilled against undistilled, "note": text}.
         latency: {"candidates": 100, "hardware": text, "rows": [{"model", "p50_ms", "p95_ms",
           "p99_ms", ...}]}.
         data: The prepared data's `report.json`.

@@ -4,6 +4,7 @@ Prepares the data, trains the sweep, fits the law, trains teacher and student, e
 and writes report.html. Every stage leaves its file in the workdir; the same command goes on from the last one.
 """
 
+import dataclasses
 import json
 import platform
 import sys
@@ -88,7 +89,9 @@ def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
         teachers=distill.finished(root, d.teacher) if d.mode == "offline" else (),
     )
     return cached(
-        root / "distil.json", lambda: distill.study(config.experiment, spec, root / "distil")
+        root / "distil.json",
+        lambda: distill.study(config.experiment, spec, root / "distil"),
+        [dataclasses.asdict(spec), config.experiment],
     )
 
 
@@ -105,7 +108,7 @@ def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dic
             "rows": [{"model": "distilled student", **row}],
         }
 
-    return cached(root / "latency.json", measure)
+    return cached(root / "latency.json", measure, [str(student), candidates])
 
 
 def publish(root: epath.Path, results: dict, students: epath.Path, candidates: int) -> str:

@@ -11,6 +11,7 @@ Trains the config once for each combination on a prefix of its training split, e
 import ast
 from collections.abc import Sequence
 import json
+import math
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -58,6 +59,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
             c.update_from_flattened_dict({key: value})
         c.train.examples = examples
         c.eval.splits = c.eval.final = (split,)
+        c.eval.every, c.eval.at_examples, c.eval.use_best = 0, (), False  # judged once, at the end
         out.append(sweep.Trial(c, dict(row, data=data)))
     return out
 
@@ -65,7 +67,8 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
 def ranked(rows: list[dict], metric: str) -> list[dict]:
     """Trials from best to worst; loglosses and errors are better when small."""
     small = metric.rpartition("/")[2] in ("logloss", "ece", "mse")
-    return sorted(rows, key=lambda r: r[metric], reverse=not small)
+    worst = math.inf if small else -math.inf  # undefined: it diverged
+    return sorted(rows, key=lambda r: worst if r[metric] is None else r[metric], reverse=not small)
 
 
 def main(_) -> None:
@@ -75,7 +78,7 @@ def main(_) -> None:
     todo = trials(config, grid, _EXAMPLES.value, data.identity["hash"])
     finished = processes.run_sweep(todo, _WORKDIR.value, processes=_PROCESSES.value)
     rows = ranked(finished, _METRIC.value)
-    shown = [{k: r[k] for k in (*grid, _METRIC.value, "examples_per_s") if k in r} for r in rows]
+    shown = [{k: r[k] for k in (*grid, _METRIC.value)} for r in rows]
     write_text(f"{_WORKDIR.value}/best.json", json.dumps(shown, indent=1))
     print("\n".join(json.dumps(r) for r in shown))
 

@@ -13,6 +13,7 @@ may share a directory: the rows of each run are a file of their own until they a
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -45,7 +46,7 @@ class Trial:
     columns: Mapping[str, Any]
     cooldown: float = 0.0
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         """Hash of everything that can change the result: the config, and which data, not where it lies.
 
@@ -116,7 +117,8 @@ def run_sweep(
     (root / "trials").mkdir(parents=True, exist_ok=True)
     mine = groups(trials, members)[shard[0] :: shard[1]]
     for i, group in enumerate(mine):
-        todo = [t for t in group if t.run not in finished(root)]
+        done = finished(root)
+        todo = [t for t in group if t.run not in done]
         if not todo:
             continue
         logging.info("run %d of %d: %s", i + 1, len(mine), "; ".join(map(described, todo)))
@@ -209,7 +211,8 @@ def finished(root: epath.Path) -> dict[str, list[dict]]:
 def failures(root: epath.PathLike) -> list[dict]:
     """The trials whose last attempt failed, with the error."""
     paths = sorted(epath.Path(root).glob("runs/*/failed.json"))
-    return [row for p in paths for row in json.loads(p.read_text())]
+    done = finished(epath.Path(root))  # perhaps in another group since
+    return [r for p in paths for r in json.loads(p.read_text()) if r["trial"] not in done]
 
 
 def rows_of(trial: Trial, workdir: epath.PathLike) -> list[dict]:
@@ -268,9 +271,12 @@ def by_split(trial: Trial, splits: Mapping[str, dict]) -> dict:
 def collect(trials: list[Trial], root: epath.Path) -> list[dict]:
     """trials.jsonl from the finished trials, in the sweep's order."""
     done = finished(root)
+    once: dict[str, Trial] = {}
+    for trial in trials:  # two rows of a plan may come to one config
+        once.setdefault(trial.run, trial)
     rows = [
         {**row, **{k: v for k, v in trial.columns.items() if k != "kind"}}  # as counted today
-        for trial in trials
+        for trial in once.values()
         for row in done.get(trial.run, [])
     ]
     write_text(root / "trials.jsonl", "".join(json.dumps(r) + "\n" for r in rows))

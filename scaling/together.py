@@ -31,7 +31,7 @@ from recjax import checkpoint, embedding, models, transfer
 from recjax import mesh as meshes
 from recjax.data import open_data
 from recjax.evaluator import Evaluator
-from recjax.run import Run, Stop, flat, plain, read_jsonl
+from recjax.run import FREE_KEYS, Run, Stop, flat, plain, read_jsonl
 from recjax.step import forward_flops, init_trees, make_step, zero_sums
 from recjax.system import System
 from recjax.train import count
@@ -94,11 +94,20 @@ def train_together(
     Raises:
       recjax.run.Interrupted: SIGTERM or Ctrl-C, after a save.
     """
-    whole = ConfigDict(dict(members=[plain(c) for c in configs], cooldown=cooldown))
+    whole = ConfigDict(dict(members=[_lasting(c) for c in configs], cooldown=cooldown))
     with Stop() as stop, Run(workdir, whole) as run:
         if run.summary is None:
             Together(configs, run, stop, cooldown).run_to_end()
         return list(read_rows(run.dir).values()), run.summary
+
+
+def _lasting(config: ConfigDict) -> dict:
+    """A member's config without what may change before it is resumed."""
+    out = plain(config)
+    for key in FREE_KEYS:
+        section, name = key.split(".")
+        out.get(section, {}).pop(name, None)
+    return out
 
 
 def read_rows(workdir: epath.Path) -> dict[tuple, dict]:
@@ -116,10 +125,14 @@ class Together:
         self.config = c = configs[0]
         self.data = open_data(c.data)
         self.system = models.build(self.data.schema, c.model)
-        if self.system.setup or self.system.on_eval:
-            raise ValueError(f"model {c.model.name!r} has hooks; train it with together=1")
+        if self.system.setup or self.system.on_eval or self.system.select.patience:
+            raise ValueError(
+                f"model {c.model.name!r} has hooks or patience; set sweep.members to 1 and cooldown to 0"
+            )
         if any(t.frozen for t in self.system.tables):
-            raise ValueError("frozen tables are not filled here; train with together=1")
+            raise ValueError(
+                "frozen tables are not filled here; set sweep.members to 1 and cooldown to 0"
+            )
         first = self.batches(0)
         self.total = len(first)
         self.events = events(c, cooldown, first.examples)

@@ -1,5 +1,8 @@
 """The harness around distillation; the loss itself is tested with the models."""
 
+import json
+
+from etils import epath
 import pytest
 
 from scaling import distill
@@ -14,6 +17,31 @@ def test_paired_differences_are_by_seed():
     assert got["mean"] == pytest.approx(0.02) and got["sd"] == pytest.approx(0.0141, abs=1e-4)
     alone = {role: {"test": {"auc": v["test"]["auc"][:1]}} for role, v in results.items()}
     assert distill.paired(alone, "test")["sd"] is None
+
+
+def test_a_teacher_that_trained_with_others_has_its_own_last_row(tmp_path):
+    row = lambda member, kind, n, auc: dict(  # noqa: E731
+        step=n, kind=kind, member=member, examples=n, split="test", auc=auc
+    )
+    measured = [
+        row(0, "pass", 20, 0.5),
+        row(1, "pass", 10, 0.6),
+        row(1, "pass", 20, 0.7),
+        row(1, "cooldown", 20, 0.8),
+    ]
+    (tmp_path / "members" / "1").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in measured))
+    assert distill.finals(tmp_path / "members" / "1")["test"]["auc"] == 0.7
+    (tmp_path / "summary.json").write_text('{"test": {"auc": 0.9}}')
+    assert distill.finals(tmp_path)["test"]["auc"] == 0.9
+
+
+def test_a_result_of_other_settings_is_not_passed_off(tmp_path):
+    path = epath.Path(tmp_path / "x.json")
+    assert distill.cached(path, lambda: 1, {"weights": [0.1]}) == 1
+    assert distill.cached(path, lambda: 2, {"weights": [0.1]}) == 1
+    with pytest.raises(ValueError, match="made with other settings; delete it"):
+        distill.cached(path, lambda: 2, {"weights": [0.3]})
 
 
 def rows(**auc):

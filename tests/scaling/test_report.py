@@ -9,7 +9,6 @@ import re
 import numpy as np
 import pytest
 
-from recjax.comparison import Paired
 from scaling import charts, fit, report, rivals
 
 EVIL = "<script>alert('x')</script>"
@@ -57,7 +56,7 @@ def context():
                 {"model": "LightSUAN-1", "role": "undistilled", "auc": [0.721, 0.722, 0.723], "p50_ms": 2.17},
                 {"model": "LightSUAN-1", "role": "distilled", "auc": [0.731, 0.732, 0.733], "p50_ms": 2.17},
             ],
-            "paired": Paired(0.0102, 0.0071, 0.0133, 0.0016, 0.722, 0.7322, 4321, 200, 0.95)._asdict(),
+            "paired": dict(difference=0.0102, low=0.0071, high=0.0133, level=0.95, seeds=3),
         },
         "latency": {
             "candidates": 100, "hardware": "2 CPU cores",
@@ -116,7 +115,7 @@ def test_the_numbers_are_there(written):
     )
     for expected in (
         f"{law['E']:.4f}", f"{law['intervals']['a'][0]:.4f}", f"{law['holdout']['observed']:.4f}", law["law"], f"{mean:.4f}",
-        "1,450,054", "129,093", "0.7320", "± 0.0010 · 3", "+0.0102", "4,321", "14.81", "scoring 100 candidates",
+        "1,450,054", "129,093", "0.7320", "± 0.0010 · 3", "+0.0102", "over 3 seeds", "14.81", "scoring 100 candidates",
         "beyond the ceiling", "416,640", "3 grades cannot support a grade law", "--config.grades=0,1,2,3,4",
         "--config.history=100", "47 trials", "diverged", "broken power", "2 CPU cores",
     ):  # fmt: skip
