@@ -1,4 +1,7 @@
-"""A trial whose arms are dealt out again within every batch: the control in which no arm does anything.
+"""A trial whose arms are dealt out again: the control in which no arm does anything.
+
+Within a batch the arms go to the rows in the order of a hash of their numbers, so that a row has (nearly) the same arm in every
+epoch and false arms can be learnt by heart as well as true ones.
 
 `--config.data.name=experiments.shuffled_treatment`, the trial's own name in `data.prepare.trial` (default hillstrom).
 Effects found there, and their Qini areas, are noise.
@@ -13,7 +16,7 @@ from recjax import data
 
 
 class Shuffled:
-    """Batches of `inner` with the treatment permuted among their valid rows, by their first row's number."""
+    """Batches of `inner` with the treatment permuted among their valid rows."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -31,8 +34,8 @@ class Shuffled:
     def _shuffled(batch: dict) -> dict:
         pos = np.array(batch["pos"]["treatment"])
         real = np.flatnonzero(np.asarray(batch["valid"]).any(1))
-        rng = np.random.default_rng(int(np.asarray(batch["row"]).max()))
-        pos[real] = pos[rng.permutation(real)]
+        lot = np.asarray(batch["row"])[real, 0].astype(np.uint64) * 2654435761 % 2**32
+        pos[real[np.argsort(lot)]] = np.sort(pos[real])
         return {**batch, "pos": {**batch["pos"], "treatment": pos}}
 
 

@@ -1,10 +1,11 @@
-"""TIN by its own protocol (next item against one uniform negative, GAUC by user) on Amazon Beauty as S3-Rec published it.
+"""TIN on the pairs of its own protocol (next item against one uniform negative) on Amazon Beauty as S3-Rec published it.
 
     python -m recjax.train --config=experiments/tin_amazon_sequences.py --config.data.source=FOLDER --workdir=runs/beauty
 
 FOLDER: the folder with Beauty.txt.gz and Beauty_item2attributes.json.gz; "" looks for amazon-sequences below $RECJAX_DATA.
 22,363 users, 12,101 items, 198,502 events. The paper's set (Electronics) is larger and its table of results was not available
-to us, so there is no number to reproduce; `:din` is the rival.
+to us, so there is no number to reproduce; `:din` is the rival. Not as there: ties count a half in GAUC (the code: nothing), the last
+step is judged (the code: the best validation GAUC), batches of 256 (32), the last 50 events (all).
 """
 
 from ml_collections import ConfigDict

@@ -141,6 +141,21 @@ def audit(
     return float(plug_in + correction.mean()), float(plug_in)
 
 
+def audits(
+    columns: Mapping[str, Any], tasks: Mapping[str, str], arm: Array, weights: Array | None
+) -> dict[str, float]:
+    """cvr_robust/t and cvr_plug_in/t: `audit` of every arm t; weights are share(arm) / e(arm | x), None: a trial."""
+    click, conversion = columns[tasks["ctr"]], columns[tasks["ctcvr"]]
+    out = {}
+    for t in np.unique(arm):
+        here = arm == t
+        share = here.mean() if weights is None else here.mean() / weights
+        mu = columns["ctr_arms"][:, t], columns["ctcvr_arms"][:, t]
+        both = audit(*mu, click, conversion, here, share)
+        out |= dict(zip((f"cvr_robust/{t}", f"cvr_plug_in/{t}"), both, strict=True))
+    return out
+
+
 def decide(tau: Array, value: float, costs: Array) -> Array:
     """argmax_t tau_t value - cost_t over the arms 0 .. R, where doing nothing is 0: int [...].
 
@@ -179,7 +194,8 @@ def report(
         `MOST_IMBALANCE` (and chance) get no uplift figures: NaN and a reason.
 
     Returns:
-      imbalance; for each task qini, auuc, uplift@10/20/30 (averages and /t for arm t), ate/t, ate_se/t, tau/t.
+      imbalance; for each task qini, auuc, uplift@10/20/30 (averages and /t for arm t), ate/t, ate_se/t, tau/t; where
+      the columns hold every arm's probabilities, `audits`.
     """
     arm = columns["arm"].astype(int)
     w = columns["weight_of_arm"] if weighted else None
@@ -200,6 +216,8 @@ def report(
             found = found if comparable else (np.nan, np.nan)
             names = (f"ate_{task}/{t}", f"ate_se_{task}/{t}", f"tau_{task}/{t}")
             out |= dict(zip(names, (*found, float(tau[:, t - 1].mean())), strict=True))
+    if comparable and {"ctr_arms", "ctcvr_arms"} <= set(columns):
+        out |= audits(columns, tasks, arm, w)
     if not comparable:
         out["undefined"] = (
             f"arms differ by {out['imbalance']:.2f} standard deviations, more than {MOST_IMBALANCE}: no uplift "

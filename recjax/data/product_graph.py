@@ -15,7 +15,7 @@ graph and B products to score against C aspects each:
 
 Only training links make P-A and C-P-A hyperedges and SAGE edges, and in training only those that the batch
 does not ask for. Products of validation and test have a category and, where given, behaviour lists; they read
-their category's hyperedge and write to nothing else.
+their category's hyperedge and write to behaviour lists alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 State = dict[str, jax.Array]
 Mean = Callable[[jax.Array], jax.Array]
-INITIAL_ACCUMULATOR = 0.1  # as in TF and FBGEMM; keeps the first step finite
+# As in TF (FBGEMM begins at 0). Row gradients of a mean loss lie far below sqrt(0.1): the Adagrads then are SGD with 3.2 lr, whose
+# right rate depends on the loss's scale, often beyond 1; `lazy_adam` does not depend on it (README.md, Row optimizers).
+INITIAL_ACCUMULATOR = 0.1
 EPS = 1e-8
 
 

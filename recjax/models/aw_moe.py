@@ -10,7 +10,7 @@ reading of the abstract, everything else [ours]. No number or hyper-parameter of
     f_k(v): K MLPs of one shape on the same v, one logit each                                        [P, I]
     g   = b_0 + sum_j AU_g(y_j) GU(y_j),  y_j = [h_j; h_c; h_j - h_c; h_j h_c]    gate unit x activation unit [P, I]
     alpha = softmax(g / T_g),  logit = sum_k alpha_k f_k(v)   (mix="linear": sum_k g_k f_k(v))        [ours]
-    L = BCE + lambda L_cl,  L_cl = InfoNCE(g, g') over the batch                                     [P: that it is so]
+    L = BCE + lambda L_cl,  L_cl = InfoNCE(g, g') over the batch      [P: that the gates are contrasted; I: the sum; ours: InfoNCE]
 
 g' is the gate of the same history with each behaviour dropped with probability p (one is always left), which imitates a
 long-tail user [P]; negatives are the rows of other users. Only the gate sees the masked history, so L_cl does not reach

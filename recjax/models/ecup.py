@@ -9,15 +9,15 @@ Treatment-enhanced network (TENet), two treatment-aware units with parameters of
 
     A = softmax(E Wq (E Wk)^T / sqrt(a)),  E_att = A (E Wv) Wp                    # eq. 9-11 [R1], E: B x F x d
     u = ReLU(Wt e_t + b),  U = [E_att ; u] Wo + b                                 # eq. 12-14 [R1]; "hadamard" [R2]
-    E_r = sigmoid(U2) * E + (1 - sigmoid(U2)) * tanh(U1),  E_te = [E_r ; e_t]     # eq. 15-16 [P]
+    E_r = sigmoid(U2) * E + (1 - sigmoid(U2)) * tanh(U1),  E_te = [E_r ; e_t]     # eq. 15 [P], 16 [R1]
 
 Task-enhanced network (TAENet) inside the entire-chain network, tasks k = click, conversion:
 
     p_k = MHA(query e_k, key = value = stop_gradient(E_te))                       # eq. 5 [R1, P]
-    delta_k^l = gamma sigmoid(MLP_l(p_k))                                         # eq. 6, a gate per unit [P]
-    x_l^k = ReLU(W_l x_{l-1}^k + b_l) * delta_k^l,  W_l shared by the tasks       # eq. 7 [P]
+    delta_k^l = gamma sigmoid(MLP_l(p_k))                                         # eq. 6 [R1]; one a unit: ours, of [P]'s product
+    x_l^k = ReLU(W_l x_{l-1}^k + b_l) * delta_k^l,  W_l shared by the tasks [P]   # eq. 7; after the ReLU: ours
     pCTCVR = pCTR pCVR                                                            # [P]
-    loss = BCE(pCTR, click) + w BCE(pCTCVR, conversion) over all impressions      # [P: Figure 4; w = 1 ours]
+    loss = BCE(pCTR, click) + w BCE(pCTCVR, conversion) over all impressions      # [inferred from Figure 4; w = 1 ours]
 
 Only the arm that was given is trained on. At serving every arm is evaluated in one `vmap`, and the effect of arm t is
 the difference to arm 0. The following is an identity, not the paper's, and a test holds it:

@@ -1,7 +1,7 @@
 """HyperPAVE: zero-shot product attribute-value extraction as link prediction on a hypergraph of text.
 
 J. Gong and H. Eldardiry, "Multi-Label Zero-Shot Product Attribute-Value Extraction", WWW 2024, arXiv
-2402.08802. [P] is the paper's abstract, [C] the authors' code (gjiaying/HyperPAVE), [ours] a choice of this
+2402.08802. [P] is the paper's abstract or a summary that quotes its body, [C] the authors' code (gjiaying/HyperPAVE), [ours] a choice of this
 file. The body of the paper was not found: sizes and rates are the code's or ours. An *aspect* is an
 attribute with its value, "color is red".
 
@@ -20,8 +20,8 @@ fell back to ids [C bug]). Theta per kind, residual and GELU, learned fusion tha
 weights, scaled cosine with a bias per attribute *name*: `share_theta=True, plain=True, fusion="fixed",
 score="dot"` is the code. Attention over hyperedges is in neither source's equations and off. P-A and C-P-A
 hyperedges and SAGE edges carry training links only (the code built them from all labels), less those that
-the step asks for. A product to be extracted reads its category and writes to nothing, so its score does
-not depend on which other new products are in the batch. The code's unused two-layer convolution with a
+the step asks for. A product to be extracted reads its category and writes to nothing but behaviour lists, so
+where there are none its score does not depend on which other new products are in the batch. The code's unused two-layer convolution with a
 64-wide bottleneck is left out; its normalisation is `normalise="symmetric"`.
 
 A batch (recjax.data.product_graph) is a graph: it has no tables, and `logits [B, C]` are products x aspects.

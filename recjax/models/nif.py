@@ -33,8 +33,9 @@ their weights at 0.03 or less.
 target="codes" is the control that discretises: the same generator, trained by cross-entropy to name the residual-quantised
 codes of T(i), T and its tables being those of a finished dense run (`init_from`), frozen.
 
-Deviations from our own specification: the history carries an age embedding too (without it S would be a set); tables may be
-narrower than d (a Dense widens), so that grades leave them alone.
+Deviations from our own specification: targets begin at the cut-off, with the request's own positives; every request of stage 1 is
+a cut-off, not four a user and epoch; no weight decay; the history carries an age embedding too (without it S would be a set); tables
+may be narrower than d (a Dense widens), so that grades leave them alone.
 
 Metrics: `nce_loss`, and `hr10`, `hr50`, `hr10/slot_k`: how often a target is among the ten (fifty) best of the distinct targets of
 other users and uniform items *of its evaluation batch*; compare them at one eval.batch only. `hr10_popular` and `hr10_last` are

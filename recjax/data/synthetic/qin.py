@@ -9,8 +9,9 @@ The first term is what ASTA makes (a ReLU of products, summed over the past), th
 coordinate, as the quadratic network makes them. Neither the past, nor the candidate, nor the mood alone says anything: z is uniform on a sphere.
 
 `train`, `validation` and `test` draw from the same `items` items, which a model may also learn by their ids. `test_cold`
-draws past and candidate from `cold` others, whose ids are unknown (one id for all): there only vectors tell items apart, so ids
-alone and shuffled vectors (`model.vectors`) must end at an AUC of 0.5.
+draws past and candidate from `cold` others, whose ids are unknown (one id for all): there only vectors tell items apart. Ids alone end
+at an AUC of 0.5 there by construction, for nothing but the mood varies; shuffled vectors (`model.vectors`), the control, must. On
+`test`, where ids can be learnt, own vectors must beat both.
 
 What the oracle (the planted logit, stored as the label `oracle`, which no model reads) makes of the constants was measured
 before any model was run, on 200,000 requests of each kind, of known and of cold items: click rate 0.369 and 0.367, AUC 0.851 and
