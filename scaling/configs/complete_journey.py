@@ -27,9 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
         return c
     c.title = "SUAN on The Complete Journey"
     del c.distil  # scaling.distill reads the finished sweep
-    c.experiment.opt.lr = (
-        1e-3  # the best of five on validation at grades 0, 1 and 2; the report checks it above
-    )
+    # On validation grades 0, 1 and 2 are within seed noise from 5e-4 to 4e-3; the report shows all five, and grade 3's.
+    c.experiment.opt.lr = 1e-3
     c.experiment.train.microbatches = 4  # of 64 examples: activations stay in cache
     c.experiment.train.checkpoint_every = 1000
     c.experiment.eval.examples = 40_960
