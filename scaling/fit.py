@@ -202,6 +202,8 @@ class LawFit:
 
     @property
     def formula(self) -> str:
+        if self.A <= 0:
+            return f"{self.metric} = {self.E:.4f}, whatever {self.axis}"
         return f"{self.metric} = {self.E:.4f} {'-' if self.sign > 0 else '+'} {self.A:.4g} / {self.axis}^{self.a:.3g}"
 
 

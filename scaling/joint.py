@@ -197,6 +197,8 @@ def fit_joint(
     )  # fmt: skip
     columns = {"E": 0, **{n: 1 + k + i for i, n in enumerate(names)}}
     intervals = {n: law.interval_of(law._draws[:, i], float(best[i])) for n, i in columns.items()}
+    most = {"E": 1.0 if better else math.inf}  # widened percentiles may leave what is possible
+    intervals = {n: (max(a, 0.0), min(b, most.get(n, b))) for n, (a, b) in intervals.items()}
     return dataclasses.replace(law, intervals=intervals)
 
 
