@@ -10,7 +10,8 @@ examples is also trained on the next f n with a rate that falls linearly to zero
 planned for n examples would have reached, at f of its cost (Hägele et al. 2024, arXiv 2405.18392).
 
 Every member is trained by `recjax.step`, so it ends where `recjax.train` ends with the same config. One device, one
-process; anything with hooks or earlier stages trains by itself (`suits`).
+process; what has earlier stages trains by itself (`suits`), a model with hooks must (`sweep.members`). A model's `patience` is not
+applied: members end where they were planned to. A point is measured at the end of the batch that reaches it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -125,9 +126,9 @@ class Together:
         self.config = c = configs[0]
         self.data = open_data(c.data)
         self.system = models.build(self.data.schema, c.model)
-        if self.system.setup or self.system.on_eval or self.system.select.patience:
+        if self.system.setup or self.system.on_eval:
             raise ValueError(
-                f"model {c.model.name!r} has hooks or patience; set sweep.members to 1 and cooldown to 0"
+                f"model {c.model.name!r} has hooks; set sweep.members to 1 and cooldown to 0"
             )
         if any(t.frozen for t in self.system.tables):
             raise ValueError(
