@@ -9,7 +9,11 @@ from experiments import suan_complete_journey
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = suan_complete_journey.get_config(arg)
+    return logistic(suan_complete_journey.get_config(arg))
+
+
+def logistic(c: ConfigDict) -> ConfigDict:
+    """A SUAN experiment's data and protocol with logistic regression for a model."""
     c.model = ConfigDict()
     c.model.name = "logistic"
     c.model.table = dict(lr=0.1)

@@ -6,13 +6,8 @@ python -m recjax.train --config=experiments/logistic_kuairand.py --config.data.s
 from ml_collections import ConfigDict
 
 from experiments import suan_kuairand
+from experiments.logistic_complete_journey import logistic
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = suan_kuairand.get_config(arg)
-    c.model = ConfigDict()
-    c.model.name = "logistic"
-    c.model.table = dict(lr=0.1)
-    c.opt.lr = 1e-2
-    c.train.microbatches = 1
-    return c
+    return logistic(suan_kuairand.get_config(arg))

@@ -133,8 +133,8 @@ class Arms:
         """share(arm) / e(arm | x), clipped to [0.1, 10], [N]; shares are of the batch's real rows of known arms."""
         e = jnp.take_along_axis(nn.softmax(logits), self._fold(batch)[None, :, None], 0)[0]
         given = jnp.take_along_axis(e, arm[:, None], 1)[:, 0]
-        candidates = arm.shape[0] // batch["valid"].shape[0]
-        real = batch["valid"].reshape(arm.shape) & self.observed(batch, candidates)[1]
+        known = self.observed(batch, self._shape(batch)[1])[1]
+        real = batch["valid"].reshape(arm.shape) & known
         counts = jnp.bincount(arm, real.astype(jnp.float32), length=len(self.ids))
         share = counts / jnp.maximum(real.sum(), 1)
         return jnp.clip(share[arm] / jnp.maximum(given, 1e-6), 0.1, 10.0)

@@ -169,9 +169,8 @@ def finals(run: epath.Path) -> dict[str, Any]:
         return json.loads((run / "summary.json").read_text())
     rows = together.read_rows(run.parent.parent).values()
     own = [r for r in rows if r["member"] == int(run.name) and r["kind"] == "pass"]
-    return {
-        r["split"]: r for r in sorted(own, key=lambda r: r["examples"])
-    }  # the last point counts
+    own.sort(key=lambda r: r["examples"])
+    return {r["split"]: r for r in own}  # the last point counts
 
 
 def _add(out: dict, role: str, split: str, metrics: Mapping[str, Any], prefix: str) -> None:

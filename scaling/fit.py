@@ -151,9 +151,7 @@ class LawFit:
         if seeds:
             units = len(self.x) if self.unit == "seed" else len(set(self.x))
             share = len(self.x) / units / seeds  # seeds of a unit, for each one asked about
-            if (
-                self.unit == "size"
-            ):  # seeds may share their noise: more of them than usual promise nothing
+            if self.unit == "size":  # its seeds may share their noise: more of them promise nothing
                 share = max(share, 1.0)
             noise = _t(self.level, units - 3) * self.sigma * math.sqrt(share)
         middle = self.predict(x)

@@ -25,9 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.experiment.data.train = "train_matched"
     c.experiment.data.counters = False
     c.experiment.data.history = 20
-    c.experiment.model.table = dict(
-        dim=8, optimizer="lazy_adam", lr=3e-3
-    )  # README.md, Row optimizers
+    # Why not row-wise Adagrad: recjax/embedding/README.md, Row optimizers.
+    c.experiment.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
     c.experiment.opt.lr = 2e-3
     c.experiment.opt.schedule = "constant"  # one pass serves every data size
     c.experiment.train.batch = 256
