@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.candidates = 32
     c.data.history = 50
     c.model.name = "ccn"
-    c.model.table = dict(dim=8, lr=0.05)
+    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
     c.opt.lr = 1e-3
     c.train.batch = 64  # pages
     c.eval.batch = 256

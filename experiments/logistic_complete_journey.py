@@ -16,7 +16,7 @@ def logistic(c: ConfigDict) -> ConfigDict:
     """A SUAN experiment's data and protocol with logistic regression for a model."""
     c.model = ConfigDict()
     c.model.name = "logistic"
-    c.model.table = dict(lr=0.1)
+    c.model.table = dict(optimizer="lazy_adam", lr=3e-3)
     # Both rates: the best of six on validation, at the edge of the grid; see README, Results.
     c.opt.lr = 1e-2
     c.train.microbatches = 1

@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.counters = False
     nif_planted.lists(c, SHORT if "runlocal" in parts else LISTS)
     c.model.update(MODEL)
-    c.model.table = dict(dim=16, lr=0.05)
+    c.model.table = dict(dim=16, optimizer="lazy_adam", lr=3e-3)
     c.opt.lr = 1e-3
     c.opt.clip = 1.0
     c.model.update({k: int(given[k]) for k in ("width", "layers", "heads") if k in given})

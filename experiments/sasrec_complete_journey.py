@@ -12,7 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
     c.model = ConfigDict()
     c.model.name = "sasrec"
-    c.model.table = dict(dim=8, lr=0.05)
+    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
     c.opt.lr = 1e-3
     c.train.microbatches = 1
     return c

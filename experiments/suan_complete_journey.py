@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.name = "complete_journey"
     c.data.history = 50
     c.model.name = "suan"
-    c.model.table = dict(dim=8, lr=0.02)
+    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
     c.model.blocks = 2
     c.model.heads = 2
     c.model.width = 40

@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
     c.model = ConfigDict()
     c.model.name = "tarq"
-    c.model.table = dict(dim=8, lr=0.05)
+    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
     c.model.item_features = ITEM
     c.model.width = 32
     c.model.codes = 128

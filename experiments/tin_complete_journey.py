@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
     c.model = ConfigDict()
     c.model.name = "tin"
-    c.model.table = dict(dim=8, lr=0.05)
+    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
     c.model.time = "position"
     c.model.tr_mode = "inner"
     c.opt.lr = 1e-3

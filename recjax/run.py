@@ -75,8 +75,9 @@ class Interrupted(SystemExit):
 class Stop:
     """Notes SIGTERM and Ctrl-C so that loops can end at a safe point; a second Ctrl-C ends at once.
 
-    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated. Of several
-    processes all stop at the same step: what counts there is `agreed` (recjax.hosts.in_step).
+    Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated. A signal that no poll
+    saw is raised again at the end: it ends what this was a part of. Of several processes all stop at the same step: what
+    counts there is `agreed` (recjax.hosts.in_step).
     """
 
     def __init__(self):
@@ -92,6 +93,8 @@ class Stop:
     def __exit__(self, *exc):
         for s, handler in self._old.items():
             signal.signal(s, signal.SIG_DFL if handler is None else handler)  # None: not Python's
+        if exc[0] is None and self.signum in self._old:  # it came after the last poll: for whoever is outside
+            signal.raise_signal(self.signum)
 
     def _note(self, signum, frame):
         if self.signum and signum == signal.SIGINT:

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from recjax.run import RunError, Stop, plain, read_jsonl, write_text
+from recjax.run import Interrupted, RunError, Stop, plain, read_jsonl, write_text
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -45,12 +45,22 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 
 
 def test_second_ctrl_c_ends_at_once():
-    with Stop() as stop:
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_no_poll_saw_is_for_whoever_is_outside(number):
+    with pytest.raises(Interrupted), Stop() as outer:
+        with Stop() as inner:
+            os.kill(os.getpid(), number)
+        assert inner.signum == outer.signum == number
+        outer.raise_if_requested()
+    with pytest.raises(KeyboardInterrupt), Stop():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def command(config, workdir):
