@@ -11,7 +11,9 @@ from experiments import suan_kuairand
 def get_config(arg: str = "") -> ConfigDict:
     c = suan_kuairand.get_config(arg)
     labels = {k: v for k, v in c.model.items() if k == "labels"}
-    c.model = ConfigDict(dict(name="din", table=dict(dim=8, optimizer="lazy_adam", lr=3e-3), **labels))
+    c.model = ConfigDict(
+        dict(name="din", table=dict(dim=8, optimizer="lazy_adam", lr=3e-3), **labels)
+    )
     c.opt.lr = 1e-2
     c.train.microbatches = 1
     return c
