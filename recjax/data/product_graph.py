@@ -428,6 +428,9 @@ class Options:
       supervise: "links" draws them one by one; "products" draws products and asks for all their links, so
         that they look as new ones will.
       negatives: Per positive; the first half uniform, the rest of the same attribute. Never a positive.
+      isolate: Share of the aspects, drawn anew for each step, whose links carry no messages. At test every unseen
+        aspect is alone; without this, one is alone in training only where all its links are asked for, and being
+        alone tells that it is somebody's.
       shuffle: Permute the membership of hyperedges: the control.
       seed: Of the draws.
     """
@@ -435,6 +438,7 @@ class Options:
     supervised: float = 0.3
     supervise: str = "links"
     negatives: int = 2
+    isolate: float = 0.0
     shuffle: bool = False
     seed: int = 0
 
@@ -443,9 +447,9 @@ class Options:
             raise GraphError(
                 f"data.prepare.supervise={self.supervise!r} is unknown; use one of {', '.join(SUPERVISE)}"
             )
-        if not 0 < self.supervised < 1 or self.negatives < 1:
+        if not 0 < self.supervised < 1 or not 0 <= self.isolate < 1 or self.negatives < 1:
             raise GraphError(
-                "data.prepare: supervised lies between 0 and 1 and negatives is at least 1"
+                "data.prepare: supervised and isolate lie between 0 and 1 and negatives is at least 1"
             )
 
 
@@ -591,7 +595,8 @@ class Data:
         valid = np.concatenate([np.ones((len(aspect), 1), bool), real], 1)
         labels = np.zeros(candidates.shape, np.float32)
         labels[:, 0] = 1.0
-        graph = c.graph(c.links[~asked], self.slots[split])
+        alone = rng.random(len(c.aspects)) < self.options.isolate
+        graph = c.graph(c.links[~asked & ~alone[c.links[:, 1]]], self.slots[split])
         return graph | self._rows(c, product, candidates, labels, valid, size)
 
     def scoring(self, split: str, index: int, size: int) -> dict[str, Any]:

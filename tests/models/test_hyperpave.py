@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recjax import configs, metrics, models, ranking
-from recjax.data.product_graph import Catalog, Data, Options, disjoint_split
+from recjax.data.product_graph import Catalog, Data, GraphError, Options, disjoint_split
 from recjax.data.synthetic import hyperpave as worlds
 from recjax.evaluate import open_run
 from recjax.models import hyperpave
@@ -287,6 +287,20 @@ def test_negatives_are_no_positives_and_the_hard_ones_share_the_attribute(superv
                 assert (names[3:] == names[0]).all()
                 hard += 1
     assert hard > 20
+
+
+def test_isolated_aspects_carry_no_messages_whether_or_not_they_are_asked_for():
+    def carried(isolate):
+        batches = list(data(isolate=isolate).batches("train", 16, epochs=40))
+        neighbours = [np.unique(b["sage"]["product_aspect"]["target"]) for b in batches]
+        aspects = len(batches[0]["attribute"])  # as many as there are, and a target that fills up
+        return [n[n < aspects] for n in neighbours], [b["aspect"][b["valid"][:, 0], 0] for b in batches]
+
+    (all_of_them, asked), (some, asked_too) = carried(0.0), carried(0.5)
+    assert all(map(np.array_equal, asked, asked_too))
+    assert sum(map(len, some)) == pytest.approx(0.5 * sum(map(len, all_of_them)), rel=0.15)
+    with pytest.raises(GraphError, match="isolate"):
+        data(isolate=1.0)
 
 
 def test_golden_metrics():

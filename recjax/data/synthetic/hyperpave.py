@@ -108,7 +108,8 @@ def _lists(world: World, style: np.ndarray, rng: np.random.Generator) -> np.ndar
 def open_data(config: Mapping[str, Any]) -> Data:
     """Data of `World` and `Options` fields in `data.prepare`."""
     given = dict(config.get("prepare", {}))
-    ask = {k: given.pop(k) for k in list(given) if k in ("supervised", "supervise", "negatives")}
+    asked = ("supervised", "supervise", "negatives", "isolate")
+    ask = {k: given.pop(k) for k in asked if k in given}
     ask["shuffle"] = given.pop("shuffle", False)
     world = World(**given)
     identity = {"name": "synthetic.hyperpave", "config": {**dataclasses.asdict(world), **ask}}
