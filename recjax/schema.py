@@ -177,6 +177,9 @@ class Table:
       lr: Learning rate of the row optimizer (its schedule multiplies it).
       l2: L2 pull on touched rows.
       l1: L1 of the optimizer "ftrl", whose rows it makes exactly zero.
+      accumulator: Where the sums of squares of the two Adagrads begin: 0.1 in TensorFlow, 0 in FBGEMM. Row gradients of
+        a mean loss lie far below sqrt(0.1): from there they are SGD with 3.2 times the rate for long, and the
+        best rate is often beyond 1 (recjax/embedding/README.md, Row optimizers).
       init_scale: Standard deviation of the initial rows.
       dtype: Storage type of the rows.
     """
@@ -190,6 +193,7 @@ class Table:
     init_scale: float = 0.01
     dtype: str = "float32"
     l1: float = 0.0
+    accumulator: float = 0.1
 
     @property
     def path(self) -> str:

@@ -118,7 +118,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
                 f"a row of sweep.trials names {key!r}, but the experiment has no {parent!r}"
             )
         node = node[parent]
-    if last not in node and parents != ["model"]:
+    if last not in node and parents[:1] != ["model"]:
         raise KeyError(f"a row of sweep.trials names {key!r}, which the experiment does not have")
     with node.ignore_type():
         node[last] = value

@@ -30,13 +30,15 @@ Tables = dict[str, dict[str, jax.Array]]
 
 
 def check(tables: Sequence[Table]) -> None:
-    """Raises SchemaError on an unknown optimizer or two tables of one path."""
+    """Raises SchemaError on an unknown optimizer, sums that begin below 0, or two tables of one path."""
     seen = set()
     for t in tables:
         if not t.frozen and t.optimizer not in OPTIMIZERS:
             raise SchemaError(
                 f"table {t.path!r}: unknown optimizer {t.optimizer!r}; use frozen or one of {', '.join(OPTIMIZERS)}"
             )
+        if not t.accumulator >= 0:
+            raise SchemaError(f"table {t.path!r}: accumulator={t.accumulator!r} is below 0")
         if t.path in seen:
             raise SchemaError(f"table {t.path!r} is declared twice; give each model an owner")
         seen.add(t.path)
@@ -62,9 +64,9 @@ def _init_table(key: jax.Array, t: Table, rows: int, k: int) -> dict:
     value = value.at[PAD, : t.dim].set(0).astype(t.dtype)
     if t.frozen:
         return {"rows": value}
-    wide = OPTIMIZERS[t.optimizer].init(value)
+    wide = OPTIMIZERS[t.optimizer].init(value, t.accumulator)
     # numbers a row holds one of are counted by logical rows (the reshape is never computed: they are constants)
-    narrow = OPTIMIZERS[t.optimizer].init(packing.logical(value, t.dim))
+    narrow = OPTIMIZERS[t.optimizer].init(packing.logical(value, t.dim), t.accumulator)
     return {"rows": value, **{n: x if x.ndim == 2 else narrow[n] for n, x in wide.items()}}
 
 

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 
 State = dict[str, jax.Array]
 Mean = Callable[[jax.Array], jax.Array]
-# As in TF (FBGEMM begins at 0). Row gradients of a mean loss lie far below sqrt(0.1): the Adagrads then are SGD with 3.2 lr, whose
-# right rate depends on the loss's scale, often beyond 1; `lazy_adam` does not depend on it (README.md, Row optimizers).
-INITIAL_ACCUMULATOR = 0.1
+FTRL_ACCUMULATOR = 0.1  # at 0 the closed form would forget the initial rows
 EPS = 1e-8
 
 
@@ -31,11 +29,11 @@ class RowOptimizer:
     """Two functions.
 
     Attributes:
-      init: rows [V, d] -> state with leading axis V.
+      init: (rows [V, d], where sums of squares begin) -> state with leading axis V.
       update: (rows, state, grads, lr, *, mean, l1) -> (rows, state), all float32 with leading axis N.
     """
 
-    init: Callable[[jax.Array], State]
+    init: Callable[[jax.Array, float], State]
     update: Callable[..., tuple[jax.Array, State]]
 
 
@@ -45,12 +43,12 @@ def _sgd_update(rows, state, grads, lr, **_):
 
 def _rowwise_adagrad_update(rows, state, grads, lr, *, mean: Mean = row_mean, **_):
     acc = state["acc"] + mean(jnp.square(grads))
-    return rows - lr * grads * jax.lax.rsqrt(acc + EPS)[:, None], {"acc": acc}
+    return rows - lr * grads / (jnp.sqrt(acc) + EPS)[:, None], {"acc": acc}
 
 
 def _adagrad_update(rows, state, grads, lr, **_):
     acc = state["acc"] + jnp.square(grads)
-    return rows - lr * grads * jax.lax.rsqrt(acc + EPS), {"acc": acc}
+    return rows - lr * grads / (jnp.sqrt(acc) + EPS), {"acc": acc}
 
 
 def _lazy_adam_update(rows, state, grads, lr, *, mean: Mean = row_mean, b1=0.9, b2=0.999, **_):
@@ -65,9 +63,9 @@ def _lazy_adam_update(rows, state, grads, lr, *, mean: Mean = row_mean, b1=0.9, 
     return jnp.where(touched[:, None], rows - lr * step, rows), {"mu": mu, "nu": nu, "count": count}
 
 
-def _ftrl_init(rows):
+def _ftrl_init(rows, _):
     # `linear` starts where the closed form gives the initial rows back (TF starts at 0 and forgets them)
-    n = INITIAL_ACCUMULATOR
+    n = FTRL_ACCUMULATOR
     return {"acc": jnp.full(rows.shape, n), "linear": -rows.astype(jnp.float32) * jnp.sqrt(n)}
 
 
@@ -85,15 +83,15 @@ def _ftrl_update(rows, state, grads, lr, *, l1: float = 0.0, **_):
 
 
 OPTIMIZERS: dict[str, RowOptimizer] = {
-    "sgd": RowOptimizer(lambda rows: {}, _sgd_update),
+    "sgd": RowOptimizer(lambda rows, _: {}, _sgd_update),
     "adagrad": RowOptimizer(
-        lambda rows: {"acc": jnp.full(rows.shape, INITIAL_ACCUMULATOR)}, _adagrad_update
+        lambda rows, start: {"acc": jnp.full(rows.shape, start)}, _adagrad_update
     ),
     "rowwise_adagrad": RowOptimizer(
-        lambda rows: {"acc": jnp.full(rows.shape[:1], INITIAL_ACCUMULATOR)}, _rowwise_adagrad_update
+        lambda rows, start: {"acc": jnp.full(rows.shape[:1], start)}, _rowwise_adagrad_update
     ),
     "lazy_adam": RowOptimizer(
-        lambda rows: {
+        lambda rows, _: {
             "mu": jnp.zeros(rows.shape),
             "nu": jnp.zeros(rows.shape),
             "count": jnp.zeros(rows.shape[:1], jnp.int32),

@@ -12,9 +12,9 @@ GRADS = jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 1.0]])
 LR = 0.5
 
 
-def two_steps(name, rows=ROW, lr=LR, **keys):
+def two_steps(name, rows=ROW, lr=LR, accumulator=0.1, **keys):
     optimizer = OPTIMIZERS[name]
-    state, seen = optimizer.init(rows), []
+    state, seen = optimizer.init(rows, accumulator), []
     for g in GRADS:
         rows, state = optimizer.update(rows, state, g, lr, **keys)
         seen.append(np.asarray(rows))
@@ -45,10 +45,23 @@ def test_two_steps_by_hand(name):
     np.testing.assert_allclose(second[0], by_hand(name)[1], rtol=2e-6)
 
 
+def test_sums_from_zero_make_the_first_step_as_large_as_the_rate():
+    """Whatever the size of the gradient: w - lr g / sqrt(mean g^2), and an untouched row is no 0 / 0."""
+    for scale in (1.0, 1e-5):
+        rows, g = jnp.array([[1.0, -2.0], [5.0, 6.0]]), scale * jnp.array([[3.0, 4.0], [0.0, 0.0]])
+        for name, step in (
+            ("adagrad", [0.5, 0.5]),
+            ("rowwise_adagrad", [1.5 / 12.5**0.5, 2 / 12.5**0.5]),
+        ):
+            optimizer = OPTIMIZERS[name]
+            after, _ = optimizer.update(rows, optimizer.init(rows, 0.0), g, LR)
+            np.testing.assert_allclose(after, rows - jnp.array([step, [0, 0]]), rtol=2e-3)
+
+
 def test_lazy_adam_counts_a_row_s_own_steps():
     rows, optimizer = jnp.ones((2, 2)), OPTIMIZERS["lazy_adam"]
     grads = jnp.array([[1.0, 1.0], [0.0, 0.0]])
-    after, state = optimizer.update(rows, optimizer.init(rows), grads, LR)
+    after, state = optimizer.update(rows, optimizer.init(rows, 0.1), grads, LR)
     assert state["count"].tolist() == [1, 0]
     np.testing.assert_array_equal(after[1], rows[1])
     assert (after[0] != rows[0]).all()

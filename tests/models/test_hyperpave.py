@@ -294,7 +294,9 @@ def test_isolated_aspects_carry_no_messages_whether_or_not_they_are_asked_for():
         batches = list(data(isolate=isolate).batches("train", 16, epochs=40))
         neighbours = [np.unique(b["sage"]["product_aspect"]["target"]) for b in batches]
         aspects = len(batches[0]["attribute"])  # as many as there are, and a target that fills up
-        return [n[n < aspects] for n in neighbours], [b["aspect"][b["valid"][:, 0], 0] for b in batches]
+        return [n[n < aspects] for n in neighbours], [
+            b["aspect"][b["valid"][:, 0], 0] for b in batches
+        ]
 
     (all_of_them, asked), (some, asked_too) = carried(0.0), carried(0.5)
     assert all(map(np.array_equal, asked, asked_too))

@@ -3,7 +3,7 @@
 import pytest
 
 from scaling import study, sweep
-from scaling.configs import ablations, complete_journey, quickstart
+from scaling.configs import ablations, complete_journey, quickstart, row_optimizers
 from scaling.grades import LADDER
 from tests.models import worlds
 
@@ -47,6 +47,7 @@ def test_shapes_off_the_ladder_keep_its_rate_rule():
 
 @pytest.mark.parametrize("make, arg", [
     (complete_journey, ""), (complete_journey, "more"), (complete_journey, "gpu"), (ablations, ""), (quickstart, ""),
+    (row_optimizers, ""), (row_optimizers, "long"),
 ])  # fmt: skip
 def test_committed_plans_are_whole(make, arg):
     """Every trial once, of known grades; seeds of a cell share a program."""
