@@ -46,7 +46,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
 
     Raises:
       ValueError: The split that would choose is a test split.
-      KeyError: The grid names a key that the config does not have.
+      KeyError: The grid names a key that the config does not have (options of the model may be new).
     """
     split = config.eval.splits[0]
     if split.startswith("test"):
@@ -54,9 +54,8 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
     out = []
     for row in sweep.product(**grid):
         c = ConfigDict(config.to_dict())
-        c.lock()
         for key, value in row.items():
-            c.update_from_flattened_dict({key: value})
+            sweep.set_key(c, key, value)
         c.train.examples = examples
         c.eval.splits = c.eval.final = (split,)
         c.eval.every, c.eval.at_examples, c.eval.use_best = 0, (), False  # judged once, at the end

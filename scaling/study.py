@@ -79,7 +79,7 @@ def trial(
     c.train.examples = max(row["examples"])
     own = {k: v for k, v in row.items() if k not in AXES}
     for key, value in own.items():
-        _set(c, key, value)
+        sweep.set_key(c, key, value)
     if any(k.startswith("data.") for k in own):
         schema = other(c.data)
     columns = dict(
@@ -106,19 +106,3 @@ def set_history(config: ConfigDict, row: Mapping[str, Any]) -> int:
     if "history" in row:
         lengths.update(history=row["history"], moveline=row["history"])
     return lengths.history
-
-
-def _set(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a dotted key; model options may be new, everything else must exist."""
-    *parents, last = key.split(".")
-    node = config
-    for parent in parents:
-        if parent not in node:
-            raise KeyError(
-                f"a row of sweep.trials names {key!r}, but the experiment has no {parent!r}"
-            )
-        node = node[parent]
-    if last not in node and parents[:1] != ["model"]:
-        raise KeyError(f"a row of sweep.trials names {key!r}, which the experiment does not have")
-    with node.ignore_type():
-        node[last] = value

@@ -21,7 +21,7 @@ h_c is what the gate attends against: the candidate ("item"), the request's cont
 is a function of the artifact ("gate", cadence request), which "score_gated" (cadence candidate) takes in place of GU and
 AU_g (`Export.reads`). Rivals [ours]: gate="pooled" (an MLP of the mean of h_j, a usual mixture), "category" (of
 the candidate's category alone, after JD's earlier AdvMoE, without its adversary), "prior" (b_0 alone: no personal gate),
-experts=1 (DIN with this encoder), pooling="mean". LayerNorm on h keeps the sums in scale.
+experts=1 (DIN with this encoder), pooling="mean". LayerNorm on h keeps the sums in scale [ours] (`event_norm`).
 
 What a row of the batch is: users are told apart by the group key `user_key`, and one row a user enters L_cl; without such a
 key each row is its own user.
@@ -50,6 +50,7 @@ CHOICES = {
     "gate_context": ("item", "query", "user", "none"),
     "mix": ("softmax", "linear"),
     "pooling": ("attention", "mean"),
+    "event_norm": ("layer", "none"),
     "dense_norm": ("batchnorm", "identity"),
 }
 CONTEXT_ROLES = {"query": ("context", "trigger"), "user": ("profile",)}
@@ -70,6 +71,8 @@ class AWMoE(nn.Module):
       pooling: Of v_u: "attention" or "mean".
       history: The list read; "" for the schema's first.
       category: Candidate id that the category gate sees; "" for the one with the smallest vocabulary.
+      event_norm: Of h: "layer" (the specification's), or "none". LayerNorm gives a product that training has not
+        seen, whose row is small noise, as much weight as a known one; without it such events hardly count.
       dense_norm: "batchnorm" or "identity", of dense features.
     """
 
@@ -86,6 +89,7 @@ class AWMoE(nn.Module):
     pooling: str = "attention"
     history: str = ""
     category: str = ""
+    event_norm: str = "layer"
     dense_norm: str = "batchnorm"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -102,7 +106,8 @@ class AWMoE(nn.Module):
 
     def setup(self):
         self.item = nn.Dense(self.width, **self.types)
-        self.item_norm = nn.LayerNorm(**self.types)
+        norm = self.event_norm == "layer"
+        self.item_norm = nn.LayerNorm(**self.types) if norm else lambda x: x
         beside = fields.beside_event(self.schema, self.history)
         roles = ("candidate", "context", "profile")
         self.other = fields.OtherFeatures(beside, self.dense_norm, roles, **self.types)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import models
+from recjax.inputs import embed
 from recjax.layers.contrast import info_nce, keep_events, other_users
 from recjax.layers.experts import AttentionGate, Experts
 from recjax.models import aw_moe
@@ -238,6 +239,23 @@ def test_monitors_are_loads_and_entropy():
 
 
 # ---- rivals and options --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "ratio"), [("layer", 1.0), ("none", 0.1)])
+def test_a_small_row_is_a_small_event_only_without_layer_norm(norm, ratio):
+    m = model(event_norm=norm)
+    module = aw_moe.AWMoE(
+        SCHEMA, experts=3, width=8, gate="prior", history="views", event_norm=norm
+    )
+    dense = {**m.dense, "item": {**m.dense["item"], "bias": jnp.zeros(8)}}
+    sizes = []
+    for scale in (1.0, 0.1):
+        rows = jax.tree.map(lambda x, by=scale: by * x, m.rows(W.batch()))
+        events, mask = module.apply(
+            {"params": dense}, embed(SCHEMA, rows, W.batch()), method="encode_events"
+        )
+        sizes.append(np.abs(np.asarray(events)[np.asarray(mask)]).mean())
+    assert sizes[1] / sizes[0] == pytest.approx(ratio, rel=0.1)
 
 
 @pytest.mark.parametrize("gate", ["pooled", "category", "prior"])
