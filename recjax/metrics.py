@@ -49,6 +49,12 @@ class UndefinedMetric(UserWarning):
     """A metric is NaN; the message says why."""
 
 
+def larger_is_better(metric: str) -> bool:
+    """Unless it is a loss or an error, by its name ("click/logloss", "ece", "mse")."""
+    name = metric.rpartition("/")[2]
+    return "loss" not in name and name not in ("ece", "mse")
+
+
 # ------------------------------------------------------------------------------------------- device
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from recjax import metrics
 from recjax.run import plain
 from scaling.projection import (
     EXPONENTS,
@@ -254,7 +255,7 @@ def fit_law(
         tested.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    better = "loss" not in metric if larger_is_better is None else larger_is_better
+    better = metrics.larger_is_better(metric) if larger_is_better is None else larger_is_better
     sizes = len(np.unique(x))
     if sizes < MIN_SIZES:
         raise FitError(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from recjax import metrics
 from recjax.run import plain
 from scaling.fit import MIN_SIZES, FitError, fit_law, power_law
 from scaling.projection import Array, problem, solve
@@ -165,7 +166,7 @@ def fit_joint(
       FitError: Fewer than 3 values on an axis, or no more points than parameters.
     """
     names, y = tuple(sizes), np.asarray(y, np.float64)
-    better = "loss" not in metric if larger_is_better is None else larger_is_better
+    better = metrics.larger_is_better(metric) if larger_is_better is None else larger_is_better
     x = np.column_stack([np.asarray(sizes[n], np.float64) for n in names])
     for name, column in zip(names, x.T, strict=True):
         if len(np.unique(column)) < MIN_AXIS:

@@ -18,6 +18,7 @@ from absl import logging
 import numpy as np
 from scipy import stats
 
+from recjax import metrics
 from recjax.run import plain
 from scaling import fit, joint, rivals
 from scaling.grades import LADDER
@@ -211,7 +212,7 @@ def rates(rows: Sequence[Row], metric: str) -> list[dict]:
             if r["grade"] == grade:
                 by_rate.setdefault(r["lr"], []).append(r[metric])
         means = {lr: float(np.mean(v)) for lr, v in sorted(by_rate.items())}
-        better = min if "loss" in metric else max
+        better = max if metrics.larger_is_better(metric) else min
         best = better(means, key=means.get)
         used = next(
             (r["lr"] for r in base_rows(rows) if r["grade"] == grade and on_ladder(r)), None

@@ -16,6 +16,7 @@ import math
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from recjax import metrics
 from recjax.data import open_data
 from recjax.run import set_up, write_text
 from scaling import processes, sweep
@@ -65,9 +66,9 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
 
 def ranked(rows: list[dict], metric: str) -> list[dict]:
     """Trials from best to worst; loglosses and errors are better when small."""
-    small = metric.rpartition("/")[2] in ("logloss", "ece", "mse")
-    worst = math.inf if small else -math.inf  # undefined: it diverged
-    return sorted(rows, key=lambda r: worst if r[metric] is None else r[metric], reverse=not small)
+    large = metrics.larger_is_better(metric)
+    worst = -math.inf if large else math.inf  # undefined: it diverged
+    return sorted(rows, key=lambda r: worst if r[metric] is None else r[metric], reverse=large)
 
 
 def main(_) -> None:
