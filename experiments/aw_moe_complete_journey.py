@@ -19,14 +19,11 @@ from experiments import suan_complete_journey
 
 def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
-    c.model = ConfigDict()
-    c.model.name = "aw_moe"
-    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=1e-2)
+    suan_complete_journey.with_model(c, "aw_moe")
     c.model.user_key = "household"
     c.model.experts = 8
     c.model.event_norm = "none"  # 0.679 against 0.571 with LayerNorm, validation, 102,400 examples
     # Both rates: the best of six on validation (`scaling.search`, 102,400 examples of `:decisive`).
     c.opt.lr = 3e-3
     c.opt.weight_decay = 1e-4  # AdamW
-    c.train.microbatches = 1
     return c

@@ -10,9 +10,6 @@ from experiments import suan_complete_journey
 
 def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
-    c.model = ConfigDict()
-    c.model.name = "bst"
-    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3)
+    suan_complete_journey.with_model(c, "bst")
     c.opt.lr = 1e-3
-    c.train.microbatches = 1
     return c

@@ -9,11 +9,12 @@ from experiments import suan_complete_journey
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = suan_complete_journey.get_config(arg)
-    c.model = ConfigDict()
-    c.model.name = "din"
-    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=1e-2)
+    return din(suan_complete_journey.get_config(arg))
+
+
+def din(c: ConfigDict) -> ConfigDict:
+    """A SUAN experiment with DIN for a model."""
+    suan_complete_journey.with_model(c, "din")
     # Both rates: the best of six on validation (`scaling.search`, 102,400 examples of `:decisive`).
     c.opt.lr = 1e-2
-    c.train.microbatches = 1
     return c

@@ -14,10 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def logistic(c: ConfigDict) -> ConfigDict:
     """A SUAN experiment's data and protocol with logistic regression for a model."""
-    c.model = ConfigDict()
-    c.model.name = "logistic"
-    c.model.table = dict(optimizer="lazy_adam", lr=1e-2)
+    suan_complete_journey.with_model(c, "logistic", table=dict(optimizer="lazy_adam", lr=1e-2))
     # Both rates: the best of six on validation (`scaling.search`, 102,400 examples of `:decisive`).
     c.opt.lr = 1e-2
-    c.train.microbatches = 1
     return c

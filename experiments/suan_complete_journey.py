@@ -37,6 +37,14 @@ def get_config(arg: str = "") -> ConfigDict:
     return c
 
 
+def with_model(c: ConfigDict, name: str, **options) -> ConfigDict:
+    """The same data and protocol with another model, on tables like SUAN's."""
+    kept = {k: c.model[k] for k in ("table", "labels") if k in c.model}
+    c.model = ConfigDict({"name": name, **kept, **options})
+    c.train.microbatches = 1
+    return c
+
+
 def decisive(c: ConfigDict) -> None:
     """What models are compared on: the latest 300,000 training opportunities, matched negatives, no counters.
 

@@ -21,9 +21,7 @@ ITEM = ("product", "category", "type", "department", "manufacturer", "brand")
 
 def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
-    c.model = ConfigDict()
-    c.model.name = "tarq"
-    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=1e-2)
+    suan_complete_journey.with_model(c, "tarq")
     c.model.item_features = ITEM
     c.model.width = 32
     c.model.codes = 128
@@ -32,7 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
     # Both rates: the best of six on validation (`scaling.search`, 102,400 examples of `:decisive`).
     c.opt.lr = 3e-3
     c.opt.clip = 5.0
-    c.train.microbatches = 1
     if arg == "runlocal":
         tarq_planted.quick(c)
     return c

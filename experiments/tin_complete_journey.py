@@ -15,13 +15,10 @@ from experiments import suan_complete_journey
 
 def get_config(arg: str = "") -> ConfigDict:
     c = suan_complete_journey.get_config(arg)
-    c.model = ConfigDict()
-    c.model.name = "tin"
-    c.model.table = dict(dim=8, optimizer="lazy_adam", lr=1e-2)
+    suan_complete_journey.with_model(c, "tin")
     c.model.time = "position"
     c.model.tr_mode = "inner"
     # Both rates: the best of six on validation (`scaling.search`, 102,400 examples of `:decisive`).
     c.opt.lr = 3e-3
     c.opt.clip = 5.0
-    c.train.microbatches = 1
     return c
