@@ -43,12 +43,15 @@ def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Arr
     shards = next(iter(batch["ids"].values())).shape[0]
 
     def body(carry, i):
-        state, total, weight = carry
+        before, total, weight = carry
         part = microbatch(batch, shards, i, count)
-        grads, state, sums = one(state, part, jax.random.fold_in(rng, i))
+        grads, state, sums = one(before, part, jax.random.fold_in(rng, i))
         w = (part["weight"] * part["valid"]).sum()
-        total = jax.tree.map(lambda t, g: t + w * g, total, grads)
-        return (state, total, weight + w), sums
+        # The last batch of an epoch may leave a part nothing but padding: its batch statistics are 0 / 0.
+        real = lambda x, otherwise: jnp.where(part["valid"].any(), x, otherwise)  # noqa: E731
+        total = jax.tree.map(lambda t, g: t + real(w * g, 0.0), total, grads)
+        state = jax.tree.map(real, state, before)
+        return (state, total, weight + w), jax.tree.map(lambda x: real(x, 0.0), sums)
 
     zeros = jax.tree.map(jnp.zeros_like, (trees["dense"], rows))
     (state, total, weight), sums = jax.lax.scan(
