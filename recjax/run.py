@@ -93,9 +93,7 @@ class Stop:
     def __exit__(self, *exc):
         for s, handler in self._old.items():
             signal.signal(s, signal.SIG_DFL if handler is None else handler)  # None: not Python's
-        if (
-            exc[0] is None and self.signum in self._old
-        ):  # it came after the last poll: for whoever is outside
+        if exc[0] is None and self.signum in self._old:  # after the last poll: for those outside
             signal.raise_signal(self.signum)
 
     def _note(self, signum, frame):
