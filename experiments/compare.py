@@ -20,6 +20,7 @@ For every split of `--split` (default: `eval.final` of the first config), metric
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import re
 from typing import Any
@@ -108,7 +109,7 @@ def entries(texts: Sequence[str], common: Sequence[str] = ()) -> list[Entry]:
 
 
 def predict(run: epath.Path, splits: Sequence[str]) -> None:
-    """Scores of a finished run, by row, kept beside it as predictions-<split>.npz; computed once."""
+    """Scores of a finished run, by row, kept beside it as predictions-<split>.npz; those that training did not keep."""
     missing = [s for s in splits if not _file(run, s).exists()]
     if not missing:
         return
@@ -120,9 +121,14 @@ def predict(run: epath.Path, splits: Sequence[str]) -> None:
                 split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
             )
             rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
-            if (past := past_events(data, split)) is not None:
-                rows["past"] = past[rows["row"]]
-            keep(run, split, rows)
+            keep_scored(run, data, split, rows)
+
+
+def keep_scored(run: epath.Path, data: Any, split: str, rows: Rows) -> None:
+    """`keep`, with each row's past events where the data counts them."""
+    if (past := past_events(data, split)) is not None:
+        rows = {**rows, "past": past[rows["row"]]}
+    keep(run, split, rows)
 
 
 def past_events(data: Any, split: str) -> np.ndarray | None:
@@ -384,7 +390,7 @@ def run(
             place = e.scores or root / e.name / f"seed-{seed}"
             if e.config is not None:
                 logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
-                train(e.of_seed(seed), place)
+                train(e.of_seed(seed), place, functools.partial(keep_scored, place))
                 predict(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)

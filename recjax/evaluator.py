@@ -71,6 +71,7 @@ class Evaluator:
         batches: Iterable[dict],
         poll: Callable[[], None] = lambda: None,
         slices: Sequence["Slice"] = (),
+        take: Callable[[dict[str, np.ndarray]], None] | None = None,
     ) -> dict:
         """Metrics of every objective (see recjax.metrics.compute), those of named ones prefixed "<name>/".
 
@@ -79,6 +80,7 @@ class Evaluator:
           batches: Host batches.
           poll: Called once a batch; may raise to end early.
           slices: Of the split; with any, the result has "slices": slice -> part -> metrics, exact like the others.
+          take: Gets what `predictions` would return.
         """
         objectives = self.system.objectives
         sums = {o.name: metrics.init() for o in objectives}
@@ -104,6 +106,8 @@ class Evaluator:
             out.update({prefix + k: v for k, v in measured.items()})
         if self.system.measure is not None:
             out.update(self.system.measure(_columns(objectives, rows, kept)))
+        if take is not None:
+            take(rows[objectives[0].name][0].rows())
         return hosts.from_first(out)  # decisions follow: the last bit must not differ
 
     def predictions(

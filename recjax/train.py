@@ -4,7 +4,7 @@ Reads top to bottom: the pieces of a run, the loop, the command; the compiled st
 `System`, batches and trees; nothing of papers. The same command resumes an interrupted run and leaves a finished one alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import functools
 import importlib.metadata
 import itertools
@@ -28,6 +28,7 @@ from recjax.step import forward_flops, make_step
 from recjax.system import System
 
 Tree = Any
+Scored = Callable[[Any, str, dict[str, np.ndarray]], None]
 
 # ---- the pieces of a run --------------------------------------------------------------------------------------
 
@@ -82,12 +83,13 @@ def run_needs(config: ConfigDict, run: Run) -> None:
 # ---- the loop -------------------------------------------------------------------------------------------------
 
 
-def train(config: ConfigDict, workdir: str) -> dict:
+def train(config: ConfigDict, workdir: str, scored: Scored | None = None) -> dict:
     """Trains, evaluates and writes the run directory (see recjax.run); returns summary.json's content.
 
     Args:
       config: As from an experiment file's `get_config` (keys: recjax.configs).
       workdir: Where; resumes what is there.
+      scored: Gets the data, the split's name and its rows (`Evaluator.predictions`) at each final evaluation.
 
     Raises:
       KeyError, ValueError: A config or data error, with the remedy.
@@ -99,14 +101,14 @@ def train(config: ConfigDict, workdir: str) -> dict:
             logging.info("%s is finished; nothing to do", workdir)
             return run.summary
         run_needs(config, run)
-        return Trainer(config, run, stop).run_to_end()
+        return Trainer(config, run, stop, scored).run_to_end()
 
 
 class Trainer:
     """One run's objects, built in order; `run_to_end` is the loop."""
 
-    def __init__(self, config: ConfigDict, run: Run, stop: Stop):
-        self.config, self.run, self.stop = config, run, stop
+    def __init__(self, config: ConfigDict, run: Run, stop: Stop, scored: Scored | None = None):
+        self.config, self.run, self.stop, self.scored = config, run, stop, scored
         self.compiled = compiled()
         self.mesh = meshes.make()
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
@@ -211,14 +213,16 @@ class Trainer:
                 levels=self.eval_levels,
             )
             self.eval_levels = self.eval_levels or batches.levels
-            out[split] = self.measure(batches)
+            final = kind == "final" and self.scored is not None and jax.process_index() == 0
+            take = functools.partial(self.scored, self.data, split) if final else None
+            out[split] = self.measure(batches, take)
             examples = self.step * c.train.batch
             self.run.log(self.step, kind, out[split], split=split, examples=examples)
         return out
 
-    def measure(self, batches: Iterable[dict]) -> dict:
+    def measure(self, batches: Iterable[dict], take: Callable | None = None) -> dict:
         poll = lambda: self.stop.raise_if_requested(self.interrupted)  # noqa: E731
-        return self.evaluator(self.trees, self.in_step(batches), poll=poll)
+        return self.evaluator(self.trees, self.in_step(batches), poll=poll, take=take)
 
     def interrupted(self) -> None:
         self.save()

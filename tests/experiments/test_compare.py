@@ -38,7 +38,7 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(tmp_path, monkeypat
     first = compare.run(both, tmp_path, 1, resamples=5, tails=["36", "20%", "0"])
     trained = []
     train = compare.train
-    monkeypatch.setattr(compare, "train", lambda c, w: trained.append(c.seed) or train(c, w))
+    monkeypatch.setattr(compare, "train", lambda c, *a: trained.append(c.seed) or train(c, *a))
     stamp = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("seed-0/predictions-test.npz")}
     found = compare.run(both, tmp_path, 2, resamples=5)
     tail = first["differences"]["din_complete_journey+runlocal"]
@@ -109,3 +109,17 @@ def test_entries_are_files_arguments_and_overrides():
         compare.entries([DIN, DIN])
     with pytest.raises(ValueError, match="at least two"):
         compare.entries([DIN])
+
+
+def test_the_scores_that_training_keeps_are_those_of_the_finished_run(tmp_path):
+    both = entries(LOGISTIC, DIN)
+    compare.run(both, tmp_path, 1, resamples=5)
+    for e in both:
+        run = tmp_path / e.name / "seed-0"
+        first = compare.predictions(run, "test")
+        (run / "predictions-test.npz").unlink()
+        compare.predict(run, ("test",))
+        again = compare.predictions(run, "test")
+        assert first.keys() == again.keys() and "past" in first
+        for k in first:
+            np.testing.assert_allclose(first[k], again[k], rtol=1e-6, atol=1e-6, err_msg=k)
