@@ -15,9 +15,13 @@ from recjax import configs
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
     c.data.name = "product_graph"
-    c.data.prepare = dict(set="oa-mine", text="wordllama", seed=0, supervise="products", isolate=0.3)
+    c.data.prepare = dict(
+        set="oa-mine", text="wordllama", seed=0, supervise="products", isolate=0.3
+    )
     c.model.name = "hyperpave"
-    c.model.sage_layers = 1  # validation mAP 0.534; two, the code's, 0.448 (recjax/models/README.md)
+    c.model.sage_layers = (
+        1  # validation mAP 0.534; two, the code's, 0.448 (recjax/models/README.md)
+    )
     c.model.hyperedges = "inventory"
     c.opt.weight_decay = 1e-6  # AdamW
     c.opt.lr = 1e-3
