@@ -19,9 +19,8 @@ def get_config(arg: str = "") -> ConfigDict:
         set="oa-mine", text="wordllama", seed=0, supervise="products", isolate=0.3
     )
     c.model.name = "hyperpave"
-    c.model.sage_layers = (
-        1  # validation mAP 0.534; two, the code's, 0.448 (recjax/models/README.md)
-    )
+    # Validation mAP 0.534; two layers, the code's, 0.448 (recjax/models/README.md).
+    c.model.sage_layers = 1
     c.model.hyperedges = "inventory"
     c.opt.weight_decay = 1e-6  # AdamW
     c.opt.lr = 1e-3

@@ -250,8 +250,8 @@ class Plan:
     def bytes_per_device(self, table: Table) -> int:
         """Of rows and optimizer state."""
         shape = jax.ShapeDtypeStruct((self.rows[table.id_space], table.dim), table.dtype)
-        optimizer = OPTIMIZERS.get(table.optimizer)  # none: frozen
-        state = jax.eval_shape(lambda x: optimizer.init(x, 0.0), shape) if optimizer else {}
+        args = shape, table.accumulator
+        state = {} if table.frozen else jax.eval_shape(OPTIMIZERS[table.optimizer].init, *args)
         rule = self.placed[table.path].rule
         whole = rule == "replicated"
 
