@@ -20,8 +20,8 @@ def config_of(file: str, seed: int, source: str, changes: dict) -> ConfigDict:
     c.seed = seed
     c.data.source = source
     c.data.prepare.seed = seed
-    with c.unlocked():
-        c.update_from_flattened_dict(changes)
+    for key, value in changes.items():
+        configs.assign(c, key, value)
     return c
 
 

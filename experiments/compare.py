@@ -88,9 +88,9 @@ def override(config: ConfigDict, assignment: str) -> None:
         pass
     value = tuple(value) if isinstance(value, list) else value
     try:
-        config.update_from_flattened_dict({key: hashable(value)})
-    except (KeyError, AttributeError, TypeError, ValueError) as e:
-        raise ValueError(f"override {assignment!r}: {e}") from e
+        configs.assign(config, key, hashable(value))
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"override {assignment!r}: {e.args[0]}") from e
 
 
 def entries(texts: Sequence[str], common: Sequence[str] = ()) -> list[Entry]:

@@ -16,7 +16,7 @@ from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation, half_width, scored
-from recjax import ranking, uplift
+from recjax import configs, ranking, uplift
 from recjax.run import plain, set_up, write_text
 from recjax.train import train
 
@@ -39,14 +39,10 @@ def variants(model: dict) -> dict[str, dict]:
 
 def train_variant(name: str, changes: dict, seed: int, root: epath.Path) -> epath.Path:
     c = config_of(_CONFIG.value, seed, _SOURCE.value, {})
-    if "model" in changes:
-        with c.unlocked():
-            c.model = changes["model"]
-    else:
-        with c.unlocked():
-            if "data.name" in changes:
-                c.data.prepare.trial = c.data.name
-            c.update_from_flattened_dict(changes)
+    if "data.name" in changes:
+        c.data.prepare.trial = c.data.name
+    for key, value in changes.items():
+        configs.assign(c, key, value)
     run = root / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
     train(c, run)
     return run

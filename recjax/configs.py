@@ -6,12 +6,16 @@ An experiment file starts from `base()` and assigns. Unknown keys are errors, on
 import difflib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+# Sections that accept what their readers do; what a reader does not know, it refuses by name.
+FREE = ("model", "data.prepare", "opt.args", "opt.group_lr")
+
 
 def base() -> ConfigDict:
-    """A locked ConfigDict with every key the trainer reads. `model` and `data.prepare` accept what their readers do."""
+    """A locked ConfigDict with every key the trainer reads; `FREE` sections may hold more."""
     c = ConfigDict()
     c.seed = 0
 
@@ -78,9 +82,40 @@ def base() -> ConfigDict:
     # the metrics comes from its last checkpoint; rows that mean a new value begin anew (recjax.data.growth).
     c.continue_from = ""
     c.lock()
-    for free in (c.model, c.data.prepare, c.opt.args, c.opt.group_lr):
-        free.unlock()
+    for section in FREE:
+        c[section].unlock()
     return c
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key in place; keys of `FREE` sections may be new.
+
+    Raises:
+      KeyError: The config has no such key or section; the message has the nearest.
+      TypeError: The value is of another type than the one that stands there.
+    """
+    *sections, last = key.split(".")
+    node, free = config, key.startswith(tuple(f"{f}." for f in FREE))
+    for i, name in enumerate(sections):
+        if not isinstance(node.get(name), ConfigDict):
+            raise _unknown(key, node, i)
+        node = node[name]
+    if last not in node and not free:
+        raise _unknown(key, node, len(sections))
+    try:
+        with node.unlocked():
+            node[last] = value
+    except TypeError as e:
+        raise TypeError(f"{key}={value!r}: the config has {node[last]!r} there") from e
+
+
+def _unknown(key: str, known: ConfigDict, level: int) -> KeyError:
+    """`known` has no part number `level` of the dotted key."""
+    parts = key.split(".")
+    others = [k for k in known if k != parts[level]]  # itself, where a value is taken for a section
+    near = difflib.get_close_matches(parts[level], others, n=1)
+    hint = f"; did you mean {'.'.join([*parts[:level], *near, *parts[level + 1 :]])}?"
+    return KeyError(f"unknown config key {key}{hint * len(near)}")
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -89,9 +124,7 @@ def check(config: ConfigDict) -> ConfigDict:
     def walk(known, given, prefix=""):
         for key in given:
             if key not in known:
-                near = difflib.get_close_matches(key, list(known), n=1)
-                hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-                raise KeyError(f"unknown config key {prefix}{key}{hint}")
+                raise _unknown(f"{prefix}{key}", known, prefix.count("."))
             if isinstance(known[key], ConfigDict) and known[key].is_locked:
                 walk(known[key], given[key], f"{prefix}{key}.")
 

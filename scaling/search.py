@@ -16,7 +16,7 @@ import math
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from recjax import metrics
+from recjax import configs, metrics
 from recjax.data import open_data
 from recjax.run import set_up, write_text
 from scaling import processes, sweep
@@ -47,7 +47,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
 
     Raises:
       ValueError: The split that would choose is a test split.
-      KeyError: The grid names a key that the config does not have (options of the model may be new).
+      KeyError: The grid names a key that the config does not have (sections of `configs.FREE` may have new ones).
     """
     split = config.eval.splits[0]
     if split.startswith("test"):
@@ -56,7 +56,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
     for row in sweep.product(**grid):
         c = ConfigDict(config.to_dict())
         for key, value in row.items():
-            sweep.set_key(c, key, value)
+            configs.assign(c, key, value)
         c.train.examples = examples
         c.eval.splits = c.eval.final = (split,)
         c.eval.every, c.eval.at_examples, c.eval.use_best = 0, (), False  # judged once, at the end

@@ -20,6 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from recjax import configs
 from recjax.data import open_data
 from recjax.schema import Schema
 from scaling import grades, sweep
@@ -79,7 +80,7 @@ def trial(
     c.train.examples = max(row["examples"])
     own = {k: v for k, v in row.items() if k not in AXES}
     for key, value in own.items():
-        sweep.set_key(c, key, value)
+        configs.assign(c, key, value)
     if any(k.startswith("data.") for k in own):
         schema = other(c.data)
     columns = dict(

@@ -93,20 +93,6 @@ def chain(*parts: list[dict]) -> list[dict]:
 # ---- running
 
 
-def set_key(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a dotted key; model options may be new, everything else must exist."""
-    *parents, last = key.split(".")
-    node = config
-    for parent in parents:
-        if parent not in node:
-            raise KeyError(f"a trial names {key!r}, but the experiment has no {parent!r}")
-        node = node[parent]
-    if last not in node and parents[:1] != ["model"]:
-        raise KeyError(f"a trial names {key!r}, which the experiment does not have")
-    with node.ignore_type():
-        node[last] = value
-
-
 def run_sweep(
     trials: list[Trial],
     workdir: epath.PathLike,
