@@ -67,6 +67,7 @@ def flow(c: ConfigDict) -> None:
     c.opt.schedule = "cosine"
     c.eval.batch = 256  # the pool of hr10 is a batch
     c.eval.splits = ("validation_flow",)
+    c.eval.examples = 20_480
     c.eval.final = ("validation_flow", "test_flow")
 
 
@@ -76,9 +77,9 @@ def amen(c: ConfigDict, generator: str) -> None:
     c.model.head = (64, 32)
     c.model.flow = "nif" if generator else "none"
     c.train.batch = 256
-    c.train.examples = 40_000
+    c.train.examples = 200_000
     c.eval.batch = 1024
-    c.eval.examples = 20_000
+    c.eval.examples = 100_000
     c.eval.final = ("validation", "test")
     if generator:
         c.needs = (generator,)
