@@ -34,14 +34,14 @@ _CLIENTS = 32
 def _serve(path: str, limits: Limits, pipe: Any) -> None:
     import uvicorn
 
+    from recjax.serving.serve import listen
     from recjax.serving.service import Service
 
     service = Service(path, limits)
     server = uvicorn.Server(
         uvicorn.Config(service.app, port=0, log_level="error", timeout_keep_alive=75)
     )
-    sock = server.config.bind_socket()
-    sock.listen(2048)
+    sock = listen(server)
     pipe.send(sock.getsockname()[1])
     server.run(sockets=[sock])
 
