@@ -12,6 +12,8 @@ import pathlib
 from types import ModuleType
 from typing import Any
 
+from absl import logging
+
 from recjax.data.layout import BatchError
 
 
@@ -53,6 +55,8 @@ def open_data(
     from recjax.data.translate import translated
 
     prepared = Prepared(config.get("dir", "") or _prepare(module, config))
+    if config.get("dir", ""):
+        _warn_of_other_options(prepared, config.get("prepare", {}))
     data = Data(
         prepared if ids_of is None else translated(prepared, ids_of.prepared),
         history=config.get("history", 50),
@@ -80,6 +84,17 @@ def _module(name: str) -> ModuleType | None:
         f"there is no data set {name!r}: cannot import {' or '.join(places)}; "
         f"set data.name to a module of {__name__}, or to a dotted path"
     )
+
+
+def _warn_of_other_options(prepared: Any, asked: Mapping[str, Any]) -> None:
+    for name, want in asked.items():
+        have = prepared.identity.get("config", {}).get(name)
+        want = list(want) if isinstance(want, tuple) else want
+        if want != have and (want or have):  # what is off is not always written down
+            logging.warning(
+                "%s was prepared with %s=%r where data.prepare says %r; what was prepared counts",
+                prepared.path, name, have, want,
+            )  # fmt: skip
 
 
 def _prepare(module: ModuleType | None, config: Mapping[str, Any]) -> str | os.PathLike:

@@ -214,6 +214,11 @@ def build(
     models.check_options("qin", options, (*accepted, *OWN))
     models.check_choice("qin", "vectors", vectors, VECTORS)
     models.check_choice("qin", "embedding", embedding, EMBEDDING)
+    if vectors != "none" and not any(space.vectors for space in schema.id_spaces):
+        raise ValueError(
+            f"qin: vectors={vectors!r}, and no id space of the data has vectors; prepare it with them (data.prepare.text of "
+            "The Complete Journey), or set model.vectors=none"
+        )
     heads = models.make_heads(schema, labels)
     table = dict(init_scale=1e-4, optimizer="lazy_adam", lr=2e-3, l2=penalty) | dict(table)
     seen = schema if vectors != "none" else without_vectors(schema)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import prepared, vocabulary, writing
+from recjax.data import open_data, prepared, vocabulary, writing
 from recjax.data.prepared import DataError, Prepared
 from recjax.data.vocabulary import DAY, Vocabulary
 from recjax.data.writing import write_prepared
@@ -175,6 +175,16 @@ def test_identity_names_the_directory_and_the_same_options_do_nothing(tmp_path):
     assert write(tmp_path, {"train": forbidden}, options={"a": 1}).path == data.path
     with pytest.raises(AssertionError, match="prepared again"):
         write(tmp_path, {"train": forbidden}, options={"a": 2})
+
+
+def test_a_directory_prepared_with_other_options_is_said_to_be(tmp_path, caplog):
+    data = write(tmp_path, {"train": columns}, options={"text": "hashed", "weeks": [1, 2]})
+    same = dict(text="hashed", weeks=(1, 2), other=0)
+    open_data(dict(dir=os.fspath(data.path), prepare=same))
+    assert "data.prepare" not in caplog.text
+    open_data(dict(dir=os.fspath(data.path), prepare=same | dict(text="wordllama", limit=3)))
+    for words in ("with text='hashed' where data.prepare says 'wordllama'", "limit=None where"):
+        assert words in caplog.text
 
 
 def test_other_content_without_options_gets_another_directory(tmp_path):

@@ -32,7 +32,7 @@ CONFIGS = {
     "tarq": dict(
         name="tarq", width=8, levels=2, codes=6, tower=(8,), encoder=(8,), teacher_head=(8,)
     ),
-    "qin": dict(name="qin", table=dict(dim=8), layers=1, dense_norm="identity"),
+    "qin": dict(name="qin", vectors="none", table=dict(dim=8), layers=1, dense_norm="identity"),
     "distil": dict(name="distil", teacher=dict(name="din", **HEAD), student=LIGHT),
 }
 

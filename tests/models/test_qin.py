@@ -1,5 +1,6 @@
 """QIN: the exact properties and golden numbers of its specification (section 6)."""
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -566,6 +567,15 @@ def test_the_planted_world(vectors, cache_dir, tmp_path):
 def test_bad_options_are_named(options, words):
     with pytest.raises(ValueError, match=words):
         models.build(SCHEMA, SMALL | options)
+
+
+def test_a_schema_without_vectors_is_refused_unless_none_are_asked_for():
+    ids = SCHEMA.without(["look", "past_look"])
+    ids = dataclasses.replace(ids, id_spaces=tuple(s for s in ids.id_spaces if not s.vectors))
+    for vectors in ("own", "shuffled"):
+        with pytest.raises(ValueError, match=f"vectors='{vectors}', and no id space of the data"):
+            models.build(ids, SMALL | dict(vectors=vectors, item_fields=()))
+    models.build(ids, SMALL | dict(vectors="none", item_fields=()))
 
 
 def test_a_schema_without_shared_fields_is_refused():
