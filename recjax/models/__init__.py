@@ -15,9 +15,12 @@ import pkgutil
 from typing import Any
 
 from flax import linen as nn
+import jax.numpy as jnp
 
+from recjax.layers import fields
+from recjax.layers.mlp import ACTIVATIONS, NORMS
 from recjax.schema import Schema, SchemaError, Table
-from recjax.system import System
+from recjax.system import System, pointwise, with_correlation
 
 
 def build(schema: Schema, cfg_model: Mapping[str, Any]) -> System:
@@ -100,3 +103,43 @@ def make_heads(schema: Schema, labels: Iterable[str] | None) -> dict[str, str]:
         if schema.feature(label).role != "label":
             raise SchemaError(f"{label!r} is no label; the labels are {', '.join(schema.labels)}")
     return {"logits": labels[0], **{name: name for name in labels[1:]}}
+
+
+def ranker(
+    name: str,
+    module_type: type[nn.Module],
+    schema: Schema,
+    *,
+    table: Mapping[str, Any] = {},
+    compute_dtype: str = "float32",
+    param_dtype: str = "float32",
+    labels: Iterable[str] | None = None,
+    **options,
+) -> System:
+    """The system of a module that scores a candidate against a history, and says how much each event counts.
+
+    Args:
+      name: Of the model, for messages.
+      module_type: Has the fields schema, outputs, history, head_norm, head_activation, dense_norm, dtype, param_dtype and a
+        method `correlation`.
+      schema: Needs a history list with an id space that a candidate feature shares, and a label.
+      table: To `Schema.tables`.
+      compute_dtype: Of activations.
+      param_dtype: Of dense parameters.
+      labels: One output each, "logits" for the first; default: the schema's first.
+      **options: The module's other fields.
+    """
+    accepted = module_options(module_type, ("schema", "outputs", "dtype", "param_dtype"))
+    check_options(name, options, (*accepted, "table", "compute_dtype", "param_dtype", "labels"))
+    heads = make_heads(schema, labels)
+    tables = make_tables(schema, table)
+    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    options["history"] = fields.history_list(schema, options.get("history", ""))
+    module = module_type(schema=schema, outputs=tuple(heads), **dtypes, **options)
+    check_choice(name, "head_norm", module.head_norm, NORMS)
+    check_choice(name, "head_activation", module.head_activation, ACTIVATIONS)
+    check_choice(name, "dense_norm", module.dense_norm, ("batchnorm", "identity"))
+    fields.check_shared_fields(name, schema, module.history)
+    owner = tables[0].owner
+    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
+    return with_correlation(system, module, owner)

@@ -14,7 +14,6 @@ into the batch, [B * C, 1]: scoring many costs a Transformer each. The MLP is na
 recjax.correlation).
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -25,10 +24,10 @@ from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers import fields
 from recjax.layers.attention import REACHABLE_BUCKETS, time_buckets
-from recjax.layers.mlp import ACTIVATIONS, MLP, NORMS, Logits
+from recjax.layers.mlp import MLP, Logits
 from recjax.layers.transformer import Probe, TransformerBlock
 from recjax.schema import Schema
-from recjax.system import System, pointwise, with_correlation
+from recjax.system import System
 
 
 class BST(nn.Module):
@@ -117,41 +116,6 @@ class BST(nn.Module):
         return cor.reshape(-1, candidates, cor.shape[1])
 
 
-INTERNAL = ("schema", "outputs", "dtype", "param_dtype")
-
-
-def build(
-    schema: Schema,
-    *,
-    table: Mapping[str, Any] = {},
-    compute_dtype: str = "float32",
-    param_dtype: str = "float32",
-    labels: Iterable[str] | None = None,
-    **options,
-) -> System:
-    """BST as a system.
-
-    Args:
-      schema: Needs a history list with an id space that a candidate feature shares, and a label.
-      table: To `Schema.tables`.
-      compute_dtype: Of activations.
-      param_dtype: Of dense parameters.
-      labels: One output each, "logits" for the first; default: the schema's first.
-      **options: Fields of `BST`.
-    """
-    accepted = models.module_options(BST, INTERNAL)
-    models.check_options(
-        "bst", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
-    )
-    heads = models.make_heads(schema, labels)
-    tables = models.make_tables(schema, table)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
-    options["history"] = fields.history_list(schema, options.get("history", ""))
-    module = BST(schema=schema, outputs=tuple(heads), **dtypes, **options)
-    models.check_choice("bst", "head_norm", module.head_norm, NORMS)
-    models.check_choice("bst", "head_activation", module.head_activation, ACTIVATIONS)
-    models.check_choice("bst", "dense_norm", module.dense_norm, ("batchnorm", "identity"))
-    fields.check_shared_fields("bst", schema, module.history)
-    owner = tables[0].owner
-    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
-    return with_correlation(system, module, owner)
+def build(schema: Schema, **options) -> System:
+    """BST as a system; options: those of `models.ranker` and the fields of `BST`."""
+    return models.ranker("bst", BST, schema, **options)

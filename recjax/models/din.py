@@ -14,9 +14,6 @@ candidates of a request are scored beside each other. `exports["correlation"]` i
 compare (see recjax.correlation), with a the activation unit's output in place of their dot product.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,10 +21,10 @@ import jax.numpy as jnp
 from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers import fields
-from recjax.layers.mlp import ACTIVATIONS, MLP, NORMS, Logits
+from recjax.layers.mlp import ACTIVATIONS, MLP, Logits
 from recjax.layers.target_attention import ActivationUnit
 from recjax.schema import Schema
-from recjax.system import System, pointwise, with_correlation
+from recjax.system import System
 
 
 class DIN(nn.Module):
@@ -94,47 +91,8 @@ class DIN(nn.Module):
         return jnp.where(mask[:, None], cor, 0.0)
 
 
-INTERNAL = ("schema", "outputs", "dtype", "param_dtype")
-
-
-def build(
-    schema: Schema,
-    *,
-    table: Mapping[str, Any] = {},
-    compute_dtype: str = "float32",
-    param_dtype: str = "float32",
-    labels: Iterable[str] | None = None,
-    **options,
-) -> System:
-    """DIN as a system.
-
-    Args:
-      schema: Needs a history list with an id space that a candidate feature shares, and a label.
-      table: To `Schema.tables`.
-      compute_dtype: Of activations.
-      param_dtype: Of dense parameters.
-      labels: One output each, "logits" for the first; default: the schema's first.
-      **options: Fields of `DIN`.
-    """
-    accepted = models.module_options(DIN, INTERNAL)
-    models.check_options(
-        "din", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
-    )
-    heads = models.make_heads(schema, labels)
-    tables = models.make_tables(schema, table)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
-    options["history"] = fields.history_list(schema, options.get("history", ""))
-    module = DIN(schema=schema, outputs=tuple(heads), **dtypes, **options)
-    check(module)
-    owner = tables[0].owner
-    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
-    return with_correlation(system, module, owner)
-
-
-def check(module: DIN) -> None:
-    """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
-    models.check_choice("din", "head_norm", module.head_norm, NORMS)
-    models.check_choice("din", "dense_norm", module.dense_norm, ("batchnorm", "identity"))
-    for option in ("head_activation", "attention_activation"):
-        models.check_choice("din", option, getattr(module, option), ACTIVATIONS)
-    fields.check_shared_fields("din", module.schema, module.history)
+def build(schema: Schema, **options) -> System:
+    """DIN as a system; options: those of `models.ranker` and the fields of `DIN`."""
+    unit = options.get("attention_activation", DIN.attention_activation)
+    models.check_choice("din", "attention_activation", unit, ACTIVATIONS)
+    return models.ranker("din", DIN, schema, **options)
