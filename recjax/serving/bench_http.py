@@ -6,11 +6,13 @@ Phases on one service, in a thread of its own process:
   alone     one client, one request at a time, in turns with the same request scored in this process without HTTP
   busy      as many clients as keep it saturated: its sustainable rate
   overload  requests arrive at twice that rate, whether earlier ones are answered or not
-  soak      with --soak_minutes=10: half that rate, every tenth call an event of one of 1,000 users; resident memory
+  soak      with --soak_minutes=10: half that rate, every tenth call an event of one of 1,000 users, of which the service keeps 1,000
+            events in all, as it keeps a million by default: a full store evicts; resident memory
 Clients and service share the machine's cores, so on a small machine the rates are low estimates.
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -214,15 +216,14 @@ def _overload(port: int, sent: list[bytes], seconds: float, rate: float) -> dict
 
 def _soak(port: int, pid: int, made: list[dict], seconds: float, rate: float) -> dict[str, Any]:
     """Resident memory while scores and events arrive: medians of the second and of the last tenth of the time."""
-    calls = [(b"POST /v1/score", json.dumps(m).encode()) for m in made for _ in range(9)]
-    calls += [
+    score = [(b"POST /v1/score", json.dumps(m).encode()) for m in made]
+    event = [
         (
             b"POST /v1/events",
             json.dumps({"user": f"u{k}", "events": _events(made[k % len(made)])}).encode(),
         )
         for k in range(1000)
     ]
-    order = np.random.default_rng(0).permutation(len(calls))
     end, lock, sent = time.monotonic() + seconds, threading.Lock(), iter(range(10**9))
     start, statuses, resident = time.monotonic(), [], []
 
@@ -234,7 +235,8 @@ def _soak(port: int, pid: int, made: list[dict], seconds: float, rate: float) ->
             time.sleep(max(0.0, start + k / rate - time.monotonic()))
             if time.monotonic() > end:
                 return
-            statuses.append(client.ask(*calls[order[k % len(order)]]))
+            calls, i = (event, k // 10) if k % 10 == 0 else (score, k)
+            statuses.append(client.ask(*calls[i % len(calls)]))
 
     with concurrent.futures.ThreadPoolExecutor(_CLIENTS) as pool:
         asking = [pool.submit(ask, i) for i in range(_CLIENTS)]
@@ -283,6 +285,8 @@ def _resident(pid: int) -> float:
 
 def main(_) -> None:
     limits = Limits(candidates=(_CANDIDATES.value,), queue=_QUEUE.value)
+    if _SOAK.value:
+        limits = dataclasses.replace(limits, events=1_000)
     result = measure(_ARTIFACT.value, _CANDIDATES.value, _SECONDS.value, limits, _SOAK.value)
     print(json.dumps(result, indent=1))
 
