@@ -26,9 +26,8 @@ def config_of(file: str, seed: int, source: str, changes: dict) -> ConfigDict:
 
 
 def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")):
-    """(data, {split: what `System.measure` sees}) of a finished run, best checkpoint where it has one."""
-    best = bool(list((epath.Path(run) / "checkpoints").glob("*best*")))
-    config, data, system, trees = open_run(run, best=best)
+    """(data, {split: what `System.measure` sees}) of a finished run, of the checkpoint that its training judged."""
+    config, data, system, trees = open_run(run, best=None)
     out = {}
     for split in splits:
         rows: Columns = {}

@@ -113,7 +113,7 @@ def predict(run: epath.Path, splits: Sequence[str]) -> None:
     missing = [s for s in splits if not _file(run, s).exists()]
     if not missing:
         return
-    config, data, system, trees = open_run(run, best=_restores_best(run))
+    config, data, system, trees = open_run(run, best=None)
     evaluator = evaluator_for(system, config)
     with Stop() as stop:
         for split in missing:
@@ -163,10 +163,6 @@ def predictions(run: epath.Path, split: str) -> Rows:
     """What `predict` kept."""
     with _file(run, split).open("rb") as f:
         return dict(np.load(f))
-
-
-def _restores_best(run: epath.Path) -> bool:
-    return json.loads((run / "config.json").read_text())["eval"]["use_best"]
 
 
 def check_same_rows(runs: Mapping[str, Rows], split: str) -> None:

@@ -173,19 +173,20 @@ def open_both(config: ConfigDict, data_dir: str):
     return open_data(other, ids_of=trained, **share), trained
 
 
-def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool = False):
+def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool | None = False):
     """(config, data, system, trees) of a run that has a checkpoint.
 
     Args:
       run: Its workdir.
       data_dir: A prepared directory to use in place of the run's own. Where its vocabularies are others, its ids are
         translated (`recjax.data.translate`), for which the run's own data must still be there.
-      best: The best checkpoint rather than the newest.
+      best: The best checkpoint rather than the newest; None: the one that training's final evaluation was of.
     """
     path = epath.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the --workdir of a recjax.train run")
     config = ConfigDict(json.loads(path.read_text()))
+    best = config.eval.use_best if best is None else best
     data, trained = open_both(config, data_dir)
     system = models.build(trained.schema, config.model)
     split = config.data.train if config.data.train in data.splits else next(iter(data.splits))
