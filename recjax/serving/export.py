@@ -55,6 +55,8 @@ def export_run(
         system, trees = _student(data.schema, config, trees)
     log = _event_log(config, data) if snapshot else None
     used = {t.id_space for t in system.tables}
+    # An arm has no row of a table, and requests name it all the same.
+    used |= {f.id_space for f in system.schema.select("treatment", kind="id")}
     batch = next(iter(data.batches(config.data.train, 64)))
     stored = catalogue.derive(system, data.prepared, batch) if hasattr(data, "prepared") else None
     return artifact.export_artifact(

@@ -18,6 +18,7 @@ from recjax.evaluator import Evaluator, open_run
 from recjax.models import ecup
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
+from recjax.serving.export import export_run
 from recjax.serving.scorer import Scorer
 from recjax.train import train
 from tests.models.worlds import perturbed
@@ -461,12 +462,8 @@ def test_export_and_score(cache_dir, tmp_path):
     train(c, tmp_path / "run")
     _, data, system, trees = open_run(tmp_path / "run")
     b = next(iter(data.batches("test", 64)))
-    vocab = {"treatment": data.vocabulary("treatment")}
     folder = tmp_path / "artifact"
-    artifact.export_artifact(
-        folder, system, jax.device_get(trees), batch=b, config={}, vocab=vocab, platforms=("cpu",)
-    )
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = export_run(tmp_path / "run", folder, snapshot=False)
     assert "pos/treatment" in manifest["functions"]["score"]["inputs"]
     assert not any("treatment" in n for n in manifest["functions"]["arms"]["inputs"])
     scorer = Scorer(artifact.load(folder), "arms")
@@ -476,6 +473,11 @@ def test_export_and_score(cache_dir, tmp_path):
     np.testing.assert_allclose(got["uplift_ctcvr/4"], want["uplift_ctcvr"][..., 3], atol=1e-5)
     one = scorer.score_requests([{f"x{i + 1}": 0.1 * i for i in range(20)}])[0]
     assert one["ctcvr/4"].shape == (1,) and one["uplift_ctr/1"] != 0
+    given = [
+        {f"x{i + 1}": 0.1 * i for i in range(20)} | {"treatment": f"arm {t}"} for t in range(5)
+    ]
+    by_arm = [r["probability"][0] for r in Scorer(artifact.load(folder)).score_requests(given)]
+    np.testing.assert_allclose(by_arm, [one[f"ctr/{t}"][0] for t in range(5)], atol=1e-5)
     prepared_dir = str(worlds.prepare(cache_dir, people=2_000))
     for function, column in (("score", "ctcvr/probability"), ("arms", "uplift_ctcvr/2")):
         out = tmp_path / f"{function}.parquet"
