@@ -61,9 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def flow(c: ConfigDict, parts: list[str]) -> None:
     """Stage 1."""
     c.model.name = "nif"
-    c.model.tau = (
-        1.0  # the planted world's; at the specification's 0.1 the flow there learns nothing
-    )
+    c.model.tau = 1.0  # the planted world's; at 0.1 nothing was learnt there
     c.data.train = "train_flow"
     c.train.batch = 128
     c.train.epochs = 2

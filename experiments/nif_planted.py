@@ -59,9 +59,8 @@ def short(c: ConfigDict) -> None:
 def flow(c: ConfigDict) -> None:
     """Stage 1: the generator."""
     c.model.name = "nif"
-    c.model.tau = (
-        1.0  # at 0.1 the noise of random unit vectors is 2.5 nats, and the signal a third of that
-    )
+    # At the specification's 0.1 the noise of random unit vectors is 2.5 nats, and the signal a third of that.
+    c.model.tau = 1.0
     c.data.train = "train_flow"
     c.train.batch = 128  # the cost of the in-batch softmax grows with its square
     c.opt.schedule = "cosine"

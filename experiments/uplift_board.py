@@ -82,9 +82,7 @@ def draw(curves: dict[str, dict[str, list]], path: epath.Path) -> None:
     for panel, task in zip(panels, TASKS, strict=True):
         for name, of in curves.items():
             panel.plot(GRID, np.mean(of[task], axis=0), label=name)
-        end = np.mean(
-            [c[-1] for c in curves["ECUP"][task]]
-        )  # all are targeted: the true arms' effect
+        end = np.mean([c[-1] for c in curves["ECUP"][task]])  # of the true arms
         panel.plot([0, 1], [0, end], "k:", label="at random")
         panel.set(title=task, xlabel="share targeted", ylabel="incremental outcomes per person")
     panels[0].legend(fontsize=7)
