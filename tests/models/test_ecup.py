@@ -470,11 +470,10 @@ def test_export_and_score(cache_dir, tmp_path):
     got = scorer.score(b)
     want = system.outputs(trees["dense"], {}, trees["state"], {}, b)
     np.testing.assert_allclose(got["uplift_ctcvr/4"], want["uplift_ctcvr"][..., 3], atol=1e-5)
-    one = scorer.score_requests([{f"x{i + 1}": 0.1 * i for i in range(20)}])[0]
+    person = {f"x{i + 1}": 0.1 * i for i in range(20)}
+    one = scorer.score_requests([person])[0]
     assert one["ctcvr/4"].shape == (1,) and one["uplift_ctr/1"] != 0
-    given = [
-        {f"x{i + 1}": 0.1 * i for i in range(20)} | {"treatment": f"arm {t}"} for t in range(5)
-    ]
+    given = [person | {"treatment": f"arm {t}"} for t in range(5)]
     by_arm = [r["probability"][0] for r in Scorer(artifact.load(folder)).score_requests(given)]
     np.testing.assert_allclose(by_arm, [one[f"ctr/{t}"][0] for t in range(5)], atol=1e-5)
     prepared_dir = str(worlds.prepare(cache_dir, people=2_000))
