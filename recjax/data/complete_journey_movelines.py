@@ -37,7 +37,7 @@ from recjax.data.vocabulary import Vocabulary, frames
 from recjax.data.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
-NAME, VERSION = "complete_journey_movelines", "1.0.0"
+NAME, VERSION = "complete_journey_movelines", "1.1.0"
 ITEM = {c: c for c in ("product", "category", "type", "department")}
 ACTIONS = ("visit", "buy", "receive", "redeem")
 SIZES = 16  # powers of two
@@ -310,6 +310,17 @@ def target_lists(
     return lists, columns
 
 
+def targets_ahead(log: Log, items: movelines.Items, seed: int) -> histories.Timeline:
+    """What the flow is to predict: purchases in time, those of one visit in random order.
+
+    The log has a visit's products in the order of their numbers, and a flow would learn that: its first slot the small ones.
+    """
+    p = log.purchases
+    drawn = np.random.default_rng([seed, 3]).permutation(len(p["time"]))
+    household, time, product = (p[c][drawn] for c in ("household", "time", "product"))
+    return movelines.positives(items, household, time, product, len(log.values["household"]))
+
+
 def catalogue(log: Log, e: Encoders, until: int) -> movelines.Items:
     """All products, and their share of the purchases before `until`, seconds."""
     p = log.purchases
@@ -377,9 +388,7 @@ def prepare(
     line = moveline(folder, log, o, e, windows["train_matched"].end)
     e = dataclasses.replace(e, vocabularies={**e.vocabularies, **line.vocabularies})
     items = catalogue(log, e, until)
-    p = log.purchases
-    users = len(log.values["household"])
-    ahead = movelines.positives(items, p["household"], p["time"], p["product"], users)
+    ahead = targets_ahead(log, items, seed)
     lists, targets = target_lists(o, items, rows, drawn, seed)
     world = World(log, o, e, line, items, ahead, seed)
     timelines: dict[str, Any] = {"history": [t.columns for t in e.timelines]}

@@ -76,7 +76,7 @@ class Items:
 def positives(
     items: Items, user: np.ndarray, time: np.ndarray, item: np.ndarray, users: int
 ) -> Timeline:
-    """The timeline of `next`: positives [E] in log order, consecutive repeats of one item merged."""
+    """The timeline of `next`: positives [E] by time, then as given, consecutive repeats of one item merged."""
     order = np.lexsort((time, user))
     same = (np.diff(user[order], prepend=-1) == 0) & (np.diff(item[order], prepend=-1) == 0)
     kept = order[~same]

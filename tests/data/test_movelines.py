@@ -1,11 +1,12 @@
 """Stages apart in time, targets after their request, negatives, blocks of a user."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
-from recjax.data import movelines
+from recjax.data import complete_journey_movelines, movelines
 from recjax.data.layout import BatchError
 from recjax.data.loader import Data
 from recjax.data.prepared import Prepared
@@ -128,3 +129,21 @@ def test_windows_cover_the_log():
     windows = nif.windows(nif.World())
     assert all(dataclasses.astuple(w)[1] < dataclasses.astuple(w)[2] for w in windows.values())
     assert windows["train_early"].end == windows["train"].begin
+
+
+def test_products_of_a_visit_come_in_no_order():
+    """The log has them by number; a generator would learn that as taste."""
+    household, time = np.repeat([0, 0, 1], 20), np.repeat([7, 9, 7], 20)
+    product = np.tile(np.arange(20), 3)
+    log = types.SimpleNamespace(
+        purchases=dict(household=household, time=time, product=product),
+        values=dict(household=["a", "b"]),
+    )
+    items = movelines.Items({"product": np.arange(20)}, np.ones(20, np.float32), np.arange(20))
+    lines = [complete_journey_movelines.targets_ahead(log, items, seed) for seed in (0, 0, 1)]
+    visits = [line.columns["next_product"].reshape(3, 20) for line in lines]
+    np.testing.assert_array_equal(lines[0].columns["time"], time)
+    np.testing.assert_array_equal(np.sort(visits[0], 1), product.reshape(3, 20))
+    np.testing.assert_array_equal(visits[0], visits[1])
+    assert (visits[0] != visits[2]).any()
+    assert all((np.diff(v) < 0).any() for v in visits[0])
