@@ -200,29 +200,61 @@ def agreement(rows: Sequence[Row], metric: str) -> list[dict]:
 
 
 def rates(rows: Sequence[Row], metric: str) -> list[dict]:
-    """Each grade's metric by dense rate on validation, the best rate, and the one that the sweep used.
+    """Whether the rule for dense rates transfers: a multiple of it chosen at the smaller grades, checked at all.
 
-    `cost` is what the used rate loses to the best one of the grid (its nearest rate in the grid).
+    The rule is the rate that the sweep used in each grade; its multiples are matched to the nearest rate that was tried. One
+    multiple is chosen for the smaller half of the grades together. Grades come by size, with
+
+      tuned      whether it is one of those the multiple was chosen at
+      rates      rate -> mean metric on validation
+      best, at_edge   the best rate, and whether it is the smallest or largest tried
+      used, used_cost   the sweep's rate, and what it loses to the best one: value and paired interval over seeds, 0 where they are one
+      rule, rule_cost   the same of the chosen multiple of the rule; `multiple`
     """
-    out = []
     tried = [r for r in rows if r["kind"] == "rate" and r.get(metric) is not None]
-    for grade in dict.fromkeys(r["grade"] for r in tried):
-        by_rate: dict[float, list[float]] = {}
-        for r in tried:
-            if r["grade"] == grade:
-                by_rate.setdefault(r["lr"], []).append(r[metric])
-        means = {lr: float(np.mean(v)) for lr, v in sorted(by_rate.items())}
-        better = max if metrics.larger_is_better(metric) else min
-        best = better(means, key=means.get)
-        used = next(
-            (r["lr"] for r in base_rows(rows) if r["grade"] == grade and on_ladder(r)), None
-        )
-        row = dict(grade=grade, rates=means, best=best, used=used, cost=None)
-        if used is not None:
-            nearest = min(means, key=lambda lr: abs(np.log(lr / used)))
-            row["cost"] = abs(means[best] - means[nearest])
-            row["at_edge"] = best in (min(means), max(means))
+    size = {r["grade"]: r["n_blocks"] for r in tried}
+    by_grade: dict[str, dict[float, dict[int, float]]] = {g: {} for g in sorted(size, key=size.get)}
+    for r in tried:
+        by_grade[r["grade"]].setdefault(r["lr"], {})[r["seed"]] = r[metric]
+    used = {r["grade"]: r["lr"] for r in base_rows(rows) if on_ladder(r)}
+    sign = 1 if metrics.larger_is_better(metric) else -1
+    mean = lambda by_seed: sign * float(np.mean(list(by_seed.values())))  # noqa: E731
+    nearest = lambda tried, lr: min(tried, key=lambda x: abs(np.log(x / lr)))  # noqa: E731
+    tuned = [g for g in by_grade if g in used][: (len(by_grade) + 1) // 2]
+    multiples = sorted({round(float(lr / used[g]), 3) for g in tuned for lr in by_grade[g]})
+    worth = lambda m: sum(  # noqa: E731
+        mean(by_grade[g][nearest(by_grade[g], m * used[g])]) for g in tuned
+    )
+    # Of equal ones the nearest to the rule itself.
+    multiple = max(multiples, key=lambda m: (worth(m), -abs(np.log(m))), default=None)
+    out = []
+    for grade, by_rate in by_grade.items():
+        best = max(by_rate, key=lambda lr: mean(by_rate[lr]))
+        row: dict[str, Any] = dict(
+            grade=grade, tuned=grade in tuned, best=best, used=used.get(grade), multiple=multiple,
+            rates={lr: sign * mean(v) for lr, v in sorted(by_rate.items())},
+            at_edge=best in (min(by_rate), max(by_rate)),
+        )  # fmt: skip
+        if grade in used:
+            row["rule"] = nearest(by_rate, multiple * used[grade])
+            at = {"used": nearest(by_rate, used[grade]), "rule": row["rule"]}
+            row |= {f"{k}_cost": lost(by_rate[lr], by_rate[best], sign) for k, lr in at.items()}
         out.append(row)
+    return out
+
+
+def lost(
+    own: Mapping[int, float], best: Mapping[int, float], sign: int, level: float = 0.9
+) -> dict[str, float | int | None]:
+    """What seeds of one rate lose to the same seeds of another: mean, and t interval where there are two or more."""
+    shared = sorted(own.keys() & best.keys())
+    d = sign * np.array([best[s] - own[s] for s in shared])
+    out: dict[str, float | int | None] = dict(
+        value=float(d.mean()) if len(d) else None, low=None, high=None, seeds=len(d)
+    )
+    if len(d) > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+        out |= dict(low=out["value"] - half, high=out["value"] + half)
     return out
 
 

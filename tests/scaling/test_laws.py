@@ -130,10 +130,30 @@ def test_independent_runs_are_set_against_both_kinds_of_point(rows):
 
 def test_rates_are_judged_by_what_the_used_one_loses(rows):
     zero = next(r for r in laws.rates(rows, "auc") if r["grade"] == "0")
-    assert zero["best"] == zero["used"] == 1e-3
-    assert zero["cost"] == 0 and not zero["at_edge"]
+    assert zero["best"] == zero["used"] == zero["rule"] == 1e-3
+    assert zero["used_cost"]["value"] == 0 and not zero["at_edge"]
     other = [dict(r, lr=2e-3) if r["kind"] == "cooldown" else r for r in rows]
-    assert laws.rates(other, "auc")[0]["cost"] > 0.001
+    assert laws.rates(other, "auc")[0]["used_cost"]["value"] > 0.001
+    assert laws.rates(other, "auc")[0]["multiple"] == 0.5
+
+
+@pytest.mark.parametrize("best_of_large, loss", [(2e-3, 0.0), (5e-4, 0.04)])
+def test_a_rule_tuned_at_small_grades_is_checked_at_large_ones(best_of_large, loss):
+    """Used: 1e-3 everywhere. Small grades want twice that; the large one wants `best_of_large`."""
+    best = {"-1": 2e-3, "0": 2e-3, "1": best_of_large}
+    tried, used = [], []
+    for grade, optimum in best.items():
+        for seed in range(3):
+            used.append(dict(row(grade, seed, 30_000), lr=1e-3))
+            for lr in (5e-4, 1e-3, 2e-3, 4e-3):
+                value = 0.7 - 0.01 * np.log2(lr / optimum) ** 2 + 1e-4 * seed
+                tried.append(dict(row(grade, seed, 10_000), kind="rate", lr=lr, auc=value))
+    *small, large = laws.rates([*tried, *scored(used)], "auc")
+    assert [r["tuned"] for r in (*small, large)] == [True, True, False]
+    assert large["multiple"] == 2.0 and large["rule"] == 2e-3
+    assert large["rule_cost"]["value"] == pytest.approx(loss) and large["rule_cost"]["seeds"] == 3
+    assert large["rule_cost"]["high"] == pytest.approx(loss, abs=1e-9)
+    assert small[0]["used_cost"]["value"] == pytest.approx(0.01)
 
 
 def test_a_variant_is_compared_where_both_were_measured(rows):
