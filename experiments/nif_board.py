@@ -9,9 +9,11 @@ Variants (the first is the baseline; `--variants` chooses, `--extra="name key=va
     shuffled    with another user's flow: must not help
     scratch     without flow and without the generator's weights (AMEN-24)
     fresh       with the flow, without the generator's weights
+    codes       with the flow of a generator that was trained to name quantised items, begun as the others
 
-So `nif` against `none` is what the flow gives, and `none` against `scratch` what the pre-trained weights give. Finished runs
-are skipped; the same command goes on. results.json and the printed table are experiments.compare's.
+So `nif` against `none` is what the flow gives, and `none` against `scratch` what the pre-trained weights give. Ablations of the
+generator are boards of their own (`--generator=model.div_weight=0`; of K: `--generator=model.slots=1 --set=model.slots=1`). Finished
+runs are skipped; the same command goes on. results.json and the printed table are experiments.compare's.
 """
 
 from collections.abc import Sequence
@@ -28,13 +30,14 @@ from recjax import configs
 from recjax.run import set_up
 from recjax.train import train
 
-# name -> (flow, whether the generator's weights are AMEN's beginning)
+# name -> (flow, whether the generator's weights are AMEN's beginning, whose flow)
 VARIANTS = {
-    "none": ("none", True),
-    "nif": ("nif", True),
-    "shuffled": ("shuffled", True),
-    "scratch": ("none", False),
-    "fresh": ("nif", False),
+    "none": ("none", True, "generators"),
+    "nif": ("nif", True, "generators"),
+    "shuffled": ("shuffled", True, "generators"),
+    "scratch": ("none", False, "generators"),
+    "fresh": ("nif", False, "generators"),
+    "codes": ("nif", True, "generators-codes"),
 }
 
 
@@ -43,19 +46,22 @@ class Variant(compare.Entry):
     """Stage 2, begun from the generator of its seed.
 
     Attributes:
-      generators: Folder of the generators' runs.
-      rules: (run, flow, weights) -> init_from.
+      root: Folder of generators/seed-N, and of generators-codes/seed-N.
+      rules: (run, flow, weights, begin) -> init_from.
+      weights: Whether AMEN begins from the generator's weights.
+      whose: The folder whose runs make the flow.
     """
 
-    generators: epath.Path = epath.Path()
+    root: epath.Path = epath.Path()
     rules: object = None
     weights: bool = True
+    whose: str = "generators"
 
     def of_seed(self, seed: int) -> ConfigDict:
         c = super().of_seed(seed)
         c.needs = ()
-        run = str(self.generators / f"seed-{seed}")
-        c.init_from = self.rules(run, c.model.flow != "none", self.weights)
+        run, begin = (str(self.root / w / f"seed-{seed}") for w in (self.whose, "generators"))
+        c.init_from = self.rules(run, c.model.flow != "none", self.weights, begin)
         return c
 
 
@@ -72,11 +78,11 @@ def variants(
     out = []
     for name, base, own in texts:
         c = configs.load(file, arg)
-        flow, weights = VARIANTS[base]
+        flow, weights, whose = VARIANTS[base]
         c.model.flow = flow
         for assignment in (*common, *own):
             compare.override(c, assignment)
-        out.append(Variant(name, configs.check(c), None, root / "generators", rules, weights))
+        out.append(Variant(name, configs.check(c), None, root, rules, weights, whose))
     return out
 
 
@@ -87,23 +93,29 @@ def module_of(file: str):
     return module
 
 
-def train_generators(file: str, arg: str, seeds: int, common: Sequence[str], root) -> None:
-    """Stage 1 of every seed; only what says where the data lies is taken from the overrides."""
+def train_generators(
+    file: str, arg: str, seeds: int, common: Sequence[str], own: Sequence[str], codes: bool, root
+) -> None:
+    """Stage 1 of every seed; of the overrides for all only what says where the data lies is taken, and its `own`."""
     for seed in range(seeds):
-        c = configs.load(file, ",".join(filter(None, ["flow", arg])))
-        for assignment in (a for a in common if a.startswith("data.")):
-            compare.override(c, assignment)
-        c.seed = seed
-        logging.info("generator %d of %d", seed + 1, seeds)
-        train(configs.check(c), root / "generators" / f"seed-{seed}")
+        for kind, folder in (("flow", "generators"), ("codes", "generators-codes"))[: 1 + codes]:
+            c = configs.load(file, ",".join(filter(None, [kind, arg])))
+            for assignment in (*(a for a in common if a.startswith("data.")), *own):
+                compare.override(c, assignment)
+            if kind == "codes":
+                dense, c.needs = str(root / "generators" / f"seed-{seed}"), ()
+                c.init_from = tuple((dense, *rule[1:]) for rule in c.init_from)
+            c.seed = seed
+            logging.info("generator %d of %d: %s", seed + 1, seeds, kind)
+            train(configs.check(c), root / folder / f"seed-{seed}")
 
 
 def main(_) -> None:
     set_up()
     file, _, arg = _CONFIG.value.partition(":")
-    root = epath.Path(_WORKDIR.value)
+    root, codes = epath.Path(_WORKDIR.value), "codes" in _VARIANTS.value
     for seeds in range(1, _SEEDS.value + 1):  # seed by seed: what is finished can be read
-        train_generators(file, arg, seeds, _SET.value, root)
+        train_generators(file, arg, seeds, _SET.value, _GENERATOR.value, codes, root)
         competitors = variants(file, arg, _VARIANTS.value, _EXTRA.value, _SET.value, root)
         found = compare.run(competitors, root, seeds, splits=_SPLIT.value)
     print(compare.table(found))
@@ -116,5 +128,6 @@ if __name__ == "__main__":
     _VARIANTS = flags.DEFINE_list("variants", ["none", "nif", "shuffled"], "baseline first")
     _EXTRA = flags.DEFINE_multi_string("extra", [], 'a further variant of nif, "key=value ..."')
     _SET = flags.DEFINE_multi_string("set", [], "key=value for every config")
+    _GENERATOR = flags.DEFINE_multi_string("generator", [], "key=value for the generators alone")
     _SPLIT = flags.DEFINE_list("split", ["test"], "splits to compare on")
     app.run(main)

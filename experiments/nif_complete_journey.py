@@ -75,12 +75,7 @@ def flow(c: ConfigDict, parts: list[str]) -> None:
         c.needs = (f"{FILE}:plain,{rest}".strip(","),)
         c.init_from = (("needs/0", rf"tables/({SPACES})/rows", r"tables/generator/\1/rows"),)
     if "codes" in parts:
-        c.model.target = "codes"
-        c.needs = (f"{FILE}:flow,{rest}".strip(","),)
-        c.init_from = (
-            ("needs/0", r"dense/(encoders/.*)", r"frozen/target/\1"),
-            ("needs/0", rf"tables/generator/({ITEM})/rows", r"tables/target/\1/rows"),
-        )
+        nif_planted.codes(c, FILE, ITEM, parts)
 
 
 def amen(c: ConfigDict, generator: str) -> None:

@@ -2,6 +2,7 @@
 
     python -m recjax.train --config=experiments/nif_planted.py --workdir=runs/nif_planted            # both stages
     python -m recjax.train --config=experiments/nif_planted.py:flow --workdir=runs/nif_planted_flow  # the generator alone
+    python -m recjax.train --config=experiments/nif_planted.py:codes --workdir=runs/nif_planted_codes  # the control with codes
 
 The comparison that decides, against AMEN with the same initialisation and no flow, with the shuffled flow as control, six seeds
 that share a generator (recjax/models/README.md has the figures):
@@ -20,8 +21,8 @@ MODEL = dict(width=32, heads=2, layers=2, slots=4)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Stage 2, or stage 1 for "flow"; "none" is stage 2 without a generator; each with ",runlocal"."""
-    parts = arg.split(",")
+    """Stage 2, or stage 1 for "flow" and "codes"; "none" is stage 2 without a generator; each with ",runlocal"."""
+    parts = [p for p in arg.split(",") if p]
     c = configs.base()
     c.data.name = "synthetic.nif"
     c.data.prepare = dict(users=12_000)
@@ -30,10 +31,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.table = dict(dim=16, optimizer="lazy_adam", lr=1e-2)
     c.opt.lr = 3e-3
     c.opt.clip = 1.0
-    if "flow" in parts:
+    if "flow" in parts or "codes" in parts:
         flow(c)
+        if "codes" in parts:
+            codes(c, FILE, "item", parts)
     else:
-        amen(c, "" if "none" in parts else ":".join([FILE, ",".join(["flow", *parts]).strip(",")]))
+        amen(c, "" if "none" in parts else ":".join([FILE, ",".join(["flow", *parts])]))
     if "runlocal" in parts:
         c.data.prepare = dict(users=40)
         short(c)
@@ -70,6 +73,16 @@ def flow(c: ConfigDict) -> None:
     c.eval.final = ("validation_flow", "test_flow")
 
 
+def codes(c: ConfigDict, file: str, spaces: str, parts: list[str]) -> None:
+    """The control: what a finished generator of `file` calls an item's point, `spaces` its ids, is quantised and to be named."""
+    c.model.target = "codes"
+    c.needs = (":".join([file, ",".join(["flow", *(p for p in parts if p == "runlocal")])]),)
+    c.init_from = (
+        ("needs/0", r"dense/(.*)", r"frozen/target/\1"),
+        ("needs/0", rf"tables/generator/({spaces})/rows", r"tables/target/\1/rows"),
+    )
+
+
 def amen(c: ConfigDict, generator: str) -> None:
     """Stage 2: the CTR model, of the generator that another config trains; "": without one."""
     c.model.name = "amen"
@@ -85,15 +98,16 @@ def amen(c: ConfigDict, generator: str) -> None:
         c.init_from = from_generator("needs/0")
 
 
-def from_generator(run: str, flow: bool = True, weights: bool = True) -> tuple:
-    """init_from: the frozen generator (`flow`), and its encoders and tables as AMEN's own beginning (`weights`: gen2disc)."""
+def from_generator(run: str, flow: bool = True, weights: bool = True, begin: str = "") -> tuple:
+    """init_from: the frozen generator of `run` (`flow`), and encoders and tables as AMEN's own beginning (`weights`: gen2disc), of
+    the same run unless `begin` names another."""
     frozen = (
-        (run, r"dense/(.*)", r"frozen/generator/\1"),
+        (run, r"dense/(?!naming)(.*)", r"frozen/generator/\1"),
         (run, r"tables/(generator/\w+/rows)", r"tables/\1"),
     )
     tower = "" if flow else "(?!tower)"  # AMEN has it for the flow alone
     own = (
-        (run, rf"dense/(encoders/{tower}.*)", r"dense/\1"),
-        (run, r"tables/generator/(\w+/rows)", r"tables/\1"),
+        (begin or run, rf"dense/(encoders/{tower}.*)", r"dense/\1"),
+        (begin or run, r"tables/generator/(\w+/rows)", r"tables/\1"),
     )
     return (frozen if flow else ()) + (own if weights else ())

@@ -49,3 +49,10 @@ def test_several_labels_at_once(tmp_path, real_data):
     config.data.source = str(real_data("kuairand-pure"))
     summary = train(config, tmp_path)
     assert {"auc", "long_view/auc", "like/auc", "follow/auc"} <= summary["test"].keys()
+
+
+def test_the_control_with_codes_begins_from_a_dense_generator(tmp_path):
+    summary = train(configs.load(str(FOLDER / "nif_planted.py"), "codes,runlocal"), tmp_path)
+    assert (tmp_path / "needs/0/summary.json").exists()
+    assert 0 < summary["validation_flow"]["nce_loss"] < 20
+    assert 0 <= summary["test_flow"]["hr10"] <= 1
