@@ -3,7 +3,8 @@
     python -m experiments.hyperpave_extract --run=runs/hyperpave_oa_mine --title="Crocs Women's Ballet Flat, Navy, 4 M US" --category=Shoes
 
 Prints every aspect above the validation threshold (best first), at most --top, and marks values that no training product
-has. Without --category: the one whose training titles are nearest in text.
+has. Without --category: the one whose training titles are nearest in text. --timing=300 asks so many times more and prints how long a
+title takes: its text's embedding, and the score of every aspect of the category.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 from recjax.data import text as texts
 from recjax.evaluator import open_run
 from recjax.run import set_up
+from recjax.serving.bench import percentile, times
 
 
 class ExtractError(ValueError):
@@ -99,6 +101,12 @@ def main(_) -> None:
         print(
             f"{f['logit']:7.2f}  {f['attribute']}: {f['value']}{'   [unseen]' if f['unseen'] else ''}"
         )
+    if _TIMING.value:
+        timed = times(
+            lambda title: extractor(title, category), [_TITLE.value] * (_TIMING.value + 10)
+        )
+        p50, p99 = percentile(timed, 50), percentile(timed, 99)
+        print(f"a title: p50 {p50} ms, p99 {p99} ms; {1000 * p50 / len(found):.1f} us an aspect")
 
 
 if __name__ == "__main__":
@@ -106,5 +114,6 @@ if __name__ == "__main__":
     _TITLE = flags.DEFINE_string("title", None, "of the product")
     _CATEGORY = flags.DEFINE_string("category", "", "of the product")
     _TOP = flags.DEFINE_integer("top", 20, "aspects to print at most", lower_bound=1)
+    _TIMING = flags.DEFINE_integer("timing", 0, "calls to time", lower_bound=0)
     flags.mark_flag_as_required("title")
     app.run(main)
