@@ -1,5 +1,7 @@
 """From a batch's features to the tensors several models start from."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -131,6 +133,11 @@ class OtherFeatures(nn.Module):
     ids: tuple[str, ...] = ("candidate", "context")
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+
+    @classmethod
+    def beside(cls, schema: Schema, events: str, norm: str, **types: Any) -> "OtherFeatures":
+        """What there is beside an event and the candidate as one (`event_and_candidate`), profile ids included."""
+        return cls(beside_event(schema, events), norm, ("candidate", "context", "profile"), **types)
 
     @nn.compact
     def __call__(self, inputs: Inputs, *, train: bool) -> jax.Array | None:

@@ -123,9 +123,8 @@ class AMEN(nn.Module):
             self.at_flow = look()
             if self.sam:
                 self.adapter = SAM(**types)
-        beside = fields.beside_event(self.schema, self.fields.history)
-        roles = ("candidate", "context", "profile")
-        self.other = fields.OtherFeatures(beside, self.dense_norm, roles, **types)
+        beside = (self.schema, self.fields.history, self.dense_norm)
+        self.other = fields.OtherFeatures.beside(*beside, **types)
         self.top = MLP(self.head, activation="prelu", **types)
         self.logit = Logits(("logits",), **types)
 

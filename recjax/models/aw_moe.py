@@ -108,9 +108,8 @@ class AWMoE(nn.Module):
         self.item = nn.Dense(self.width, **self.types)
         norm = self.event_norm == "layer"
         self.item_norm = nn.LayerNorm(**self.types) if norm else lambda x: x
-        beside = fields.beside_event(self.schema, self.history)
-        roles = ("candidate", "context", "profile")
-        self.other = fields.OtherFeatures(beside, self.dense_norm, roles, **self.types)
+        beside = (self.schema, self.history, self.dense_norm)
+        self.other = fields.OtherFeatures.beside(*beside, **self.types)
         if self.pooling == "attention":
             self.unit = MLP(self.activation_unit, **self.types)
             self.unit_score = nn.Dense(1, **self.types)

@@ -68,11 +68,8 @@ class BST(nn.Module):
         inputs = fields.fold_candidates(self.schema, inputs)
         x, _ = self.read(inputs, train)
         parts = [x.reshape(len(x), 1, -1)]
-        roles = ("candidate", "context", "profile")
-        beside = fields.beside_event(self.schema, self.history)
-        other = fields.OtherFeatures(beside, self.dense_norm, roles, **self.types)(
-            inputs, train=train
-        )
+        beside = (self.schema, self.history, self.dense_norm)
+        other = fields.OtherFeatures.beside(*beside, **self.types)(inputs, train=train)
         parts += [] if other is None else [other]
         valid = fields.valid_of(inputs)
         mlp = MLP(self.head, self.head_norm, self.head_activation, self.dropout, **self.types)

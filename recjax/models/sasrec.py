@@ -66,11 +66,8 @@ class SASRec(nn.Module):
         """Logits {output: float32 [B, C]}."""
         state, _, target = self.read(inputs, train)
         state = jnp.broadcast_to(state[:, None], target.shape)
-        roles = ("candidate", "context", "profile")
-        beside = fields.beside_event(self.schema, self.history)
-        other = fields.OtherFeatures(beside, self.dense_norm, roles, **self.types)(
-            inputs, train=train
-        )
+        beside = (self.schema, self.history, self.dense_norm)
+        other = fields.OtherFeatures.beside(*beside, **self.types)(inputs, train=train)
         x = [state, target, state * target, *([] if other is None else [other])]
         valid = fields.valid_of(inputs)
         mlp = MLP(self.head, self.head_norm, self.head_activation, self.dropout, **self.types)

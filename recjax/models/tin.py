@@ -134,10 +134,8 @@ class TIN(nn.Module):
             "repo": [interest, target, interest * target],
             "none": [interest, target],
         }[self.tr_mode]
-        roles = ("candidate", "context", "profile")
-        beside = fields.beside_event(self.schema, self.history)
-        other = fields.OtherFeatures(beside, self.dense_norm, roles, **self.types)
-        other = other(inputs, train=train)
+        beside = (self.schema, self.history, self.dense_norm)
+        other = fields.OtherFeatures.beside(*beside, **self.types)(inputs, train=train)
         x = jnp.concatenate(blocks if other is None else [*blocks, other], axis=-1)
         return self._top(x, inputs, train)
 
