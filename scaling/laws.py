@@ -259,13 +259,17 @@ def lost(
 
 
 def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
-    """Each variant against the model itself, paired by grade, history and examples, and its own law in examples."""
-    kind = measured_kind(rows)
+    """Each variant against the model itself, by grade, history and examples, and each one's law in examples.
+
+    All laws are fitted to the sizes at which variants were measured, the model's own too.
+    """
+    kind, names = measured_kind(rows), ("grade", "blocks", "width", "history", "examples")
     cells: dict[str, dict[tuple, list[float]]] = {}
     for r in rows:
         if r["kind"] == kind and r.get(metric) is not None:
-            key = tuple(r.get(k) for k in ("grade", "blocks", "width", "history", "examples"))
+            key = tuple(r.get(k) for k in names)
             cells.setdefault(r.get("variant", ""), {}).setdefault(key, []).append(r[metric])
+    compared = {k for variant, own in cells.items() if variant for k in own}
     out = []
     for variant in sorted(cells):
         shared = [k for k in cells[variant] if k in cells.get("", {})]
@@ -275,17 +279,16 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
                   for k in sorted(shared, key=str)]  # fmt: skip
         laws = []
         own = [r for r in rows if r["kind"] == kind and r.get("variant", "") == variant]
-        compared = {k[0] for v in cells if v for k in cells[v]}
+        own = [r for r in own if tuple(r.get(k) for k in names) in compared]
         for values, chosen in slices(own, "examples").items():
-            if values[0] in compared:
-                try:
-                    x, y = fit.points(chosen, "examples", metric)
-                    law = rivals.study(x, y, axis="examples", metric=metric)
-                except fit.FitError as e:
-                    logging.warning("%s, %s: no law: %s", variant, named("examples", values), e)
-                    continue
-                laws.append(dict(label=named("examples", values), a=law.a, interval=law.intervals["a"],
-                                 r2=law.r2, holdout=law.holdout))  # fmt: skip
+            try:
+                x, y = fit.points(chosen, "examples", metric)
+                law = rivals.study(x, y, axis="examples", metric=metric)
+            except fit.FitError as e:
+                logging.warning("%s, %s: no law: %s", variant, named("examples", values), e)
+                continue
+            laws.append(dict(label=named("examples", values), a=law.a, interval=law.intervals["a"],
+                             r2=law.r2, holdout=law.holdout))  # fmt: skip
         out.append(dict(variant=variant or AS_RELEASED, deltas=deltas, laws=laws))
     return out if len(out) > 1 else []
 

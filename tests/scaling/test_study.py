@@ -3,7 +3,7 @@
 import pytest
 
 from scaling import study, sweep
-from scaling.configs import ablations, complete_journey, quickstart, row_optimizers
+from scaling.configs import complete_journey, quickstart, row_optimizers
 from scaling.grades import LADDER
 from tests.models import worlds
 
@@ -46,8 +46,7 @@ def test_shapes_off_the_ladder_keep_its_rate_rule():
 
 
 @pytest.mark.parametrize("make, arg", [
-    (complete_journey, ""), (complete_journey, "more"), (complete_journey, "gpu"), (ablations, ""), (quickstart, ""),
-    (row_optimizers, ""), (row_optimizers, "long"),
+    (complete_journey, ""), (complete_journey, "gpu"), (quickstart, ""), (row_optimizers, ""), (row_optimizers, "long"),
 ])  # fmt: skip
 def test_committed_plans_are_whole(make, arg):
     """Every trial once, of known grades; seeds of a cell share a program."""
@@ -60,5 +59,7 @@ def test_committed_plans_are_whole(make, arg):
     if make is complete_journey:
         n = sorted({t.columns["n_blocks"] for t in found if t.columns["kind"] == "pass"})
         assert n[-1] / n[0] >= (1e4 if arg == "gpu" else 1e2)
-    if arg == "more" and make is complete_journey:
+    if make is complete_journey and not arg:
         assert {10, 20, 50, 100, 200} == {t.columns["history"] for t in found}
+        parts = {t.columns["variant"] for t in found if t.columns["kind"] == "pass"}
+        assert len(parts) == 1 + len(complete_journey.CLAIMED + complete_journey.VARIANTS)
