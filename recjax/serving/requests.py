@@ -150,15 +150,15 @@ class Encoder:
                 )
         where = _Where(first_row)
         counts = self._counts(columns, where)
+        rows = where.of(counts)
         out: dict[str, np.ndarray] = {}
         for f in self.schema.features:
             if f.role not in _INPUT_ROLES or f.list:
                 continue
             values = columns[f.name]
             if "C" in f.axes:
-                out[f.name] = self._values(
-                    f, values.flatten() if is_list(f, values) else values, where.of(counts)
-                )
+                flat = _flat(values) if is_list(f, values) else values
+                out[f.name] = self._values(f, flat, rows)
             else:
                 out[f.name] = np.repeat(self._values(f, values, where), counts, axis=0)
         time = (
@@ -207,7 +207,7 @@ class Encoder:
             )
         lengths = _lengths(stamps)
         rows = where.of(lengths)
-        times = self._time(f"{name}/time", stamps.flatten(), rows)
+        times = self._time(f"{name}/time", _flat(stamps), rows)
         owner = np.repeat(np.arange(len(lengths)), lengths)
         late = np.flatnonzero(times >= time[owner])
         if len(late):
@@ -224,7 +224,7 @@ class Encoder:
                 raise RequestError(
                     f"column {f.name!r} is not a list as long as '{name}/time' in every row"
                 )
-            events[f.name] = self._values(f, values.flatten(), rows)
+            events[f.name] = self._values(f, _flat(values), rows)
         if len(times) > 1 and ((times[1:] < times[:-1]) & (owner[1:] == owner[:-1])).any():
             order = np.lexsort((times, owner))  # stable: ties stay in the given order
             events = {k: v[order] for k, v in events.items()}
@@ -246,7 +246,7 @@ class Encoder:
             raise RequestError(
                 f"{where(int(np.flatnonzero(lengths != width)[0]))}: {f.name!r} is not {width} wide"
             )
-        inner, rows = values.flatten(), where.of(lengths)
+        inner, rows = _flat(values), where.of(lengths)
         flat = self._ids(f, inner, rows) if f.kind == "id" else _numbers(f.name, inner, rows)
         at = (np.cumsum(lengths) - lengths)[:, None] + np.arange(width)
         keep = np.arange(width) < lengths[:, None]
@@ -357,7 +357,17 @@ def is_list(f: Feature, values: pa.Array) -> bool:
 
 
 def _lengths(values: pa.Array) -> np.ndarray:
+    if not values.null_count and not pa.types.is_fixed_size_list(values.type):
+        return np.diff(values.offsets.to_numpy()).astype(np.int64)  # a tenth of the time
     return np.asarray(pc.list_value_length(values).fill_null(0), np.int64)
+
+
+def _flat(values: pa.Array) -> pa.Array:
+    """The elements of all lists; a slice where no null stands between them."""
+    if values.null_count or pa.types.is_fixed_size_list(values.type):
+        return values.flatten()
+    first, last = values.offsets.to_numpy()[[0, -1]]
+    return values.values.slice(first, last - first)
 
 
 def _numbers(name: str, values: pa.Array, where: _Where) -> np.ndarray:
@@ -372,7 +382,9 @@ def _numbers(name: str, values: pa.Array, where: _Where) -> np.ndarray:
     ):
         if not pa.types.is_null(t):
             raise RequestError(f"column {name!r} is {t}; it holds numbers")
-    x = values.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float32)
+    if not pa.types.is_floating(t):
+        values = values.cast(pa.float64())
+    x = values.to_numpy(zero_copy_only=False).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x))
     if len(bad):
         raise RequestError(

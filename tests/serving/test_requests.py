@@ -102,7 +102,7 @@ def test_null_side_values_are_missing():
 def test_timestamps_and_slices_of_arrow_arrays():
     when = [datetime.datetime(2024, 1, 1, 0, 0, s, 900_000) for s in (10, 20)]
     start = int(datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC).timestamp())
-    times = pa.array([[], [start + 5, start + 6, start + 7], []], pa.list_(pa.int64()))[1:]
+    times = pa.array([[1], [start + 5, start + 6, start + 7], []], pa.list_(pa.int64()))[1:]
     built, _, _ = batch(columns(item=["a", "b"], time=pa.array(when), **{"views/time": times}))
     np.testing.assert_array_equal(built["age"]["views"][0], [4, 3])
 
