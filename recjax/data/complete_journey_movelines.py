@@ -313,7 +313,7 @@ def target_lists(
 def targets_ahead(log: Log, items: movelines.Items, seed: int) -> histories.Timeline:
     """What the flow is to predict: purchases in time, those of one visit in random order.
 
-    The log has a visit's products in the order of their numbers, and a flow would learn that: its first slot the small ones.
+    The log has a visit's products in the order of their numbers, which is nobody's intent.
     """
     p = log.purchases
     drawn = np.random.default_rng([seed, 3]).permutation(len(p["time"]))

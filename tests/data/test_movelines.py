@@ -132,7 +132,7 @@ def test_windows_cover_the_log():
 
 
 def test_products_of_a_visit_come_in_no_order():
-    """The log has them by number; a generator would learn that as taste."""
+    """The log has them by number, which is nobody's intent."""
     household, time = np.repeat([0, 0, 1], 20), np.repeat([7, 9, 7], 20)
     product = np.tile(np.arange(20), 3)
     log = types.SimpleNamespace(
