@@ -276,7 +276,7 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
         if variant and not shared:
             continue
         deltas = [dict(grade=k[0], history=k[3], examples=k[4], **difference(cells[""][k], cells[variant][k]))
-                  for k in sorted(shared, key=str)]  # fmt: skip
+                  for k in sorted(shared, key=str) if variant]  # fmt: skip
         laws = []
         own = [r for r in rows if r["kind"] == kind and r.get("variant", "") == variant]
         own = [r for r in own if tuple(r.get(k) for k in names) in compared]

@@ -22,7 +22,7 @@ from recjax.run import write_text
 from scaling import charts
 from scaling.fit import count
 from scaling.grades import TRAIN_FACTOR
-from scaling.laws import AS_RELEASED, NAMES, on_ladder
+from scaling.laws import NAMES, on_ladder
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
@@ -164,18 +164,19 @@ def all_charts(grid, fits, trials, study, decisions, metric: str) -> dict[str, M
         for r in decisions.get("frontier") or ()
     ]
     deltas = [
-        dict(d, label=f"{a['variant']}, grade {d['grade']}, {count(d['examples'])}")
+        dict(d, label=f"{a['variant'].removeprefix('model.')}, grade {d['grade']}, {count(d['examples'])}")
         for a in study.get("ablations") or ()
         for d in a["deltas"]
-        if a["variant"] != AS_RELEASED
-    ]
+        if d["examples"] == max(e["examples"] for e in a["deltas"] if e["grade"] == d["grade"])
+    ]  # fmt: skip
     made = {
         "grid": grid["cells"] and charts.grid_chart(grid, metric),
         **{f"law-{i}": f["chart"] for i, f in enumerate(fits)},
         "isoflop": curves and charts.isoflop_chart(curves, metric),
         "frontier": costs and charts.frontier_chart(costs, "train_flops", "training FLOPs", metric),
         "latency": timed and charts.frontier_chart(timed, "ms", "ms a request", metric),
-        "ablations": deltas and charts.interval_chart(deltas, f"{metric}: variant minus the model"),
+        "ablations": deltas
+        and charts.interval_chart(deltas, f"{metric}: variant minus the model, largest size"),
     }
     return {name: chart for name, chart in made.items() if chart}
 
