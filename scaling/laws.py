@@ -31,6 +31,14 @@ NAMES = {
     "width": "width",
     "history": "events of history",
 }
+KINDS = (
+    "pass",
+    "cooldown",
+    "independent",
+    "rate",
+    "distil",
+    "train",
+)  # others were set apart by a plan
 AS_RELEASED = "as released"  # the model itself, among its variants
 CONTROLS = {
     "examples": ("grade", "blocks", "width", "history"),
@@ -47,9 +55,10 @@ def measured_kind(rows: Iterable[Row]) -> str:
 
 
 def base_rows(rows: Sequence[Row], kind: str = "") -> list[Row]:
-    """The rows of the model itself, no ablation, of one kind; "": the kind that laws are fitted to."""
+    """The rows of one kind ("": the kind that laws are fitted to) without ablations; of a kind set apart, all."""
     kind = kind or measured_kind(rows)
-    return [r for r in rows if r["kind"] == kind and not r.get("variant")]
+    apart = kind not in KINDS
+    return [r for r in rows if r["kind"] == kind and (apart or not r.get("variant"))]
 
 
 def on_ladder(row: Row) -> bool:
@@ -73,8 +82,7 @@ def slices(rows: Sequence[Row], axis: str) -> dict[tuple, list[Row]]:
 
 def kinds_apart(rows: Sequence[Row]) -> list[str]:
     """Kinds that a plan set apart, by the name of their forks where they have any."""
-    known = {"pass", "cooldown", "independent", "rate", "distil", "train"}
-    found = dict.fromkeys(r["kind"] for r in rows if r["kind"] not in known)
+    found = dict.fromkeys(r["kind"] for r in rows if r["kind"] not in KINDS)
     return [k for k in found if f"{k} cooldown" not in found]
 
 

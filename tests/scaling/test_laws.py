@@ -94,7 +94,7 @@ def test_without_cooldowns_the_passes_are_fitted():
 def test_other_data_has_laws_of_its_own(rows):
     apart = scored(
         [
-            row("0", s, n, kind=f"natural{k}")
+            row("0", s, n, kind=f"natural{k}", variant="data.train=train")
             for k in ("", " cooldown")
             for s in range(3)
             for n in POINTS
@@ -106,6 +106,7 @@ def test_other_data_has_laws_of_its_own(rows):
         ("natural cooldown: grade 0, history 20", 15, False)
     ]
     assert len(laws.axis_laws([*rows, *apart], "examples", "auc")) == 5
+    assert not any(r["variant"] for r in laws.base_rows(rows, "cooldown"))
 
 
 def test_the_joint_law_and_its_held_out_sizes(rows):
