@@ -31,14 +31,8 @@ NAMES = {
     "width": "width",
     "history": "events of history",
 }
-KINDS = (
-    "pass",
-    "cooldown",
-    "independent",
-    "rate",
-    "distil",
-    "train",
-)  # others were set apart by a plan
+# A plan may set further kinds apart.
+KINDS = ("pass", "cooldown", "independent", "rate", "distil", "train")
 AS_RELEASED = "as released"  # the model itself, among its variants
 CONTROLS = {
     "examples": ("grade", "blocks", "width", "history"),

@@ -66,7 +66,7 @@ class Assembler:
         self.levels = tuple(dict(level) for level in levels) or (layout.worst(),)
         self._specs = tuple(Spec.of(layout.fields(level)) for level in self.levels)
         self._fixed = Spec.of(layout.fields({}))
-        # Of every id space, smallest things once: a served request is assembled in less than a millisecond.
+        # Looked up once, not for every batch: a served request is one, and should take a millisecond.
         self._ids_of = {
             s: (layout.schema.space(s).rows, [(f, layout.shape(f)) for f in layout.id_features(s)])
             for s in self.levels[-1]
