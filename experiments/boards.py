@@ -5,7 +5,6 @@ import dataclasses
 from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
-from scipy import stats
 
 from recjax import configs
 from recjax.evaluator import evaluator_for, open_run
@@ -40,14 +39,6 @@ def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")
         evaluator(trees, data.batches(split, config.eval.batch, examples=config.eval.examples))
         out[split] = rows
     return data, out
-
-
-def half_width(values: np.ndarray, level: float = 0.95) -> float:
-    """Of Student's t interval of the mean; NaN for one value."""
-    n = len(values)
-    if n < 2:
-        return float("nan")
-    return float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
 
 
 def deviation(values: np.ndarray) -> float:

@@ -30,7 +30,6 @@ from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 from scipy.special import expit
-from scipy.stats import t as student
 
 from recjax import comparison, configs, metrics
 from recjax.evaluator import evaluator_for, open_run
@@ -200,10 +199,9 @@ def group_key(rows: Rows, name: str = "") -> str:
 
 def over_seeds(values: Sequence[float], level: float = 0.95) -> list[float] | None:
     """Student's t interval of the mean; None for fewer than two values."""
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None
-    half = student.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    half = comparison.half_width(values, level)
     return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 

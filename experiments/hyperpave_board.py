@@ -15,7 +15,8 @@ from absl import app, flags
 from etils import epath
 import numpy as np
 
-from experiments.boards import config_of, deviation, half_width, scored
+from experiments.boards import config_of, deviation, scored
+from recjax.comparison import half_width
 from recjax.data.product_graph import Catalog
 from recjax.models import hyperpave
 from recjax.run import plain, set_up, write_text

@@ -15,8 +15,9 @@ from absl import app, flags
 from etils import epath
 import numpy as np
 
-from experiments.boards import config_of, deviation, half_width, scored
+from experiments.boards import config_of, deviation, scored
 from recjax import configs, ranking, uplift
+from recjax.comparison import half_width
 from recjax.run import plain, set_up, write_text
 from recjax.train import train
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from recjax.metrics import (
     Array,
@@ -99,3 +100,11 @@ def _of_counts(metric: str, scores, labels, code: Array, weights) -> Callable[[A
     else:
         raise ValueError(f"unknown metric {metric!r}; use auc, gauc or logloss")
     return lambda c: ratio(c @ total, c @ weight)
+
+
+def half_width(values: np.ndarray, level: float = 0.95) -> float:
+    """Of Student's t interval of the mean; NaN for one value."""
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    return float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)

@@ -25,9 +25,9 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from scipy import stats
 
 from recjax import embedding, models
+from recjax.comparison import half_width
 from recjax.data import open_data
 from recjax.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
@@ -194,7 +194,7 @@ def paired(roles: Mapping[str, Any], split: str, metric: str = "auc") -> dict:
     d = b - a
     out = {"mean": float(d.mean()), "sd": None, "low": None, "high": None, "seeds": len(d)}
     if len(d) > 1:
-        half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+        half = half_width(d)
         out |= {"sd": float(d.std(ddof=1)), "low": out["mean"] - half, "high": out["mean"] + half}
     return out
 

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import stats
 
 from recjax import metrics
+from recjax.comparison import half_width
 from recjax.run import plain
 from scaling import fit, joint, rivals
 from scaling.grades import LADDER
@@ -255,7 +256,7 @@ def lost(
         value=float(d.mean()) if len(d) else None, low=None, high=None, seeds=len(d)
     )
     if len(d) > 1:
-        half = float(stats.t.ppf(0.5 + level / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+        half = half_width(d, level)
         out |= dict(low=out["value"] - half, high=out["value"] + half)
     return out
 
