@@ -31,15 +31,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from scipy.special import expit
 
-from recjax import comparison, configs, metrics
-from recjax.evaluator import evaluator_for, open_run
+from recjax import comparison, configs, metrics, predictions
 from recjax.models import plain as hashable
-from recjax.run import Interrupted, Stop, plain, set_up, write_text
+from recjax.predictions import Rows
+from recjax.run import Interrupted, plain, set_up, write_text
 from recjax.train import train
 
 METRICS = ("auc", "gauc", "logloss")
 FACTS = ("n_dense", "n_embedding", "flops_per_example", "examples", "examples_per_s", "wall_s")
-Rows = dict[str, np.ndarray]
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------
@@ -104,97 +103,7 @@ def entries(texts: Sequence[str], common: Sequence[str] = ()) -> list[Entry]:
     return out
 
 
-# ---- training and predictions ---------------------------------------------------------------------------------
-
-
-def predict(run: epath.Path, splits: Sequence[str]) -> None:
-    """Scores of a finished run, by row, kept beside it as predictions-<split>.npz; those that training did not keep."""
-    missing = [s for s in splits if not _file(run, s).exists()]
-    if not missing:
-        return
-    config, data, system, trees = open_run(run, best=None)
-    evaluator = evaluator_for(system, config)
-    with Stop() as stop:
-        for split in missing:
-            batches = data.batches(
-                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
-            )
-            rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
-            keep_scored(run, data, split, rows)
-
-
-def keep_scored(run: epath.Path, data: Any, split: str, rows: Rows) -> None:
-    """`keep`, with each row's past events where the data counts them."""
-    if (past := past_events(data, split)) is not None:
-        rows = {**rows, "past": past[rows["row"]]}
-    keep(run, split, rows)
-
-
-def past_events(data: Any, split: str) -> np.ndarray | None:
-    """Events before each impression of a split, by row, all of them however long a history is read.
-
-    None where the data is not `recjax.data.loader.Data` or keeps no list.
-    """
-    prepared = getattr(data, "prepared", None)
-    if prepared is None or not prepared.schema.lists:
-        return None
-    blocks = [prepared.block(split, i) for i in range(prepared.blocks(split))]
-    counts = np.concatenate([b[f"{prepared.schema.lists[0]}/count"] for b in blocks])
-    out = np.empty_like(counts)
-    out[np.concatenate([b["row"] for b in blocks])] = counts
-    return out
-
-
-def keep(folder: epath.PathLike, split: str, rows: Rows) -> None:
-    """Keeps predictions by row: logit, label, weight, row and group/<key>, each [N]."""
-    order = np.argsort(rows["row"], kind="stable")
-    temporary = _file(folder, split).with_suffix(".tmp")
-    with temporary.open("wb") as f:
-        np.savez(f, **{k: v[order] for k, v in rows.items()})
-    temporary.replace(_file(folder, split))
-
-
-def _file(run: epath.PathLike, split: str) -> epath.Path:
-    return epath.Path(run) / f"predictions-{split}.npz"
-
-
-def predictions(run: epath.Path, split: str) -> Rows:
-    """What `predict` kept."""
-    with _file(run, split).open("rb") as f:
-        return dict(np.load(f))
-
-
-def check_same_rows(runs: Mapping[str, Rows], split: str) -> None:
-    """Raises ValueError unless every run scored the same rows with the same labels."""
-    (first, a), *rest = runs.items()
-    for name, b in rest:
-        if not (np.array_equal(a["row"], b["row"]) and np.array_equal(a["label"], b["label"])):
-            raise ValueError(
-                f"{first} and {name} were not scored on the same rows of {split!r}; "
-                "give them the same data, splits and eval.examples"
-            )
-
-
-def check_finite(runs: Mapping[str, Sequence[Rows]], split: str) -> None:
-    """Raises ValueError that names a run whose scores are not finite."""
-    for name, each in runs.items():
-        for seed, rows in enumerate(each):
-            if not np.isfinite(rows["logit"]).all():
-                raise ValueError(
-                    f"{name}, seed {seed}: scores on {split!r} are not finite (it diverged); lower its rate "
-                    "and delete its folder, or leave it out"
-                )
-
-
 # ---- differences ----------------------------------------------------------------------------------------------
-
-
-def group_key(rows: Rows, name: str = "") -> str:
-    """The group to resample: `name`, or the first of the data; "" where it has none."""
-    keys = [k for k in rows if k.startswith("group/")]
-    if name and f"group/{name}" not in keys:
-        raise ValueError(f"--group={name} is not in the data; there are {keys}")
-    return f"group/{name}" if name else next(iter(keys), "")
 
 
 def over_seeds(values: Sequence[float], level: float = 0.95) -> list[float] | None:
@@ -268,9 +177,8 @@ def results(
     }
     out["differences"] = {name: {} for name in list(runs)[1:]}
     for split in splits:
-        rows = {name: [predictions(r, split) for r in each] for name, each in runs.items()}
-        check_finite(rows, split)
-        check_same_rows({f"{k} {i}": r for k, v in rows.items() for i, r in enumerate(v)}, split)
+        rows = {name: [predictions.load(r, split) for r in each] for name, each in runs.items()}
+        predictions.check(rows, split)
         first = rows[baseline][0]
         parts = {split: np.ones(len(first["row"]), bool)}
         counted = next((r for v in rows.values() for r in v if "past" in r), first)
@@ -278,7 +186,9 @@ def results(
             name, chosen = long_tail(counted, limit)
             parts[f"{split}, {name}"] = chosen
         for part, chosen in parts.items():
-            _add_differences(out["differences"], part, rows, chosen, group_key(first, group), n)
+            _add_differences(
+                out["differences"], part, rows, chosen, predictions.group_key(first, group), n
+            )
     return plain(out)
 
 
@@ -384,8 +294,8 @@ def run(
             place = e.scores or root / e.name / f"seed-{seed}"
             if e.config is not None:
                 logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
-                train(e.of_seed(seed), place, functools.partial(keep_scored, place))
-                predict(place, splits)
+                train(e.of_seed(seed), place, functools.partial(predictions.keep_scored, place))
+                predictions.complete(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)
         write_text(root / "results.json", json.dumps(found, indent=1))

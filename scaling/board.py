@@ -16,6 +16,7 @@ distilled student minus each other kind, with two intervals: test groups drawn w
 """
 
 from collections.abc import Mapping
+import functools
 import json
 from typing import Any
 
@@ -24,6 +25,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 
+from recjax import predictions
 from recjax.comparison import paired_bootstrap
 from recjax.data import open_data
 from recjax.run import plain, set_up, write_text
@@ -76,36 +78,29 @@ def train_all(
             logging.info("%s, seed %d of %d", role, seed, seeds)
             teachers = runs if together else (runs[seed],)
             config = config_of(base, role, models[role], soft, seed, teachers)
-            out[role].append(train(config, str(root / f"{role}-{seed}")))
+            place = root / f"{role}-{seed}"
+            keep = functools.partial(predictions.keep_scored, place)
+            out[role].append(train(config, str(place), keep))
+            predictions.complete(place, config.eval.final)
             if role == "teacher":
-                teach(root / f"teacher-{seed}", base.data.train, examples=base.train.examples)
+                teach(place, base.data.train, examples=base.train.examples)
     return out
 
 
-def predictions(root: epath.Path, role: str, seeds: int, split: str, rows: int) -> list[np.ndarray]:
-    """Logits of the first `rows` impressions of a split, by seed."""
-    files = [teach(root / f"{role}-{s}", split, examples=rows) for s in range(seeds)]
-    return [np.load(f)[:rows] for f in files]
-
-
-def truth(data: Any, split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(label, group) of the first `rows` impressions."""
-    prepared, names = data.prepared, (data.schema.labels[0], data.schema.groups[0])
-    blocks = [prepared.block(split, i) for i in range(prepared.blocks(split))]
-    row = np.argsort(np.concatenate([b["row"] for b in blocks]))[:rows]
-    label, group = (np.concatenate([b[n] for b in blocks])[row] for n in names)
-    return label, group
-
-
-def differences(data: Any, root: epath.Path, seeds: int, split: str, rows: int) -> dict[str, dict]:
-    """Other role -> AUC of the distilled student minus its, paired."""
-    label, group = truth(data, split, rows)
-    own = predictions(root, "distilled", seeds, split, len(label))
-    out = {}
-    for role in ROLES[:-1]:
-        other = predictions(root, role, seeds, split, len(label))
-        out[role] = paired_bootstrap(other, own, label, group)._asdict()
-    return out
+def differences(root: epath.Path, seeds: int, split: str) -> dict[str, dict]:
+    """Other role -> AUC of the distilled student minus its, paired, over groups of the rows that all were judged on."""
+    runs = {role: [root / f"{role}-{s}" for s in range(seeds)] for role in ROLES}
+    rows = {r: [predictions.load(each, split) for each in folders] for r, folders in runs.items()}
+    predictions.check(rows, split)
+    first = rows["distilled"][0]
+    groups = first[predictions.group_key(first) or "row"]
+    logits = {role: np.stack([r["logit"] for r in each]) for role, each in rows.items()}
+    return {
+        role: paired_bootstrap(
+            logits[role], logits["distilled"], first["label"], groups, weights=first["weight"]
+        )._asdict()
+        for role in ROLES[:-1]
+    }
 
 
 def table(board: Mapping[str, Any]) -> str:
@@ -155,11 +150,7 @@ def run(
         root / f"latency-{candidates}.json",
         lambda: {role: latency(data, models[role], candidates) for role in ROLES},
     )
-    rows = base.eval.examples
-    board["differences"] = {
-        s: differences(data, root, seeds, s, min(rows or data.splits[s], data.splits[s]))
-        for s in splits
-    }
+    board["differences"] = {s: differences(root, seeds, s) for s in splits}
     for s, found in board["differences"].items():
         auc = {r: {s: {"auc": m["auc"]["values"]}} for r, m in board["splits"][s].items()}
         for role, d in found.items():

@@ -202,6 +202,9 @@ def agreement(rows: Sequence[Row], metric: str) -> list[dict]:
     return out
 
 
+Tried = dict[float, dict[int, float]]  # of one grade: rate -> seed -> metric, larger better
+
+
 def rates(rows: Sequence[Row], metric: str) -> list[dict]:
     """Whether the rule for dense rates transfers: a multiple of it chosen at the smaller grades, checked at all.
 
@@ -214,44 +217,58 @@ def rates(rows: Sequence[Row], metric: str) -> list[dict]:
       used, used_cost   the sweep's rate, and what it loses to the best one: value and paired interval over seeds, 0 where they are one
       rule, rule_cost   the same of the chosen multiple of the rule; `multiple`
     """
-    tried = [r for r in rows if r["kind"] == "rate" and r.get(metric) is not None]
-    size = {r["grade"]: r["n_blocks"] for r in tried}
-    by_grade: dict[str, dict[float, dict[int, float]]] = {g: {} for g in sorted(size, key=size.get)}
-    for r in tried:
-        by_grade[r["grade"]].setdefault(r["lr"], {})[r["seed"]] = r[metric]
-    used = {r["grade"]: r["lr"] for r in base_rows(rows) if on_ladder(r)}
     sign = 1 if metrics.larger_is_better(metric) else -1
-    mean = lambda by_seed: sign * float(np.mean(list(by_seed.values())))  # noqa: E731
-    nearest = lambda tried, lr: min(tried, key=lambda x: abs(np.log(x / lr)))  # noqa: E731
-    tuned = [g for g in by_grade if g in used][: (len(by_grade) + 1) // 2]
-    multiples = sorted({round(float(lr / used[g]), 3) for g in tuned for lr in by_grade[g]})
-    worth = lambda m: sum(  # noqa: E731
-        mean(by_grade[g][nearest(by_grade[g], m * used[g])]) for g in tuned
-    )
-    # Of equal ones the nearest to the rule itself.
-    multiple = max(multiples, key=lambda m: (worth(m), -abs(np.log(m))), default=None)
+    found = [r for r in rows if r["kind"] == "rate" and r.get(metric) is not None]
+    size = {r["grade"]: r["n_blocks"] for r in found}
+    tried: dict[str, Tried] = {g: {} for g in sorted(size, key=size.get)}
+    for r in found:
+        tried[r["grade"]].setdefault(r["lr"], {})[r["seed"]] = sign * r[metric]
+    rule = {r["grade"]: r["lr"] for r in base_rows(rows) if on_ladder(r)}
+    tuned = [g for g in tried if g in rule][: (len(tried) + 1) // 2]
+    multiple = multiple_of([(tried[g], rule[g]) for g in tuned])
     out = []
-    for grade, by_rate in by_grade.items():
-        best = max(by_rate, key=lambda lr: mean(by_rate[lr]))
+    for grade, by_rate in tried.items():
+        best = max(by_rate, key=lambda lr: value(by_rate[lr]))
         row: dict[str, Any] = dict(
-            grade=grade, tuned=grade in tuned, best=best, used=used.get(grade), multiple=multiple,
-            rates={lr: sign * mean(v) for lr, v in sorted(by_rate.items())},
+            grade=grade, tuned=grade in tuned, best=best, used=rule.get(grade), multiple=multiple,
+            rates={lr: sign * value(v) for lr, v in sorted(by_rate.items())},
             at_edge=best in (min(by_rate), max(by_rate)),
         )  # fmt: skip
-        if grade in used:
-            row["rule"] = nearest(by_rate, multiple * used[grade])
-            at = {"used": nearest(by_rate, used[grade]), "rule": row["rule"]}
-            row |= {f"{k}_cost": lost(by_rate[lr], by_rate[best], sign) for k, lr in at.items()}
+        if grade in rule:
+            row["rule"] = nearest(by_rate, multiple * rule[grade])
+            at = {"used": nearest(by_rate, rule[grade]), "rule": row["rule"]}
+            row |= {f"{k}_cost": lost(by_rate[lr], by_rate[best]) for k, lr in at.items()}
         out.append(row)
     return out
 
 
+def value(by_seed: Mapping[int, float]) -> float:
+    """What a rate is worth."""
+    return float(np.mean(list(by_seed.values())))
+
+
+def nearest(by_rate: Iterable[float], lr: float) -> float:
+    """The rate tried that is nearest to `lr`, by its ratio."""
+    return min(by_rate, key=lambda tried: abs(np.log(tried / lr)))
+
+
+def multiple_of(grades: Sequence[tuple[Tried, float]]) -> float | None:
+    """The multiple of the rule that serves several grades best, each (what was tried, its rate by the rule); None of none."""
+
+    def worth(multiple: float) -> float:
+        return sum(value(tried[nearest(tried, multiple * rule)]) for tried, rule in grades)
+
+    multiples = sorted({round(float(lr / rule), 3) for tried, rule in grades for lr in tried})
+    # Of equal ones the nearest to the rule itself.
+    return max(multiples, key=lambda m: (worth(m), -abs(np.log(m))), default=None)
+
+
 def lost(
-    own: Mapping[int, float], best: Mapping[int, float], sign: int, level: float = 0.9
+    own: Mapping[int, float], best: Mapping[int, float], level: float = 0.9
 ) -> dict[str, float | int | None]:
     """What seeds of one rate lose to the same seeds of another: mean, and t interval where there are two or more."""
     shared = sorted(own.keys() & best.keys())
-    d = sign * np.array([best[s] - own[s] for s in shared])
+    d = np.array([best[s] - own[s] for s in shared])
     out: dict[str, float | int | None] = dict(
         value=float(d.mean()) if len(d) else None, low=None, high=None, seeds=len(d)
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import compare
+from recjax import predictions as kept
 from recjax.collector import Collector
 from recjax.data.choice import Choice, Index
 from recjax.data.prepared import Prepared
@@ -92,7 +92,7 @@ def write_result(
     if folder:
         os.makedirs(folder, exist_ok=True)
         for split, rows in scores.items():
-            compare.keep(folder, split, rows)
+            kept.keep(folder, split, rows)
         flat = {**result["test"], **{k: v for k, v in result.items() if k != "test"}}
         write_text(os.path.join(folder, "summary.json"), json.dumps(plain(flat), indent=1))
     return text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import boards, compare
-from recjax import metrics
+from recjax import metrics, predictions
 
 DIN = "experiments/din_complete_journey.py:runlocal"
 SMALL = ("data.name=synthetic.base", "data.prepare.impressions=3000", "data.prepare.users=200",
@@ -80,18 +80,6 @@ def test_the_interval_over_seeds_is_students():
     assert (low, high) == pytest.approx((2 - 4.302653 / np.sqrt(3), 2 + 4.302653 / np.sqrt(3)))
 
 
-def test_other_rows_are_refused():
-    a, b = rows(np.zeros(8)), rows(np.zeros(8))
-    compare.check_same_rows({"a": a, "b": b}, "test")
-    b["label"] = 1 - b["label"]
-    with pytest.raises(ValueError, match="a and b were not scored on the same rows of 'test'"):
-        compare.check_same_rows({"a": a, "b": b}, "test")
-    with pytest.raises(
-        ValueError, match="--group=user is not in the data; there are .'group/visit'"
-    ):
-        compare.group_key(a, "user")
-
-
 def test_entries_are_files_arguments_and_overrides():
     one = compare.entry(DIN + " model.softmax=true model.attention=[8] opt.lr=0.01", ["seed=3"])
     assert (
@@ -116,10 +104,10 @@ def test_the_scores_that_training_keeps_are_those_of_the_finished_run(tmp_path):
     compare.run(both, tmp_path, 1, resamples=5)
     for e in both:
         run = tmp_path / e.name / "seed-0"
-        first = compare.predictions(run, "test")
+        first = predictions.load(run, "test")
         (run / "predictions-test.npz").unlink()
-        compare.predict(run, ("test",))
-        again = compare.predictions(run, "test")
+        predictions.complete(run, ("test",))
+        again = predictions.load(run, "test")
         assert first.keys() == again.keys() and "past" in first
         for k in first:
             np.testing.assert_allclose(first[k], again[k], rtol=1e-6, atol=1e-6, err_msg=k)

@@ -1,0 +1,103 @@
+"""What a finished run scored, row by row, beside it: predictions-<split>.npz, for paired comparisons.
+
+Training keeps the rows of its final evaluations where it is asked to (`train(scored=partial(keep_scored, workdir))`); `complete`
+scores the splits that are missing. Columns, each [N], in the order of `row`:
+
+    logit, label, weight
+    row           its place in the split
+    group/<key>   of the data's group keys
+    past          events before the impression, where the data counts them
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from recjax.evaluator import evaluator_for, open_run
+from recjax.run import Stop
+
+Rows = dict[str, np.ndarray]
+
+
+def keep(run: epath.PathLike, split: str, rows: Rows) -> None:
+    """Writes the file, rows in order, under a temporary name first."""
+    order = np.argsort(rows["row"], kind="stable")
+    temporary = _file(run, split).with_suffix(".tmp")
+    with temporary.open("wb") as f:
+        np.savez(f, **{k: v[order] for k, v in rows.items()})
+    temporary.replace(_file(run, split))
+
+
+def keep_scored(run: epath.PathLike, data: Any, split: str, rows: Rows) -> None:
+    """`keep`, with each row's past events where the data counts them."""
+    if (past := past_events(data, split)) is not None:
+        rows = {**rows, "past": past[rows["row"]]}
+    keep(run, split, rows)
+
+
+def past_events(data: Any, split: str) -> np.ndarray | None:
+    """Events before each impression of a split, by row, all of them however long a history is read.
+
+    None where the data is not `recjax.data.loader.Data` or keeps no list.
+    """
+    prepared = getattr(data, "prepared", None)
+    if prepared is None or not prepared.schema.lists:
+        return None
+    blocks = [prepared.block(split, i) for i in range(prepared.blocks(split))]
+    counts = np.concatenate([b[f"{prepared.schema.lists[0]}/count"] for b in blocks])
+    out = np.empty_like(counts)
+    out[np.concatenate([b["row"] for b in blocks])] = counts
+    return out
+
+
+def complete(run: epath.PathLike, splits: Sequence[str]) -> None:
+    """Scores the splits of a finished run that have no file: the first `eval.examples` rows, by its newest checkpoint."""
+    missing = [s for s in splits if not _file(run, s).exists()]
+    if not missing:
+        return
+    config, data, system, trees = open_run(run, best=None)
+    evaluator = evaluator_for(system, config)
+    with Stop() as stop:
+        for split in missing:
+            batches = data.batches(
+                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
+            )
+            rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
+            keep_scored(run, data, split, rows)
+
+
+def load(run: epath.PathLike, split: str) -> Rows:
+    """What was kept."""
+    with _file(run, split).open("rb") as f:
+        return dict(np.load(f))
+
+
+def check(runs: Mapping[str, Sequence[Rows]], split: str) -> None:
+    """Raises ValueError unless all seeds of all models have finite scores of the same rows with the same labels."""
+    (first, (a, *_)), *_ = runs.items()
+    for name, each in runs.items():
+        for seed, rows in enumerate(each):
+            if not np.isfinite(rows["logit"]).all():
+                raise ValueError(
+                    f"{name}, seed {seed}: scores on {split!r} are not finite (it diverged); lower its rate "
+                    "and delete its folder, or leave it out"
+                )
+            if not all(np.array_equal(a[k], rows[k]) for k in ("row", "label")):
+                raise ValueError(
+                    f"{first} and {name}, seed {seed}, were not scored on the same rows of {split!r}; "
+                    "give them the same data, splits and eval.examples"
+                )
+
+
+def group_key(rows: Rows, name: str = "") -> str:
+    """The group to resample: `name`, or the first of the data; "" where it has none."""
+    keys = [k for k in rows if k.startswith("group/")]
+    if name and f"group/{name}" not in keys:
+        raise ValueError(f"--group={name} is not in the data; there are {keys}")
+    return f"group/{name}" if name else next(iter(keys), "")
+
+
+def _file(run: epath.PathLike, split: str) -> epath.Path:
+    return epath.Path(run) / f"predictions-{split}.npz"

@@ -1,0 +1,48 @@
+"""Kept scores: in the order of their rows, and refused where models were not judged alike."""
+
+import numpy as np
+import pytest
+
+from recjax import predictions
+
+
+def rows(n=8):
+    return dict(
+        logit=np.arange(n, dtype=np.float32),
+        label=(np.arange(n) % 3 == 0).astype(np.float32),
+        weight=np.ones(n, np.float32),
+        row=np.arange(n),
+        **{"group/visit": np.arange(n) // 4},
+    )
+
+
+def test_what_was_kept_comes_back_by_row(tmp_path):
+    shuffled = {k: v[[3, 1, 0, 2, 7, 6, 5, 4]] for k, v in rows().items()}
+    predictions.keep(tmp_path, "test", shuffled)
+    got = predictions.load(tmp_path, "test")
+    assert got.keys() == rows().keys()
+    for k, v in rows().items():
+        np.testing.assert_array_equal(got[k], v)
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions-test.npz"]
+
+
+def test_other_rows_labels_and_scores_that_are_not_finite_are_refused():
+    predictions.check({"a": [rows()], "b": [rows(), rows()]}, "test")
+    for key in ("row", "label"):
+        other = rows()
+        other[key] = 1 - other[key]
+        with pytest.raises(ValueError, match="a and b, seed 1, were not scored on the same rows of 'test'"):  # fmt: skip
+            predictions.check({"a": [rows()], "b": [rows(), other]}, "test")
+    diverged = rows()
+    diverged["logit"][2] = np.nan
+    with pytest.raises(ValueError, match="b, seed 0: scores on 'test' are not finite"):
+        predictions.check({"a": [rows()], "b": [diverged]}, "test")
+
+
+def test_the_group_is_the_data_s_first_or_the_one_named():
+    assert predictions.group_key(rows()) == predictions.group_key(rows(), "visit") == "group/visit"
+    assert predictions.group_key({"logit": np.zeros(3)}) == ""
+    with pytest.raises(
+        ValueError, match="--group=user is not in the data; there are .'group/visit'"
+    ):
+        predictions.group_key(rows(), "user")
