@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.boards import config_of, deviation, scored
 from recjax.comparison import half_width
-from recjax.data.product_graph import Catalog
+from recjax.data.product_catalog import Catalog
 from recjax.models import hyperpave
 from recjax.run import plain, set_up, write_text
 from recjax.train import train

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from recjax import configs, metrics, models, ranking
-from recjax.data.product_graph import Catalog, Data, GraphError, Options, disjoint_split
+from recjax.data.product_catalog import Catalog, GraphError, disjoint_split
+from recjax.data.product_graph import Data, Options
 from recjax.data.synthetic import hyperpave as worlds
 from recjax.evaluate import open_run
 from recjax.models import hyperpave

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data import product_graph
-from recjax.data.product_graph import Catalog, Data, Options
+from recjax.data.product_catalog import Catalog, hold_out
+from recjax.data.product_graph import Data, Options
+from recjax.data.text import unit
 
 ORACLE = {
     "text": (0.584, 0.010),
@@ -60,7 +61,7 @@ def catalog(world: World) -> Catalog:
     """The world as a catalog of one category."""
     rng = np.random.default_rng(world.seed)
     n, dim = world.products, world.dim
-    styles = product_graph.texts.unit(rng.normal(size=(world.styles, dim)))
+    styles = unit(rng.normal(size=(world.styles, dim)))
     aspect_style = np.arange(world.aspects) % world.styles
     aspect = styles[aspect_style] + world.noise * rng.normal(size=(world.aspects, dim)) / dim**0.5
     style = rng.integers(world.styles, size=n)
@@ -88,7 +89,7 @@ def catalog(world: World) -> Catalog:
         aspect_category=np.zeros(world.aspects, np.int64),
         attribute=np.zeros(world.aspects, np.int64),
         links=links,
-        split=product_graph.hold_out(links, chosen, n, rng),
+        split=hold_out(links, chosen, n, rng),
         chosen=chosen,
         lists={"view": _lists(world, style, rng)},
     )
@@ -153,7 +154,7 @@ def smooth(text: np.ndarray, pairs: np.ndarray, moved: np.ndarray | None = None)
 
 
 def _map(products: np.ndarray, aspects: np.ndarray, truth: np.ndarray) -> float:
-    scores = product_graph.texts.unit(products) @ product_graph.texts.unit(aspects).T
+    scores = unit(products) @ unit(aspects).T
     some = truth.any(1)
     order = np.argsort(-scores[some], axis=1)
     hits = np.take_along_axis(truth[some], order, axis=1)
