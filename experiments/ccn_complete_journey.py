@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.candidates = 32
     c.data.history = 50
     c.model.name = "ccn"
-    # Both rates, and the plain model's below: the best of six on validation (`scaling.search` of `:decisive`).
+    # Both rates, and the other models' below: the best of six on validation (`scaling.search` of `:decisive`).
     c.model.table = dict(dim=8, optimizer="lazy_adam", lr=1e-2)
     c.opt.lr = 1e-3
     c.train.batch = 64  # pages
@@ -32,10 +32,10 @@ def get_config(arg: str = "") -> ConfigDict:
     if "plain" in arg:
         c.model.alpha = c.model.beta = 0.0
         c.opt.lr = 1e-2
-    if "din" in arg:
-        c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,)))
-    if "dihn" in arg:
-        c.model = ConfigDict(dict(name="dihn", table=c.model.table, attention=(32,)))
+    for rival in ("din", "dihn"):
+        if rival in arg.split(","):
+            c.model = ConfigDict(dict(name=rival, table=c.model.table, attention=(32,)))
+            c.opt.lr = 3e-3
     if "decisive" in arg:
         c.data.counters = False
         c.train.recent = 300_000
