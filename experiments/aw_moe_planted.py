@@ -27,7 +27,6 @@ from recjax import configs
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
     c.data.name = "synthetic.aw_moe"
-    c.data.prepare.label = "taste"  # named here, so that a flag may change it
     c.data.history = 20
     c.model.name = "aw_moe"
     c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3, init_scale=0.1)

@@ -21,7 +21,6 @@ from recjax import configs
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
     c.data.name = "synthetic.tarq"
-    c.data.prepare.label = "click"  # named here, so that a flag may change it
     c.data.history = 20
     c.model.name = "tarq"
     c.model.width = 32

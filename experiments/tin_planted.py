@@ -19,7 +19,6 @@ from recjax import configs
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
     c.data.name = "synthetic.tin"
-    c.data.prepare.label = "click"  # named here, so that a flag may change it
     c.data.history = 10
     c.model.name = "tin"
     c.model.max_len = 10

@@ -23,7 +23,7 @@ from absl import app, flags
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 import numpy as np
 
 from launch import flops
@@ -337,9 +337,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "experiments/<name>.py[:arg]", lock_config=True
-    )
+    _CONFIG = configs.define_flag()
     _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x8, v6e:16x16, cpu:8, cuda, ...")
     _JSON = flags.DEFINE_bool("json", False, "print one JSON object")
     _OUT = flags.DEFINE_string("out", "", "also write what is printed to this file")

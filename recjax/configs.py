@@ -8,7 +8,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 # Sections that accept what their readers do; what a reader does not know, it refuses by name.
 FREE = ("model", "data.prepare", "opt.args", "opt.group_lr")
@@ -130,6 +131,14 @@ def check(config: ConfigDict) -> ConfigDict:
 
     walk(base(), config)
     return config
+
+
+def define_flag(what: str = "experiments/<name>.py[:arg]", **more: Any) -> flags.FlagHolder:
+    """--config=FILE[:ARG] of a command, and --config.KEY=VALUE; options of `FREE` sections need not stand in the file."""
+    # The sections that `base` locks stay locked: a misspelt key of theirs is refused.
+    return config_flags.DEFINE_config_file(
+        "config", None, what, lock_config=False, accept_new_attributes=True, **more
+    )
 
 
 def load(path: str, arg: str = "") -> ConfigDict:

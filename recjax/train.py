@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import app, flags, logging
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
@@ -356,9 +356,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "experiments/<name>.py[:arg]", lock_config=True
-    )
+    _CONFIG = configs.define_flag()
     _WORKDIR = flags.DEFINE_string("workdir", None, "run directory, local or bucket")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -22,10 +22,10 @@ from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import predictions
+from recjax import configs, predictions
 from recjax.comparison import paired_bootstrap
 from recjax.data import open_data
 from recjax.run import plain, set_up, write_text
@@ -190,9 +190,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "experiment of a SUAN", lock_config=True
-    )
+    _CONFIG = configs.define_flag("experiment of a SUAN")
     _WORKDIR = flags.DEFINE_string("workdir", None, "of the board")
     _SEEDS = flags.DEFINE_integer("seeds", 5, "of every kind", 1)
     _TEACHER = flags.DEFINE_enum("teacher", "3", list(LADDER), "grade")

@@ -14,7 +14,7 @@ import json
 import math
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from recjax import configs, metrics
 from recjax.data import open_data
@@ -84,7 +84,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/<name>.py[:arg]")
+    _CONFIG = configs.define_flag()
     _GRID = flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,... of the config; repeatable")
     _EXAMPLES = flags.DEFINE_integer("examples", 102_400, "prefix of the training split")
     _METRIC = flags.DEFINE_string("metric", "auc", "of the first of eval.splits")

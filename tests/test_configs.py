@@ -1,5 +1,6 @@
 """Keys of the config: what may be set, and what a misspelt one is told."""
 
+from absl import flags
 import pytest
 
 from recjax import configs
@@ -30,3 +31,22 @@ def test_every_section_but_the_free_ones_knows_its_keys():
     with pytest.raises(KeyError, match="^'unknown config key nothing'$"):
         configs.assign(c, "nothing", 1)
     assert configs.check(c).is_locked
+
+
+def parsed(*overrides):
+    values, argv = flags.FlagValues(), ["x", "--config=experiments/tarq_planted.py", *overrides]
+    holder = configs.define_flag(flag_values=values, sys_argv=argv)
+    values(argv)
+    return holder.value
+
+
+def test_a_command_sets_options_that_the_experiment_does_not_name():
+    c = parsed("--config.model.readout=low_rank", "--config.model.head=(8,4)", "--config.model.table.lr=0.1",
+               "--config.data.prepare.noise=0.5", "--config.train.batch=32")  # fmt: skip
+    assert (c.model.readout, c.model.head, c.model.table.lr) == ("low_rank", (8, 4), 0.1)
+    assert (c.data.prepare.noise, c.train.batch) == (0.5, 32)
+    assert configs.check(c) is c
+    with pytest.raises(KeyError, match="bacth"):
+        parsed("--config.train.bacth=32")
+    with pytest.raises(flags.IllegalFlagValueError, match="many"):
+        parsed("--config.train.batch=many")
