@@ -1,8 +1,9 @@
-"""Online distillation on The Complete Journey: a SUAN teacher and a LightSUAN student on the same batches.
+"""Distillation on The Complete Journey: a SUAN teaches a LightSUAN, on the same batches or beforehand.
 
     python -m recjax.train --config=experiments/distil_complete_journey.py --workdir=runs/distil
 
-`--config.model.weight=0` trains the same two side by side, undistilled: the control.
+`--config.model.weight=0` trains the same two side by side, undistilled: the control. `:offline` is the student alone, taught
+by finished runs that were asked about its training split (`python -m recjax.teach`), named in `data.teachers`.
 """
 
 from ml_collections import ConfigDict
@@ -11,13 +12,18 @@ from experiments import suan_complete_journey
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = suan_complete_journey.get_config(arg)
+    parts = [p for p in arg.split(",") if p]
+    c = suan_complete_journey.get_config(",".join(p for p in parts if p != "offline"))
     suan = c.model.to_dict()
-    c.model = ConfigDict(dict(name="distil", temperature=2.0, weight=1.0))
-    c.model.teacher = {**suan, "blocks": 2}
-    c.model.student = {
+    student = {
         **suan,
         **dict(name="lightsuan", blocks=1, width=16, gate_pool="causal", local=16, dilation=4),
         **dict(head=(64, 32), head_norm="rms", head_activation="silu"),
     }
+    if "offline" in parts:
+        c.model = ConfigDict(dict(name="distil_offline", temperature=1.0, weight=0.3))
+    else:
+        c.model = ConfigDict(dict(name="distil", temperature=2.0, weight=1.0))
+        c.model.teacher = {**suan, "blocks": 2}
+    c.model.student = student
     return c

@@ -249,7 +249,12 @@ def read_latency(path: str) -> dict[str, float]:
     rows = found.get("rows", found) if isinstance(found, dict) else found
     if isinstance(rows, dict):
         return {k: v["p50_ms"] if isinstance(v, dict) else float(v) for k, v in rows.items()}
-    return {str(r["grade"]): r["p50_ms"] for r in rows if "grade" in r}
+    out = {str(r["grade"]): r["p50_ms"] for r in rows if "grade" in r}
+    if not out:
+        raise ValueError(
+            f"{path} has no times by grade; give distil/latency-<candidates>.json of python -m scaling.distill"
+        )
+    return out
 
 
 def main(_) -> None:

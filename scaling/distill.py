@@ -17,6 +17,7 @@ Every stage leaves its file in <sweep>/distil; the same command goes on from the
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
+import os
 import tempfile
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 from recjax import embedding, models
 from recjax.comparison import half_width
 from recjax.data import open_data
-from recjax.run import plain, read_jsonl, set_up, write_text
+from recjax.run import flat, plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
 from recjax.teach import teach
 from recjax.train import train
@@ -37,7 +38,6 @@ from scaling import laws, together
 from scaling import sweep as sweeps
 from scaling.grades import LADDER
 
-METRICS = ("auc", "gauc_visit", "logloss", "ece")
 MODES = ("offline", "online")
 STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep names none
 
@@ -103,6 +103,11 @@ def configs_of(base: ConfigDict, spec: Spec, soft: Mapping[str, float], seed: in
     return config
 
 
+def judged(data: Any) -> tuple[str, ...]:
+    """The metrics that are reported, GAUC within the data's first group."""
+    return ("auc", *(f"gauc_{g}" for g in data.schema.groups[:1]), "logloss", "ece")
+
+
 def validation_split(train_split: str) -> str:
     return "validation_matched" if train_split.endswith("_matched") else "validation"
 
@@ -127,7 +132,7 @@ def tune(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
         config = configs_of(base, spec, soft, spec.seeds[0])
         workdir = root / "tuning" / f"t{soft['temperature']:g}-w{soft['weight']:g}"
         metrics = train(config, workdir)[split]
-        rows.append({**soft, **{m: metrics.get(m) for m in METRICS}})
+        rows.append({**soft, **{m: metrics.get(m) for m in judged(open_data(base.data))}})
         logging.info("tuning on %s: %s", split, rows[-1])
     best = max(rows[1:], key=lambda r: -1.0 if r["auc"] is None else r["auc"])
     return {"chosen": {k: best[k] for k in ("temperature", "weight")}, "rows": rows, "split": split}
@@ -142,7 +147,7 @@ def study(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
     if spec.mode == "offline":
         for run in spec.teachers:
             teach(run, base.data.train, examples=spec.examples)
-    tuning = tune(base, spec, root)
+    tuning, names = tune(base, spec, root), judged(open_data(base.data))
     roles: dict[str, dict] = {}
     for seed in spec.seeds:
         for role, soft in (
@@ -152,13 +157,14 @@ def study(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
             logging.info("distillation: %s student, seed %d, %s", role, seed, soft)
             summary = train(configs_of(base, spec, soft, seed), root / f"{role}-{seed}")
             for split in base.eval.final:
-                _add(roles, role, split, summary[split], "")
+                _add(roles, role, split, summary[split], names)
                 if role == "distilled" and spec.mode == "online":
-                    _add(roles, "teacher", split, summary[split], "teacher/")
+                    of_teacher = {m: summary[split].get(f"teacher/{m}") for m in names}
+                    _add(roles, "teacher", split, of_teacher, names)
     for run in spec.teachers if spec.mode == "offline" else ():
         summary = finals(epath.Path(run))
         for split in base.eval.final:
-            _add(roles, "teacher", split, summary.get(split, {}), "")
+            _add(roles, "teacher", split, summary.get(split, {}), names)
     about = dict(teacher=spec.teacher, student=spec.student, mode=spec.mode)
     return {"roles": roles, "tuning": tuning, **about}
 
@@ -173,10 +179,10 @@ def finals(run: epath.Path) -> dict[str, Any]:
     return {r["split"]: r for r in own}  # the last point counts
 
 
-def _add(out: dict, role: str, split: str, metrics: Mapping[str, Any], prefix: str) -> None:
+def _add(out: dict, role: str, split: str, metrics: Mapping[str, Any], names: Sequence[str]):
     columns = out.setdefault(role, {}).setdefault(split, {})
-    for m in METRICS:
-        columns.setdefault(m, []).append(metrics.get(prefix + m))
+    for m in names:
+        columns.setdefault(m, []).append(metrics.get(m))
 
 
 # ----------------------------------------------------------------------------------------------------- reporting
@@ -208,7 +214,8 @@ def context(results: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Any]
     )
     if results["tuning"]["rows"]:
         values = "; ".join(
-            f"t {r['temperature']:g}, weight {r['weight']:g}: {r['auc']:.4f}"
+            f"t {r['temperature']:g}, weight {r['weight']:g}: "
+            + ("undefined" if r["auc"] is None else f"{r['auc']:.4f}")
             for r in results["tuning"]["rows"]
         )
         note += f"Chosen by AUC on {results['tuning']['split']}, one seed ({values}). "
@@ -283,18 +290,33 @@ def pick(quality_of: Mapping[str, float], ms_of: Mapping[str, float], budget_ms:
     return {"student": student, "teacher": max(larger, key=quality_of.get, default=student)}
 
 
-def cached(path: epath.Path, make: Callable[[], Any], of: Any = None) -> Any:
+def made_of(spec: Spec, experiment: Any, root: epath.Path) -> Any:
+    """What a distillation depends on, for `cached`: not where the sweep or its data lie."""
+    teachers = [os.path.relpath(t, root) for t in spec.teachers]
+    config = flat(plain(experiment))
+    where = {k: v for k, v in config.items() if k not in sweeps.PLACES}
+    return [{**dataclasses.asdict(spec), "teachers": teachers}, where]
+
+
+def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: bool = False) -> Any:
     """The JSON in `path`, made and written when absent; what it was made `of` (JSON) is noted beside it.
 
+    Args:
+      path: The file.
+      make: Its content.
+      of: What that depends on.
+      again: Make it again where it was made of something else, as what takes minutes may.
+
     Raises:
-      ValueError: It was made of something else.
+      ValueError: It was made of something else, and not `again`.
     """
     note, text = path.with_name(f".{path.stem}.of"), json.dumps(plain(of), sort_keys=True)
-    if path.exists() and note.exists() and note.read_text() != text:
+    stale = path.exists() and (note.read_text() != text if note.exists() else again)
+    if stale and not again:
         raise ValueError(
             f"{path} was made with other settings; delete it and what it made, or use a new --workdir"
         )
-    if not path.exists():
+    if stale or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, text)
         write_text(path, json.dumps(plain(make()), indent=1))
@@ -332,12 +354,15 @@ def distill(
     options = config.get("distil", {}).get("student_options", STUDENT_OPTIONS)
     out, data = root / "distil", open_data(base.data)
 
-    def measure():
-        grades = sorted({r["grade"] for r in rows})
-        return {g: latency(data, light(config["experiment"]["model"], g, options), candidates)
-                for g in grades}  # fmt: skip
+    experiment = config["experiment"]
+    grades = sorted({r["grade"] for r in rows})
+    timed = [grades, options, experiment["model"], experiment["data"]["history"]]
 
-    ms = cached(out / f"latency-{candidates}.json", measure)
+    def measure():
+        models_of = {g: light(experiment["model"], g, options) for g in grades}
+        return {g: latency(data, model, candidates) for g, model in models_of.items()}
+
+    ms = cached(out / f"latency-{candidates}.json", measure, timed, again=True)
     chosen = pick(quality(rows), {g: m["p99_ms"] for g, m in ms.items()}, budget_ms)
     logging.info("teacher grade %s, student grade %s", chosen["teacher"], chosen["student"])
     runs = finished(root, chosen["teacher"])
@@ -351,8 +376,8 @@ def distill(
         seeds=tuple(seeds),
         teachers=runs[: teachers or None],
     )
-    made_of = [dataclasses.asdict(spec), config["experiment"]]
-    return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode), made_of)
+    depends = made_of(spec, experiment, root)
+    return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode), depends)
 
 
 def finished(root: epath.Path, grade: str) -> tuple[str, ...]:
@@ -380,7 +405,7 @@ def main(_) -> None:
 
     set_up()
     root = epath.Path(_SWEEP.value)
-    results = distill(
+    distill(
         root,
         budget_ms=_BUDGET.value,
         candidates=_CANDIDATES.value,
@@ -391,7 +416,7 @@ def main(_) -> None:
         examples=_EXAMPLES.value,
         teachers=_TEACHERS.value,
     )
-    print(run.publish(root, results, root / "distil" / _MODE.value, _CANDIDATES.value))
+    print(run.publish(root, root / "distil" / _MODE.value, _CANDIDATES.value))
 
 
 if __name__ == "__main__":

@@ -294,15 +294,14 @@ def distil_rows(distil: Mapping[str, Any] | None, metric: str) -> dict[str, Any]
         return {}
     rows = []
     for r in distil["rows"]:
-        values = r[metric] if isinstance(r[metric], list | tuple) else [r[metric]]
-        others = {
-            k: statistics.fmean(v) if isinstance(v, list | tuple) else v
+        seeds = {
+            k: [x for x in (v if isinstance(v, list | tuple) else [v]) if x is not None]
             for k, v in r.items()
-            if k not in ("model", "role", metric)
-        }
-        rows.append(
-            {"model": r["model"], "role": r["role"], "spread": spread(values), "others": others}
-        )
+            if k not in ("model", "role")
+        }  # without seeds of which a metric is undefined
+        others = {k: statistics.fmean(v) if v else None for k, v in seeds.items() if k != metric}
+        own = spread(seeds[metric]) if seeds[metric] else None
+        rows.append({"model": r["model"], "role": r["role"], "spread": own, "others": others})
     names = list(dict.fromkeys(k for r in rows for k in r["others"]))
     return {**distil, "rows": rows, "others": names}
 

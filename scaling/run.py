@@ -4,7 +4,6 @@ Prepares the data, trains the sweep, fits the law, trains teacher and student, e
 and writes report.html. Every stage leaves its file in the workdir; the same command goes on from the last one.
 """
 
-import dataclasses
 import json
 import platform
 import sys
@@ -91,14 +90,19 @@ def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
     return cached(
         root / "distil.json",
         lambda: distill.study(config.experiment, spec, root / "distil"),
-        [dataclasses.asdict(spec), config.experiment],
+        distill.made_of(spec, config.experiment, root),
     )
 
 
 def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dict:
     """Exports the student, reloads it from disk and times requests of `candidates` candidates through it."""
-    if not (root / "artifact" / "manifest.json").exists():
+    trained = (
+        student / "summary.json"
+    ).read_text()  # of this training: it holds the seconds it took
+    note, manifest = root / ".artifact.of", root / "artifact" / "manifest.json"
+    if not manifest.exists() or not note.exists() or note.read_text() != trained:
         export.export_run(student, root / "artifact")
+        write_text(note, trained)
 
     def measure():
         row = bench.measure(artifact.load(root / "artifact"), candidates)
@@ -108,26 +112,38 @@ def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dic
             "rows": [{"model": "distilled student", **row}],
         }
 
-    return cached(root / "latency.json", measure, [str(student), candidates])
+    return cached(root / "latency.json", measure, [trained, candidates], again=True)
 
 
-def publish(root: epath.Path, results: dict, students: epath.Path, candidates: int) -> str:
+def distilled(root: epath.Path) -> tuple[dict, dict, epath.Path | None]:
+    """(results, latency, artifact) of the last distillation that finished here; empty where there is none."""
+    places = [(root / "distil.json", root)]
+    places += [(root / "distil" / f"{m}.json", root / "distil" / m) for m in distill.MODES]
+    done = [(f, p) for f, p in places if f.exists() and (p / "latency.json").exists()]
+    if not done:
+        return {}, {}, None
+    file, place = max(done, key=lambda d: (d[1] / "latency.json").stat().mtime)
+    read = lambda f: json.loads(f.read_text())  # noqa: E731
+    return read(file), read(place / "latency.json"), place / "artifact"
+
+
+def publish(root: epath.Path, students: epath.Path, candidates: int) -> str:
     """Puts another distillation of a finished sweep into its report, with the artifact it made.
 
     Args:
       root: The sweep.
-      results: Of `distill.study`.
       students: Where its runs lie; the artifact goes beside them.
       candidates: Of the requests timed.
     """
     seed = min(int(p.name.rsplit("-", 1)[1]) for p in students.glob("distilled-*"))
-    latency = serving_stage(students, students / f"distilled-{seed}", candidates)
-    return write(ConfigDict(json.loads((root / "sweep.json").read_text())), root, results, latency)
+    serving_stage(students, students / f"distilled-{seed}", candidates)
+    return write(ConfigDict(json.loads((root / "sweep.json").read_text())), root)
 
 
-def write(config: ConfigDict, root: epath.Path, results: dict, latency: dict) -> str:
+def write(config: ConfigDict, root: epath.Path) -> str:
     """The report, from the files of the stages; returns its path."""
     rows = read_jsonl(root / "trials.jsonl")
+    results, latency, served = distilled(root)
     context = dict(
         title=config.title,
         trials=rows,
@@ -138,17 +154,19 @@ def write(config: ConfigDict, root: epath.Path, results: dict, latency: dict) ->
         latency=latency,
         data=open_data(config.experiment.data).report,
         grade_law_command=config.grade_law_command,
-        commands=commands(config.path, str(root)),
+        commands=commands(config.path, str(root), served),
     )
     return report.write_report(str(root), context)
 
 
-def commands(config_path: str, workdir: str) -> list[dict]:
-    return [
-        {"why": "Train one model of this sweep by itself", "command": "python -m recjax.train --config=experiments/suan_complete_journey.py --workdir=runs/suan"},
-        {"why": "Score a file through the exported student", "command": f"python -m recjax.score --artifact={workdir}/artifact --in=x.parquet --out=y.parquet"},
+def commands(config_path: str, workdir: str, served: epath.Path | None) -> list[dict]:
+    out = [
         {"why": "Run this again (finished stages are kept)", "command": f"python -m scaling.run --config={config_path} --workdir={workdir}"},
+        {"why": "What to train for a target, and what to double next", "command": f"python -m scaling.decide --sweep={workdir} --target=0.70"},
     ]  # fmt: skip
+    if served is not None:
+        out.append({"why": "Score a file through the exported student", "command": f"python -m recjax.score --artifact={served} --in=x.parquet --out=y.parquet"})  # fmt: skip
+    return out
 
 
 def run(
@@ -189,13 +207,12 @@ def run(
     logging.info("=== 3/5 law")
     law_stage(rows, root, tuple(config.get("metrics", ("auc", "logloss"))))
     logging.info("=== 4/5 teacher, student, artifact")
-    results, latency = {}, {}
     if "distil" in config and not only_report:
-        results = distil_stage(config, root)
+        distil_stage(config, root)
         student = root / "distil" / f"distilled-{config.distil.seeds[0]}"
-        latency = serving_stage(root, student, config.candidates)
+        serving_stage(root, student, config.candidates)
     logging.info("=== 5/5 report")
-    path = write(config, root, results, latency)
+    path = write(config, root)
     logging.info("report: %s", path)
     return path
 

@@ -29,15 +29,17 @@ AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "
 NOT_A_VARIANT = ("opt.", "eval.", "needs")  # how a trial was trained or judged, not what it is
 
 
-def schema_of(data: ConfigDict) -> Schema:
-    return open_data(data).schema
+def opened(config: ConfigDict) -> tuple[Schema, str]:
+    """(schema, hash) of the data that a `data` config reads."""
+    data = open_data(config)
+    return data.schema, data.identity["hash"]
 
 
 def trials(
     config: ConfigDict,
     schema: Schema,
     data: str,
-    other: Callable[[ConfigDict], Schema] = schema_of,
+    other: Callable[[ConfigDict], tuple[Schema, str]] = opened,
 ) -> list[sweep.Trial]:
     """The trials of `config.sweep` on data with this schema and hash.
 
@@ -45,7 +47,7 @@ def trials(
       config: With `experiment` and `sweep`.
       schema: Of the experiment's batches.
       data: Hash of the data.
-      other: The schema of another `data` config, for rows that change what is read.
+      other: Schema and hash of another `data` config, for rows that change what is read.
 
     Raises:
       KeyError: A row names a grade or a config key that does not exist.
@@ -66,7 +68,7 @@ def trial(
     row: Mapping[str, Any],
     schema: Schema,
     data: str,
-    other: Callable[[ConfigDict], Schema],
+    other: Callable[[ConfigDict], tuple[Schema, str]],
 ) -> sweep.Trial:
     """One row's trial. Its dense rate is `grades.learning_rate`'s unless the row names opt.lr."""
     grade = grades.named(row["grade"])
@@ -82,7 +84,7 @@ def trial(
     for key, value in own.items():
         configs.assign(c, key, value)
     if any(k.startswith("data.") for k in own):
-        schema = other(c.data)
+        schema, data = other(c.data)
     columns = dict(
         grade=row["grade"],
         blocks=grade.blocks,

@@ -218,10 +218,14 @@ def failures(root: epath.PathLike) -> list[dict]:
 def rows_of(trial: Trial, workdir: epath.PathLike) -> list[dict]:
     """The rows a finished trial contributes: one per evaluated point, metrics of its first split flat."""
     summary = json.loads((epath.Path(workdir) / "summary.json").read_text())
+    batch = trial.config.train.batch
+    # A point lies at the step that reaches it; its row says the planned size, as a row of several members does.
+    planned = {-(-n // batch) * batch: n for n in trial.config.eval.at_examples}
     points: dict[int, dict] = {}
     for r in read_jsonl(epath.Path(workdir) / "metrics.jsonl"):
         if r["kind"] in ("eval", "final"):
-            at = points.setdefault(min(r["examples"], summary["examples"]), {})
+            n = planned.get(r["examples"], min(r["examples"], summary["examples"]))
+            at = points.setdefault(n, {})
             at[r["split"]] = metrics_of(r)
     common = dict(trial=trial.run, run=trial.run, member=0, parent=None, kind="pass")
     common |= {**{k: summary[k] for k in FACTS}, **trial.columns}

@@ -140,7 +140,7 @@ def export_artifact(
       derive: Trees, with tables {path: {"rows": dequantised [V, d]}} -> {name: array}, stored as derived.npz.
       log: Of the data set: counters and histories go into the artifact.
       until: Seconds; only events up to then. None: all.
-      overwrite: Replace an artifact that lies at `path`.
+      overwrite: Replace an artifact that lies at `path`; a folder of anything else is left alone.
 
     Raises:
       ArtifactError: Naming what cannot be exported and why.
@@ -148,6 +148,11 @@ def export_artifact(
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
         raise ArtifactError(f"{path} exists; give another path, or overwrite=True to replace it")
+    old = [p.name for p in path.iterdir()] if path.is_dir() else [path.name] * path.exists()
+    if old and "manifest.json" not in old:
+        raise ArtifactError(
+            f"{path} holds files and is no artifact, so it is not replaced; give another path"
+        )
     exports = _chosen(system, functions)
     metadata = json.loads(_json(dict(metadata or {}), "metadata"))
     # The manifest is written last and the folder renamed after it, so a crash leaves nothing that loads.

@@ -13,7 +13,7 @@ import numpy as np
 
 from recjax.data.batches import Assembler, Layout, Part
 from recjax.data.prepared import feature_dtype
-from recjax.schema import Feature, Schema
+from recjax.schema import NUM_RESERVED, Feature, Schema
 from recjax.serving.files import ArtifactError
 from recjax.system import System
 
@@ -30,7 +30,8 @@ def key_feature(schema: Schema) -> Feature:
 
 
 def items(prepared: Any, schema: Schema) -> dict[str, np.ndarray]:
-    """Candidate features [V, ...] of every item that was a candidate, by rising id, as its split's last block has it.
+    """Candidate features [V, ...] of every item that was a candidate and has an id of its own (those too rare for the
+    vocabulary share one, and cannot be told apart), by rising id, as its split's last block has it.
 
     Args:
       prepared: `recjax.data.prepared.Prepared`.
@@ -41,9 +42,9 @@ def items(prepared: Any, schema: Schema) -> dict[str, np.ndarray]:
     for split in prepared.splits:
         for i in range(prepared.blocks(split)):
             block = prepared.block(split, i)
-            _, first = np.unique(block[key], return_index=True)
+            ids, first = np.unique(block[key], return_index=True)
             for name in names:
-                parts[name].append(block[name][first])
+                parts[name].append(block[name][first[ids >= NUM_RESERVED]])
     columns = {name: np.concatenate(parts[name][::-1]) for name in names}
     _, last = np.unique(columns[key], return_index=True)
     return {name: x[last] for name, x in columns.items()}

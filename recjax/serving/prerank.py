@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from recjax.run import set_up
+from recjax.schema import NUM_RESERVED
 from recjax.serving import artifact as artifacts
 from recjax.serving.artifact import Artifact, ArtifactError
 from recjax.serving.catalogue import KEY
@@ -146,7 +147,7 @@ class Preranker:
         """
         ids = self._vocabulary.encode(self.feature, pa.array(values))
         at = np.minimum(np.searchsorted(self.keys, ids), len(self.keys) - 1)
-        gone = np.flatnonzero(self.keys[at] != ids)
+        gone = np.flatnonzero((self.keys[at] != ids) | (ids < NUM_RESERVED))
         if len(gone):
             raise RequestError(
                 f"{self.feature} {values[gone[0]]!r} (candidate {gone[0]}, and {len(gone) - 1} more) is not among the "

@@ -1,8 +1,10 @@
 """The harness around distillation; the loss itself is tested with the models."""
 
 import json
+import types
 
 from etils import epath
+from ml_collections import ConfigDict
 import pytest
 
 from scaling import distill
@@ -42,6 +44,30 @@ def test_a_result_of_other_settings_is_not_passed_off(tmp_path):
     assert distill.cached(path, lambda: 2, {"weights": [0.1]}) == 1
     with pytest.raises(ValueError, match="made with other settings; delete it"):
         distill.cached(path, lambda: 2, {"weights": [0.3]})
+
+
+def test_what_takes_minutes_is_made_again(tmp_path):
+    path = epath.Path(tmp_path / "latency.json")
+    assert distill.cached(path, lambda: 1, ["0"], again=True) == 1
+    assert distill.cached(path, lambda: 2, ["0"], again=True) == 1
+    assert distill.cached(path, lambda: 2, ["0", "1"], again=True) == 2
+    assert distill.cached(path, lambda: 3, ["0", "1"], again=True) == 2
+
+
+def test_a_distillation_does_not_depend_on_where_it_lies():
+    def of(root, data, **more):
+        spec = distill.Spec("2", "0", {"local": 4}, "offline", (1.0,), (0.3,), 100, (0,), (f"{root}/runs/a",))  # fmt: skip
+        return distill.made_of(spec, ConfigDict({"data": {"dir": data, **more}}), epath.Path(root))
+
+    assert of("x", "here") == of("y", "there")
+    assert of("x", "here", history=5) != of("x", "here", history=6)
+
+
+def test_gauc_is_of_the_data_s_own_group():
+    data = types.SimpleNamespace(schema=types.SimpleNamespace(groups=("user", "request")))
+    assert distill.judged(data) == ("auc", "gauc_user", "logloss", "ece")
+    data.schema.groups = ()
+    assert distill.judged(data) == ("auc", "logloss", "ece")
 
 
 def rows(**auc):

@@ -272,6 +272,9 @@ def test_latency_files_of_either_form(tmp_path):
         == decide.read_latency(tmp_path / "b.json")
         == {"0": 1.5}
     )
+    (tmp_path / "c.json").write_text('{"rows": [{"model": "other", "p50_ms": 1.5}]}')
+    with pytest.raises(ValueError, match="c.json has no times by grade; give distil/latency"):
+        decide.read_latency(tmp_path / "c.json")
 
 
 def test_too_few_rows_are_refused():

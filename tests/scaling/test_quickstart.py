@@ -59,6 +59,24 @@ def test_the_same_command_does_nothing_twice(workdir):
     run.run(configs.load("scaling/configs/quickstart.py", "runlocal"), str(workdir))
     assert (workdir / "trials.jsonl").read_bytes() == before
     assert time.monotonic() - began < 20
+    report = (workdir / "report.html").read_text()
+    assert "--artifact=" in report
+    run.run(
+        configs.load("scaling/configs/quickstart.py", "runlocal"), str(workdir), only_report=True
+    )
+    again = (workdir / "report.html").read_text()
+    assert "no student was distilled" not in again and "--artifact=" in again
+
+
+def test_a_student_trained_again_is_exported_again(workdir):
+    manifest = workdir / "artifact" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    summary = workdir / "distil" / "distilled-0" / "summary.json"
+    summary.write_text(summary.read_text() + " ")
+    config = configs.load("scaling/configs/quickstart.py", "runlocal")
+    run.run(config, str(workdir))
+    assert manifest.stat().st_mtime_ns > before
+    assert "distil" in json.loads((workdir / "sweep.json").read_text())
 
 
 @pytest.fixture

@@ -200,6 +200,17 @@ def test_a_held_out_miss_is_loud():
     assert "proves little" in report.law_sentence(f)
 
 
+def test_a_metric_that_is_undefined_in_some_seeds_is_a_mean_of_the_others():
+    rows = [
+        dict(model="m", role="teacher", auc=[0.6, None], gauc_user=[None, None], ece=[0.1, 0.3])
+    ]
+    (row,) = report.distil_rows({"rows": rows}, "auc")["rows"]
+    assert row["spread"] == dict(mean=0.6, sd=None, seeds=1)
+    assert row["others"] == dict(gauc_user=None, ece=pytest.approx(0.2))
+    (row,) = report.distil_rows({"rows": [dict(rows[0], auc=[None])]}, "auc")["rows"]
+    assert row["spread"] is None
+
+
 def test_a_student_that_is_not_told_apart_is_not_praised():
     paired = context()["distil"]["paired"] | {"low": -0.001}
     assert "not told apart" in report.answer([], {"paired": paired}, "auc")[0]

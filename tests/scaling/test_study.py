@@ -39,6 +39,17 @@ def test_dotted_keys_set_the_experiment_and_make_a_variant():
             only(**{wrong: 1})
 
 
+def test_other_data_makes_another_trial_wherever_it_lies():
+    """The path is no part of a trial, so the data's own hash must tell two of them apart."""
+    rows = [dict(grade="0", seed=1, examples=(100,), kind="other", **{"data.dir": d}) for d in "ab"]
+    moved = dict(rows[0], **{"data.dir": "c"})
+    hashes = {"a": "one", "b": "two", "c": "one"}
+    other = lambda data: (worlds.SCHEMA, hashes[data.dir])  # noqa: E731
+    a, b, c = study.trials(config([*rows, moved]), worlds.SCHEMA, "hash", other)
+    assert a.run != b.run and a.run == c.run
+    assert (a.columns["data"], b.columns["data"]) == ("one", "two")
+
+
 def test_shapes_off_the_ladder_keep_its_rate_rule():
     t = only(blocks=3, width=64)
     assert (t.config.model.blocks, t.config.model.width, t.config.opt.lr) == (3, 64, 1e-3)
@@ -51,7 +62,7 @@ def test_shapes_off_the_ladder_keep_its_rate_rule():
 def test_committed_plans_are_whole(make, arg):
     """Every trial once, of known grades; seeds of a cell share a program."""
     c = make.get_config(arg)
-    found = study.trials(c, worlds.SCHEMA, "hash", lambda data: worlds.SCHEMA)
+    found = study.trials(c, worlds.SCHEMA, "hash", lambda data: (worlds.SCHEMA, "hash"))
     assert len({t.run for t in found}) == len(found)
     groups = sweep.groups(found, c.sweep.get("members", 1))
     assert sum(map(len, groups)) == len(found)

@@ -39,6 +39,14 @@ def test_one_row_for_each_point_of_each_pass(tmp_path):
     ]
 
 
+def test_points_between_steps_keep_their_planned_size(tmp_path):
+    """So that a trial alone and one that trained with others stand at the same sizes."""
+    (alone,) = trials(seeds=(0,))
+    alone.config.eval.at_examples = (50, 130, 320)  # batches of 64
+    rows = sweep.run_sweep([alone], tmp_path)
+    assert [r["examples"] for r in rows] == [50, 130, 320]
+
+
 def test_shards_together_are_the_sweep(tmp_path):
     whole = sweep.run_sweep(trials(), tmp_path / "whole")
     first = sweep.run_sweep(trials(), tmp_path / "parts", (0, 2))

@@ -260,6 +260,17 @@ def test_an_artifact_is_replaced_only_on_request(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_folder_that_is_no_artifact_is_never_replaced(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    for name in ("run", "file"):
+        with pytest.raises(ArtifactError, match="is no artifact, so it is not replaced"):
+            export(tmp_path / name, "pages", overwrite=True)
+    assert (tmp_path / "run" / "checkpoints").is_dir() and (tmp_path / "file").exists()
+    (tmp_path / "empty").mkdir()
+    export(tmp_path / "empty", "pages", overwrite=True)
+
+
 def test_what_cannot_be_exported_says_why(tmp_path):
     vocab = {"item": vocabulary_with(ids=[3, 3])}
     with pytest.raises(ArtifactError, match="vocabulary 'item' has ids that are reserved, doubled"):
