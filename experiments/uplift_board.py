@@ -102,7 +102,7 @@ def main(_) -> None:
     for seed in range(_SEEDS.value):
         for name, changes in variants(model).items():
             run = train_variant(name, changes, seed, root)
-            rows = scored(run, ("test",))[1]["test"]
+            rows = uplift.of_known_arms(scored(run, ("test",))[1]["test"])
             results.setdefault(name, []).append(figures(rows))
             of = curves.setdefault(name, {task: [] for task in TASKS})
             arm = rows["arm"].astype(int)

@@ -18,6 +18,7 @@ from recjax.layers.tabular import each_candidate, numbers_of
 from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
 
+SEEN = "seen"  # state: rows of each arm so far, which make P(t)
 LARGEST_ONE_HOT = 64  # id spaces larger than this are no covariates of the balance check
 
 
@@ -87,6 +88,7 @@ class Arms:
         if self.propensity is not None:
             ready = self.apply(dense, state, inputs, method="prepare")
             dense["propensity"] = self.propensity.init(keys[1], ready["fields"])["params"]
+            state = {**state, SEEN: {"arms": jnp.zeros(len(self.ids))}}
         return dense, state
 
     def apply(self, dense, state, *args, **kw):
@@ -95,9 +97,8 @@ class Arms:
     def loss(self, dense, rows, state, frozen, batch, rng):
         inputs = self.inputs(rows, batch)
         arm, known = self.observed(batch, inputs.candidates)
-        ready, changed = self.apply(
-            dense, state, inputs, train=True, method="prepare", mutable=list(state)
-        )
+        own = [k for k in state if k != SEEN]
+        ready, changed = self.apply(dense, state, inputs, train=True, method="prepare", mutable=own)
         rngs = {"dropout": rng}
         z = self.apply(dense, state, ready, arm, train=True, method="arm", rngs=rngs)
         y = [batch["label"][name].reshape(-1) for name in self.labels]
@@ -106,7 +107,13 @@ class Arms:
         if self.propensity is not None:
             logits = self.propensity.apply({"params": dense["propensity"]}, ready["fields"])
             extras["propensity"] = self._propensity_loss(logits, arm, batch, w)
-            w = w * jax.lax.stop_gradient(self.inverse(logits, arm, batch))
+            counted = jnp.bincount(arm, (w > 0).astype(jnp.float32), length=len(self.ids))
+            seen = state[SEEN]["arms"] + counted
+            changed = {**changed, SEEN: {"arms": seen}}
+            share = seen / jnp.maximum(seen.sum(), 1)
+            w = w * uplift.inverse(
+                share[arm], jax.lax.stop_gradient(self.given(logits, arm, batch))
+            )
         terms = {"ctr": bce(z["ctr"], y[0], w), "ctcvr": bce(z["ctcvr"], y[1], w)}
         total = mean(*terms["ctr"]) + self.weight * mean(*terms["ctcvr"])
         if hasattr(self.module, "extra"):
@@ -129,15 +136,10 @@ class Arms:
         log_p = jnp.take_along_axis(nn.log_softmax(logits), arm[None, :, None], -1)[..., 0]
         return -(jnp.take_along_axis(log_p, other[None], 0)[0] * w).sum(), w.sum()
 
-    def inverse(self, logits, arm, batch) -> jax.Array:
-        """share(arm) / e(arm | x), clipped to [0.1, 10], [N]; shares are of the batch's real rows of known arms."""
+    def given(self, logits, arm, batch) -> jax.Array:
+        """e(arm | x) of the row's own arm, by the network that did not learn from the row, [N]."""
         e = jnp.take_along_axis(nn.softmax(logits), self._fold(batch)[None, :, None], 0)[0]
-        given = jnp.take_along_axis(e, arm[:, None], 1)[:, 0]
-        known = self.observed(batch, self._shape(batch)[1])[1]
-        real = batch["valid"].reshape(arm.shape) & known
-        counts = jnp.bincount(arm, real.astype(jnp.float32), length=len(self.ids))
-        share = counts / jnp.maximum(real.sum(), 1)
-        return jnp.clip(share[arm] / jnp.maximum(given, 1e-6), 0.1, 10.0)
+        return jnp.take_along_axis(e, arm[:, None], 1)[:, 0]
 
     def every_arm(self, dense, rows, state, batch):
         """(what no arm changes, logits {task: [R + 1, N]} of every arm, by one vmap)."""
@@ -164,16 +166,17 @@ class Arms:
 
     def outputs(self, dense, rows, state, frozen, batch):
         found = self.effects(dense, rows, state, batch)
-        arm, _ = self.observed(batch, self._shape(batch)[1])
+        arm, known = self.observed(batch, self._shape(batch)[1])
         ready, z = found.pop("ready"), found.pop("z")
         out = dict(found)
         for name, task in (("logits", "ctr"), ("ctcvr", "ctcvr")):
             out[name] = jnp.take_along_axis(z[task], arm[None], 0)[0]
-        weight = jnp.ones(arm.shape)
+        e = jnp.ones(arm.shape)
         if self.propensity is not None:
             logits = self.propensity.apply({"params": dense["propensity"]}, ready["fields"])
-            weight = self.inverse(logits, arm, batch)
-        out |= {"arm": arm, "weight_of_arm": weight, "covariates": self.covariates(rows, batch)}
+            e = self.given(logits, arm, batch)
+        out |= {"arm": jnp.where(known, arm, -1), "propensity": e}
+        out["covariates"] = self.covariates(rows, batch)
         return {k: self.of_candidates(x, batch) for k, x in out.items()}
 
     def covariates(self, rows, batch) -> jax.Array:
@@ -227,7 +230,7 @@ class Arms:
 
     def system(self) -> System:
         click, conversion = self.labels
-        kept = ("arm", "weight_of_arm", "covariates")
+        kept = ("arm", "propensity", "covariates")
         kept += ("uplift_ctr", "uplift_ctcvr", "ctr_arms", "ctcvr_arms")
         return System(
             schema=self.schema,

@@ -2,7 +2,7 @@
 
 Arm 0 is the control. Every figure of arm t compares it with the control alone; averages weigh arms by their rows.
 Areas are those of `recjax.ranking`, with the Qini area per *treated* person. Weights are 1 in a randomised trial;
-elsewhere they are share(t) / e(t | x).
+elsewhere they are share(t) / e(t | x). Rows of arms that training never had (arm -1) are left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from recjax import ranking
 
 Array = np.ndarray
 MOST_IMBALANCE = 0.1  # standardised mean difference beyond which arms are not comparable
+CLIP = (0.1, 10.0)  # of inverse propensities
 SHARES = (0.1, 0.2, 0.3)
 
 
@@ -91,30 +92,35 @@ def calibration(tau, treated, outcome, bins: int = 10) -> list[tuple[float, floa
     return out
 
 
-def imbalance(covariates: Array, arm: Array, weights: Array | None = None) -> tuple[float, float]:
-    """Largest standardised mean difference of a covariate [N, K] between an arm and the control.
+def inverse(share, given):
+    """share(t) / e(t | x), clipped to `CLIP`; NumPy or JAX."""
+    return (share / given.clip(1e-6)).clip(*CLIP)
 
-    Returns:
-      (the largest, the largest after three standard errors are taken off: what chance does not explain).
-    """
+
+def of_known_arms(columns: Mapping[str, Any]) -> dict[str, Array]:
+    """The rows whose arm is one that training had."""
+    known = np.asarray(columns["arm"]) >= 0
+    return {name: np.asarray(x)[known] for name, x in columns.items()}
+
+
+def imbalance(covariates: Array, arm: Array, weights: Array | None = None) -> float:
+    """Largest standardised mean difference of a covariate [N, K] between an arm and the control."""
     w = np.ones(len(arm)) if weights is None else np.asarray(weights, np.float64)
-    worst, beyond = 0.0, 0.0
+    worst = 0.0
     control = _moments(covariates[arm == 0], w[arm == 0])
     for t in np.unique(arm[arm > 0]):
-        mean, variance, people = _moments(covariates[arm == t], w[arm == t])
+        mean, variance = _moments(covariates[arm == t], w[arm == t])
         scale = np.sqrt((variance + control[1]) / 2)
         each = np.abs(mean - control[0]) / np.where(scale > 0, scale, np.inf)
-        chance = 3 * np.sqrt(1 / people + 1 / control[2])
         worst = max(worst, float(each.max(initial=0)))
-        beyond = max(beyond, float((each - chance).max(initial=0)))
-    return worst, beyond
+    return worst
 
 
-def _moments(x: Array, w: Array) -> tuple[Array, Array, float]:
-    """Mean, variance, and the number of people that the weights are worth."""
+def _moments(x: Array, w: Array) -> tuple[Array, Array]:
+    """Mean and variance."""
     share = (w / w.sum())[:, None]
     mean = (share * x).sum(0)
-    return mean, (share * (x - mean) ** 2).sum(0), float(w.sum() ** 2 / (w**2).sum())
+    return mean, (share * (x - mean) ** 2).sum(0)
 
 
 def audit(
@@ -187,21 +193,23 @@ def report(
     """Figures of a split.
 
     Args:
-      columns: arm [N], covariates [N, K], weight_of_arm [N], and for each task "uplift_<task>" [N, R] and its
-        outcome under the name that `tasks` gives.
+      columns: arm [N], -1 where it is none that training had; covariates [N, K]; propensity [N], e(arm | x); and for each task
+        "uplift_<task>" [N, R] and its outcome under the name that `tasks` gives.
       tasks: Task -> column of its outcome.
-      weighted: Whether weight_of_arm comes from a propensity model. Without one, arms that differ by more than
-        `MOST_IMBALANCE` (and chance) get no uplift figures: NaN and a reason.
+      weighted: Whether propensity comes from a model. Without one, arms that differ by more than `MOST_IMBALANCE` get no
+        uplift figures, also where chance would explain it: NaN and a reason.
 
     Returns:
-      imbalance; for each task qini, auuc, uplift@10/20/30 (averages and /t for arm t), ate/t, ate_se/t, tau/t; where
+      imbalance, unknown_arms (rows left out); for each task qini, auuc, uplift@10/20/30 (averages and /t for arm t), ate/t, ate_se/t, tau/t; where
       the columns hold every arm's probabilities, `audits`.
     """
-    arm = columns["arm"].astype(int)
-    w = columns["weight_of_arm"] if weighted else None
-    largest, beyond_chance = imbalance(columns["covariates"], arm, w)
-    out = {"imbalance": largest}
-    comparable = weighted or beyond_chance <= MOST_IMBALANCE
+    rows, columns = len(columns["arm"]), of_known_arms(columns)
+    arm, w = columns["arm"].astype(int), None
+    if weighted:
+        shares = np.bincount(arm) / max(len(arm), 1)
+        w = inverse(shares[arm], columns["propensity"].astype(np.float64))
+    out = {"imbalance": imbalance(columns["covariates"], arm, w), "unknown_arms": rows - len(arm)}
+    comparable = weighted or out["imbalance"] <= MOST_IMBALANCE
     for task, label in tasks.items():
         tau, y = np.asarray(columns[f"uplift_{task}"], np.float64), columns[label]
         measured = {"qini": qini, "auuc": ranking.auuc}
