@@ -66,9 +66,10 @@ def stage2(small: bool) -> list[dict]:
         (("-2",), (0,), (256, 512, 768, 1_024)) if small else (GRADES[1:], SEEDS, LABELLED)
     )
     parts = []
-    for grade in grades:
-        rung = named(grade)
-        shape = f"width={rung.width},layers={rung.blocks},heads={rung.heads}"
-        need = f"{nif_complete_journey.FILE}:flow,{shape}" + ",runlocal" * small
-        parts.append(product(grade=[grade], seed=seeds, examples=[points], needs=[(need,)]))
+    for seed in seeds:  # a seed of every grade before the next one
+        for grade in grades:
+            rung = named(grade)
+            shape = f"width={rung.width},layers={rung.blocks},heads={rung.heads}"
+            need = f"{nif_complete_journey.FILE}:flow,{shape}" + ",runlocal" * small
+            parts.append(product(grade=[grade], seed=[seed], examples=[points], needs=[(need,)]))
     return chain(*parts)
