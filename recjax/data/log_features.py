@@ -16,10 +16,10 @@ from recjax.data.histories import Counter, CounterIndex, Timeline
 from recjax.data.log_events import Events, Places, codes, events_at
 from recjax.data.log_files import read_table
 from recjax.data.log_values import as_id, as_number, as_vector
-from recjax.data.mapping import SESSION, span_of
+from recjax.data.mapping import SESSION, LogMapping, span_of
 from recjax.data.prepared import DataError
 from recjax.data.vocabulary import Vocabulary
-from recjax.data.whole import SharedCounter, find_last_rows
+from recjax.data.whole import SharedCounter, Whole, find_last_rows
 from recjax.schema import MISSING, Feature, Schema
 
 LOG_Q = "log_q"
@@ -62,8 +62,17 @@ def feature_name(side: str, column: str, taken: tuple[str, ...]) -> str:
     return f"{side}_{name}" if name in RESERVED or name in taken else name
 
 
-def fields(e: Events) -> list[Field]:
-    """Every input of a candidate, from the log and the side tables."""
+def fields(e: Events, known: dict[str, int] | None = None) -> list[Field]:
+    """Every input of a candidate, from the log and the side tables.
+
+    Args:
+      e: The events.
+      known: Gets "user" and "item" -> how many of them their side table knows.
+
+    Raises:
+      DataError: A side table is not as the mapping says; of the log at once, also one that knows none of its keys.
+    """
+    known = {} if known is None else known
     m = e.mapping
     local = e.asked + round(m.utc_offset * 3600)
     out = [
@@ -82,17 +91,22 @@ def fields(e: Events) -> list[Field]:
     )
     for side, role, columns, key, table, values, where in sides:
         outside = [c for c in columns if c not in e.rows.columns]
-        joined = _side_table(table, key, outside, values, m) if outside else None
+        if outside:
+            joined, known[side] = _side_table(table, key, outside, values, m)
         for c in columns:
             x, at = (joined[c], side) if c in outside else (e.rows[c], where)
             kind = "vector" if c in m.vectors else "dense" if c in m.dense else "id"
             name = feature_name(side, c, m.label_names + m.groups)
             out.append(Field(name, role, kind, x, at, m.dense.get(c, "identity")))
+    if not e.whole:
+        check_known(m, known)
     return out
 
 
-def _side_table(file: str, key: str, columns: list[str], values: pl.Series, m) -> pl.DataFrame:
-    """Columns of a side table, aligned with the distinct users or items."""
+def _side_table(
+    file: str, key: str, columns: list[str], values: pl.Series, m
+) -> tuple[pl.DataFrame, int]:
+    """Columns of a side table, aligned with the distinct users or items, and how many of these it knows."""
     table = read_table(file, key, columns, m.separator)
     typed = {key: as_id(table[key]).cast(values.dtype, strict=False)}
     for c in columns:
@@ -103,22 +117,38 @@ def _side_table(file: str, key: str, columns: list[str], values: pl.Series, m) -
     joined = keys.join(pl.DataFrame(typed), on=key, how="left", maintain_order="left")
     known = int(values.is_in(typed[key].implode()).sum())
     logging.info("%s knows %d of %d values of %s", file, known, len(values), key)
-    if not known:
-        raise DataError(f"{file}: no {key!r} of the log is in it; is it the right table?")
-    return joined
+    return joined, known
 
 
-def numbers(field: Field) -> np.ndarray:
+def check_known(m: LogMapping, known: Mapping[str, int]) -> None:
+    """Raises DataError for a side table that knows no key of the log. `known`: from `fields`, of all shards."""
+    for side, n in known.items():
+        if not n:
+            file, key = getattr(m, f"{side}_table"), getattr(m, side)
+            raise DataError(f"{file}: no {key!r} of the log is in it; is it the right table?")
+
+
+def widths(field: Field) -> list[int]:
+    """Every width its vectors have, ascending."""
+    return field.values.list.len().drop_nulls().unique().sort().to_list()
+
+
+def one_width(name: str, found: Iterable[int]) -> int:
+    """The width of a vector field. `found`: from `widths`, of all shards; raises DataError unless it is one."""
+    found = sorted(set(found))
+    if len(found) != 1:
+        raise DataError(f"vectors of {name!r} have widths {found}; they must have one")
+    return found[0]
+
+
+def numbers(field: Field, whole: Whole | None = None) -> np.ndarray:
     """Dense or vector values and a last one of zeros for "nowhere": float32 [n + 1, ...]."""
     if field.kind == "dense":
         x = field.values.cast(pl.Float32).fill_null(0).to_numpy()
         return np.append(x, np.float32(0))
-    widths = field.values.list.len().drop_nulls().unique()
-    if len(widths) != 1:
-        raise DataError(
-            f"vectors of {field.name!r} have widths {sorted(widths)}; they must have one"
-        )
-    out = np.zeros((len(field.values) + 1, int(widths[0])), np.float32)
+    # A shard's own rows may hold no vector.
+    width = whole.widths[field.name] if whole else one_width(field.name, widths(field))
+    out = np.zeros((len(field.values) + 1, width), np.float32)
     there = field.values.is_not_null().to_numpy()
     out[:-1][there] = field.values.drop_nulls().explode().to_numpy().reshape(-1, out.shape[1])
     return out
@@ -174,7 +204,7 @@ def _encode_values(e: Events, wanted: Iterable[Field], growth: Growth) -> tuple[
     v, values = {}, {}
     for f in wanted:
         if f.kind != "id":
-            values[f.name] = numbers(f)
+            values[f.name] = numbers(f, e.whole)
             continue
         if e.whole:
             v[f.space] = e.whole.vocabularies[f.space]

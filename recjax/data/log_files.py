@@ -4,6 +4,7 @@ A row that cannot be used has a reason, the column it is about, and the file and
 first after a CSV's header). A file that a fast parser refuses as a whole is read line by line.
 """
 
+import codecs
 from collections.abc import Sequence
 import csv
 import dataclasses
@@ -29,6 +30,7 @@ FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".ndjson
 FILE, ROW, REASON, COLUMN, MOMENT = "__file", "__row", "__reason", "__column", "__moment"
 PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.sharded`)
 BAD_SHOWN = 8
+DAMAGED = (pl.exceptions.ComputeError, pl.exceptions.SchemaError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +54,36 @@ class RawLog:
 
 
 def list_files(logs: str) -> list[str]:
-    """The files of a pattern, or of several after commas; a bucket's are listed through etils.epath."""
+    """The files of a pattern, or of several after commas; a bucket's are listed through etils.epath.
+
+    A file without a line, such as the log of an hour in which nothing happened, is left out with a warning.
+
+    Raises:
+      DataError: No file matches, one has an unknown format, or all are empty.
+    """
     files = [f for pattern in logs.split(",") for f in _matches(pattern.strip())]
     if not files:
         raise DataError(f"no file matches {logs!r}; correct --logs")
     for f in files:
         if not f.lower().endswith(FORMATS):
             raise DataError(f"{f}: unknown format; logs are {', '.join(FORMATS)}")
-    return files
+    empty = [f for f in files if _is_empty(f)]
+    for f in empty:
+        logging.warning("%s is empty and left out", f)
+    if len(empty) == len(files):
+        raise DataError(f"every file of {logs!r} is empty ({len(files)}); correct --logs")
+    return [f for f in files if f not in empty]
+
+
+def _is_empty(file: str) -> bool:
+    """Whether a text file has no line but blank ones."""
+    if file.lower().endswith(".parquet"):
+        return False
+    try:
+        with _open(file) as stream:
+            return not any(line.removeprefix(codecs.BOM_UTF8).strip() for line in stream)
+    except (OSError, EOFError, zlib.error):
+        return False  # it is absent or damaged: whoever reads it says so
 
 
 def _matches(pattern: str) -> list[str]:
@@ -90,13 +114,23 @@ def fingerprint(files: Sequence[str]) -> list[list[Any]]:
 
 
 def columns_of(file: str, separator: str = ",") -> list[str]:
-    """Column names of a file."""
-    return _scan(file, separator).collect_schema().names()
+    """Column names of a file; raises DataError for a CSV without a line."""
+    try:
+        return _scan(file, separator).collect_schema().names()
+    except pl.exceptions.NoDataError as e:
+        raise DataError(f"{file} is empty; write it again") from e
 
 
 def scan_rows(file: str) -> int:
     """Rows of a Parquet file, from its footer."""
-    return pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
+    try:
+        return pl.scan_parquet(file, glob=False).select(pl.len()).collect().item()
+    except DAMAGED as e:
+        raise _no_parquet(file, e) from e
+
+
+def _no_parquet(file: str, e: Exception) -> DataError:
+    return DataError(f"{file} is no readable Parquet file ({e}); write it again")
 
 
 def _scan(file: str, separator: str) -> pl.LazyFrame:
@@ -131,12 +165,19 @@ def head(file: str, rows: int, separator: str = ",") -> pl.DataFrame:
 
 
 def read_table(file: str, key: str, columns: Sequence[str], separator: str) -> pl.DataFrame:
-    """Some columns of a side table, by key; of rows with the same key the first counts."""
-    names = columns_of(file, separator)
-    for column in (key, *columns):
-        if column not in names:
-            raise DataError(f"{file} has no column {column!r}; it has {', '.join(names)}")
-    frame = _scan(file, separator).select(key, *columns).collect()
+    """Some columns of a side table, by key; of rows with the same key the first counts.
+
+    Raises:
+      DataError: It is empty or damaged, or lacks a column.
+    """
+    try:
+        names = columns_of(file, separator)
+        for column in (key, *columns):
+            if column not in names:
+                raise DataError(f"{file} has no column {column!r}; it has {', '.join(names)}")
+        frame = _scan(file, separator).select(key, *columns).collect()
+    except DAMAGED as e:
+        raise DataError(f"{file} is no readable table ({e}); write it again") from e
     return frame.unique(key, keep="first", maintain_order=True)
 
 
@@ -154,9 +195,9 @@ def _load(
         rows = _scan(file, separator).with_row_index(ROW, 1).select(ROW, *wanted)
         frame = (rows.slice(*piece) if piece else rows).collect()
         return frame, _bad_lines(file, [])
-    except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as e:
+    except DAMAGED as e:
         if file.lower().endswith(".parquet"):
-            raise DataError(f"{file} is no readable Parquet file ({e}); write it again") from e
+            raise _no_parquet(file, e) from e
         logging.warning("%s is damaged (%s): reading it line by line", file, e)
     frame, bad = _salvage(file, separator)
     missing = [c for c in wanted if c not in frame.columns]
@@ -173,7 +214,9 @@ def _open(file: str) -> Any:
 
 def _salvage(file: str, separator: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Reads line by line what can be read."""
-    with io.TextIOWrapper(_open(file), encoding="utf-8", errors="replace", newline="") as stream:
+    # A spreadsheet's export begins with a byte order mark, which polars drops too.
+    encoding = "utf-8-sig"
+    with io.TextIOWrapper(_open(file), encoding, errors="replace", newline="") as stream:
         if ".csv" in file.lower() or ".tsv" in file.lower():
             reader = csv.reader(stream, delimiter="\t" if ".tsv" in file.lower() else separator)
             header = next(reader)
@@ -279,7 +322,7 @@ def columns_if_sound(file: str, separator: str) -> list[str]:
     """Column names, or none where the file is damaged (`_load` says how)."""
     try:
         return columns_of(file, separator)
-    except (pl.exceptions.ComputeError, pl.exceptions.SchemaError):
+    except DAMAGED:
         return []
 
 

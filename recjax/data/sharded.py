@@ -222,7 +222,8 @@ class Job:
     def count(self, p: int) -> None:
         e = self.events(p)
         trained, times = events_at(e, np.flatnonzero(e.trained)), e.time[e.trained]
-        features = log_features.fields(e)
+        known: dict[str, int] = {}
+        features = log_features.fields(e, known)
         for f in {f.name: f for f in [*features, *log_features.remembered(e, features)]}.values():
             if f.kind == "id":
                 seen = occurrences(f.values.gather(trained.of(f.where, e)), None, times)
@@ -230,7 +231,9 @@ class Job:
         spaces = {f.space: log_features.min_count(f, e) for f in features if f.kind == "id"}
         recorded = log_features.remembered(e, features)
         spaces |= {f.space: log_features.min_count(f, e) for f in recorded}
-        self.folder.save_json(f"count/{p}.json", [spaces, bool(e.positive.all())])
+        widths = {f.name: log_features.widths(f) for f in features if f.kind == "vector"}
+        counted = {"spaces": spaces, "positive": bool(e.positive.all())}
+        self.folder.save_json(f"count/{p}.json", counted | {"known": known, "widths": widths})
         taken, n = np.unique(e.item[e.trained & e.positive], return_counts=True)
         arrays = {"taken": taken, "n": n, "trained": np.unique(e.item[e.trained])}
         present, rows = np.unique(e.split, return_counts=True)
@@ -306,6 +309,7 @@ class Job:
             values={name: self.folder.frame(f"values/{name}")["value"] for name in self.shared},
             positive=known.get("positive", True),
             vocabularies=vocabularies,
+            widths=known.get("widths", {}),
             items=(arrays.get("taken", none), arrays.get("n", none)),
             trained=arrays.get("trained", none),
             load=functools.partial(self._indexes),
@@ -337,11 +341,18 @@ class Job:
         return dataclasses.replace(self, parts=parts)
 
     def after_count(self) -> None:
-        """Vocabularies, catalogue and which items training knows."""
+        """Vocabularies, widths of vectors, catalogue and which items training knows."""
         n = range(len(self.parts))
-        spaces, _ = self.folder.json("count/0.json")
+        counted = [self.folder.json(f"count/{p}.json") for p in n]
+        for side in counted[0]["known"]:
+            of_all = sum(c["known"][side] for c in counted)
+            log_features.check_known(self.mapping, {side: of_all})
+        widths = {
+            name: log_features.one_width(name, [w for c in counted for w in c["widths"][name]])
+            for name in counted[0]["widths"]
+        }
         known, rows = self.folder.json("whole.json"), {}
-        for space, least in spaces.items():
+        for space, least in counted[0]["spaces"].items():
             seen = [self.folder.frame(f"count/{p}-{space}") for p in n]
             if len({c["value"].dtype for c in seen}) > 1:
                 seen = [c.with_columns(pl.col("value").cast(pl.String)) for c in seen]
@@ -350,7 +361,7 @@ class Job:
             v = self.growth.vocabulary(space, every["value"], least, times, every["count"])
             rows[space] = v.rows
             self.folder.save_frame(f"vocab/{space}", v.frame())
-        known["positive"] = all(self.folder.json(f"count/{p}.json")[1] for p in n)
+        known |= {"positive": all(c["positive"] for c in counted), "widths": widths}
         self.folder.save_json("whole.json", known | {"spaces": rows})
         arrays = [self.folder.arrays(f"count/{p}-items") for p in n]
         taken, counts = added([(a["taken"], a["n"]) for a in arrays])
@@ -364,6 +375,13 @@ class Job:
         check_splits(self.mapping, present, names, asked)
         if self.mapping.sampled and not len(taken):
             raise DataError("no positive row in the training period; correct labels or split")
+
+    def after_make(self) -> None:
+        """Refuses a split of which no shard has an impression."""
+        blocks = [self.folder.json(f"made/{p}-blocks.json") for p in range(len(self.parts))]
+        for name in blocks[0]:
+            if not any(b[name] for b in blocks):
+                raise DataError(f"no positive of split {name!r} is of an item that training knows")
 
     def bad(self) -> pl.DataFrame:
         """Rows that were set aside."""
@@ -470,6 +488,7 @@ def run(
     job.after_count()
     runner.map(job.index, everyone)
     runner.map(job.make, everyone)
+    job.after_make()
     return job
 
 

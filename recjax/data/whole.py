@@ -29,6 +29,7 @@ class Whole:
       values: "item" and every column counted across users -> all its values, ascending.
       positive: Whether every row is a positive.
       vocabularies: By id space; empty while they are being counted.
+      widths: Of vector fields; empty while they are being counted.
       items: (item codes, how many positive training rows took each).
       trained: Which item codes occur in training rows, bool.
       load: Name of a saved index -> its arrays from each shard, one at a time.
@@ -40,6 +41,7 @@ class Whole:
     values: Mapping[str, pl.Series]
     positive: bool
     vocabularies: Mapping[str, Vocabulary]
+    widths: Mapping[str, int]
     items: tuple[np.ndarray, np.ndarray]
     trained: np.ndarray
     load: Callable[[str], Iterator[Arrays]]

@@ -1,5 +1,6 @@
 """Your own logs, from files of every format to a prepared directory: what they mean, what is refused, what may not leak."""
 
+import gzip
 import json
 import pathlib
 
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 
 from recjax.data import logs, negatives, open_data, suggest
-from recjax.data.log_files import describe, fingerprint, list_files
+from recjax.data.log_files import describe, fingerprint, list_files, read_log
 from recjax.data.log_values import as_moment
 from recjax.data.mapping import LogMapping, load_mapping
 from recjax.data.prepared import DataError, Prepared
@@ -40,8 +41,6 @@ def prepare(folder, log: pl.DataFrame | str, mapping: str, name="log.csv", **opt
 
 
 def write(log: pl.DataFrame, file: pathlib.Path) -> None:
-    import gzip
-
     text = log.write_ndjson() if ".jsonl" in file.name else log.write_csv()
     if file.suffix == ".parquet":
         log.write_parquet(file)
@@ -365,6 +364,55 @@ def test_broken_json_lines_are_set_aside(tmp_path):
         lines
     )
     assert any("rows 4-5" in line for line in data.report["quarantined_where"])
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "tsv", "jsonl", "jsonl.gz"])
+def test_a_file_without_a_line_is_left_out_and_named(tmp_path, caplog, kind, shards):
+    write(feed(400), tmp_path / "b.csv")
+    (tmp_path / "mapping.py").write_text(FEED + SPLIT)
+    for name, text in ((f"a.{kind}", ""), (f"c.{kind}", "\ufeff\r\n\n")):
+        data = text.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    want, got = (
+        logs.prepare(
+            tmp_path / out, source=str(tmp_path / files), mapping=str(tmp_path / "mapping.py"), shards=shards
+        )
+        for out, files in (("alone", "b.*"), ("all", "[abc].*"))
+    )  # fmt: skip
+    assert Prepared(got).identity["hash"] == Prepared(want).identity["hash"]
+    assert f"{tmp_path / f'a.{kind}'} is empty" in caplog.text
+    assert f"{tmp_path / f'c.{kind}'} is empty" in caplog.text
+    with pytest.raises(DataError, match="every file of .* is empty"):
+        list_files(str(tmp_path / "[ac].*"))
+
+
+def test_a_header_alone_is_no_row_and_no_warning(tmp_path, caplog):
+    write(feed(10), tmp_path / "a.csv")
+    write(feed(10).clear(), tmp_path / "b.csv")
+    assert len(list_files(str(tmp_path / "*.csv"))) == 2 and not caplog.text
+
+
+@pytest.mark.parametrize("name", ["items.csv", "items.jsonl"])
+def test_a_side_table_without_a_line_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_text("\n")
+    mapping = FEED + f'item_table = "{name}"\nitem_columns = ["brand"]\n' + SPLIT
+    with pytest.raises(DataError, match=f"{name} is "):
+        prepare(tmp_path, feed(300), mapping)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.tsv", "log.jsonl"])
+def test_a_byte_order_mark_and_a_bad_line_cost_only_that_line(tmp_path, name):
+    frame = feed(400)
+    tab = "\t" if "tsv" in name else ","
+    text = frame.write_ndjson() if "jsonl" in name else frame.write_csv(separator=tab)
+    bad = '{"user"\n' if "jsonl" in name else tab.join("abcdefghij") + "\n"
+    data = ("\ufeff" + text + bad).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (tmp_path / "mapping.py").write_text(FEED + SPLIT)
+    log = read_log([str(tmp_path / name)], load_mapping(str(tmp_path / "mapping.py")))
+    assert log.read == 401 and log.bad.height == 1 and log.bad["row"].to_list() == [401]
+    assert sorted(log.rows["user"].unique()) == sorted(frame["user"].unique())
 
 
 def test_rows_out_of_order_are_sorted_and_counted(tmp_path):

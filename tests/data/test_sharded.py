@@ -246,6 +246,77 @@ def test_vocabularies_go_on_as_at_once(tmp_path):
     assert shards.identity["vocabulary_history"] == whole.identity["vocabulary_history"]
 
 
+SIDE = 'user_table = "users.tsv"\nuser_columns = ["age", "taste"]\nvectors = ["taste"]\n'
+
+
+def user_table(folder, users, tastes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {"user": users, "age": [f"a{i}" for i in range(len(users))], "taste": tastes}
+    pl.DataFrame(columns).write_csv(folder / "users.tsv", separator="\t")
+
+
+def test_a_side_table_may_know_nobody_of_a_shard(tmp_path):
+    user_table(tmp_path, ["u1", "u2", "u3"], ["1 2", "3 4", "5 6"])
+    whole, shards = (prepare(tmp_path, "feed", SIDE, **o) for o in ({}, {"shards": 8}))
+    assert shards.schema == whole.schema
+    for split in whole.splits:
+        names = ("user_id", "age", "taste", "time", "item", "click")
+        one, two = (read(d, split) for d in (whole, shards))
+        order, other = (np.lexsort([x[n] for n in names if n != "taste"]) for x in (one, two))
+        for n in names:
+            np.testing.assert_array_equal(one[n][order], two[n][other], err_msg=n)
+        assert len(np.unique(two["taste"], axis=0)) == 4  # three users' and nobody's
+
+
+def test_a_log_column_may_hold_no_vector_of_a_shard(tmp_path, monkeypatch):
+    vector = pl.when(pl.col("user") == "u1").then(pl.lit("1 2 3")).alias("seen")
+    monkeypatch.setitem(LOGS, "feed", (lambda: feed().with_columns(vector), FEED))
+    extra = 'context_columns = ["seen"]\nvectors = ["seen"]\n'
+    whole, shards = (prepare(tmp_path, "feed", extra, **o) for o in ({}, {"shards": 8}))
+    assert shards.schema == whole.schema
+    for split in whole.splits:
+        one, two = (read(d, split)["seen"] for d in (whole, shards))
+        assert one.shape == two.shape and one.sum() == two.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("users", "tastes", "message"),
+    [
+        (["x1", "x2"], ["1 2", "3 4"], "users.tsv: no 'user' of the log is in it"),
+        (["u1", "u2"], ["1 2", "3"], r"vectors of 'taste' have widths \[1, 2\]"),
+        (["u1", "u2"], [None, None], r"vectors of 'taste' have widths \[\]"),
+    ],
+)
+def test_shards_refuse_a_side_table_as_the_log_at_once_does(tmp_path, users, tastes, message):
+    user_table(tmp_path, users, tastes)
+    said = []
+    for options in ({}, {"shards": 8}):
+        with pytest.raises(DataError, match=message) as e:
+            prepare(tmp_path, "feed", SIDE, **options)
+        said.append(str(e.value))
+    assert said[0] == said[1]
+
+
+def test_shards_refuse_a_log_as_the_log_at_once_is(tmp_path):
+    late = pl.col("timestamp") >= FIRST + 50 * DAY
+    new = pl.when(late).then(pl.lit("new")).otherwise(pl.col("item_id").cast(pl.String))
+    shop().with_columns(item_id=new).write_csv(tmp_path / "new.csv")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1" * 9)
+    (tmp_path / "mapping.py").write_text(SHOP.replace("user_columns", "context_columns") + SPLIT)
+    for name, message in (
+        ("new.csv", "no positive of split 'test'"),
+        ("damaged.parquet", "write it"),
+    ):
+        for n in (0, 3):
+            with pytest.raises(DataError, match=message):
+                logs.prepare(
+                    tmp_path / "out",
+                    source=str(tmp_path / name),
+                    mapping=str(tmp_path / "mapping.py"),
+                    shards=n,
+                )
+
+
 def test_strict_and_impossible_options_are_refused(tmp_path):
     with pytest.raises(DataError, match="bad rows, refused by --strict"):
         prepare(tmp_path, "feed", shards=3, strict=True)

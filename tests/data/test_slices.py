@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from recjax import configs, evaluate, score, scored
@@ -186,6 +188,10 @@ def test_scored_by_three_hosts_it_measures_as_by_one(data, run, tmp_path):
         for i in range(3)
     ]
     assert sum(rows) == data.splits["test"] and min(rows) > 200
+    none = str(tmp_path / "none.parquet")  # eight blocks, nine hosts
+    assert score.score("", str(data.path), none, run=str(run), shard=(8, 9)) == 0
+    first, last = (pq.read_schema(f) for f in sorted(tmp_path.glob("*0000[08]-of*"))[::-1])
+    assert last.equals(first)
     pattern = str(tmp_path / "s-*.parquet")
     parts = evaluate.evaluate_scores(pattern, str(data.path), ["default"])
     assert parts["test"]["auc"] == pytest.approx(whole["test"]["auc"], abs=1e-6)
@@ -201,6 +207,48 @@ def test_scored_by_three_hosts_it_measures_as_by_one(data, run, tmp_path):
     (tmp_path / "s-00001-of-00003.parquet").unlink()
     with pytest.raises(scored.ScoredError, match=r"parts \[1\] are missing; .*--shard=1/3"):
         evaluate.evaluate_scores(pattern, str(data.path), [])
+
+
+def test_parts_of_two_models_are_refused(data, run, tmp_path):
+    """The same run a step later, and of another config; parts of earlier versions do not say, and are taken."""
+    pattern, out = str(tmp_path / "s-*.parquet"), str(tmp_path / "s.parquet")
+    score.score("", str(data.path), out, run=str(run), shard=(0, 2))
+    later, other = (shutil.copytree(run, tmp_path / name) for name in ("later", "other"))
+    (saved,) = (later / "checkpoints" / "recent").iterdir()
+    step = int(saved.name)
+    saved.rename(saved.with_name(f"{step + 1}"))
+    config = json.loads((other / "config.json").read_text())
+    config["data"]["workers"] = 2  # changes nothing
+    (other / "config.json").write_text(json.dumps(config))
+    score.score("", str(data.path), out, run=str(other), shard=(1, 2))
+    assert evaluate.evaluate_scores(pattern, str(data.path), [])["test"]["auc"] > 0.5
+    (other / "config.json").write_text(json.dumps(config | {"seed": 7}))
+    for wrong, message in (
+        (later, rf"same model \(newest step {step + 1} of a run .*; newest step {step} of"),
+        (other, rf"same model \(newest step {step} of a run .*; newest step {step} of"),
+    ):
+        score.score("", str(data.path), out, run=str(wrong), shard=(1, 2))
+        with pytest.raises(scored.ScoredError, match=message):
+            evaluate.evaluate_scores(pattern, str(data.path), [])
+    part = tmp_path / "s-00001-of-00002.parquet"
+    table = pq.read_table(part)
+    said = json.loads(table.schema.metadata[scored.KEY])
+    del said["model"]
+    pq.write_table(scored.with_metadata(table, json.dumps(said).encode()), part)
+    measured = evaluate.evaluate_scores(pattern, str(data.path), [])["test"]
+    assert measured["evaluated"] == data.splits["test"]
+
+
+def test_a_checkpoint_saved_while_another_is_read_is_read_too(tmp_path, monkeypatch):
+    recent = tmp_path / "checkpoints" / "recent"
+    (recent / "5").mkdir(parents=True)
+
+    def slow(*_, **__):
+        (recent / "10").mkdir(exist_ok=True)
+        return tuple(sorted(p.name for p in recent.iterdir()))
+
+    monkeypatch.setattr(scored, "open_run", slow)
+    assert scored.open_at_step(tmp_path) == ("10", "5", 10)
 
 
 def test_an_artifact_measures_as_its_run(data, run, tmp_path):
