@@ -271,6 +271,10 @@ class Schema:
             self, features=tuple(f for f in self.features if f.name not in gone)
         )
 
+    def width(self, feature: Feature, dim: int) -> int:
+        """Of an id feature's embedding: its space's vectors', or that of the tables, `dim`."""
+        return self.space(feature.id_space).vectors or dim
+
     def tables(self, dim: int, owner: str = "", **options) -> tuple[Table, ...]:
         """One table of width `dim` for each id space that an input feature uses; vectors of the data stay as they are."""
         used = dict.fromkeys(f.id_space for f in self.features if f.id_space and f.role != "target")

@@ -164,8 +164,11 @@ class Category:
         listed = self.local(self.catalog.lists.get(kind, np.zeros((0, 2), np.int64)), "product")
         given = incidences(kind, np.arange(p), listed, links, a, self.new)
         if self.shuffle is not None:
+            # New products change places with each other alone, so that they still read and do not write.
             rng = np.random.default_rng(self.shuffle)
-            moved = np.concatenate([rng.permutation(p), p + rng.permutation(a), [p + a]])
+            moved = np.concatenate([np.arange(p), p + rng.permutation(a), [p + a]])
+            for alike in (np.flatnonzero(self.new), np.flatnonzero(~self.new)):
+                moved[alike] = rng.permutation(alike)
             given = moved[given[0]], given[1], given[2]
         nodes = {"view": np.arange(p), "buy": np.arange(p), "pa": np.arange(p + a)}
         node, edge, writes = with_singletons(*given, nodes.get(kind, np.arange(p + a + 1)))

@@ -39,15 +39,21 @@ def matched_fields(schema: Schema, events: str) -> tuple[Feature | None, ...]:
 
 def candidate_as_event(schema: Schema, inputs: Inputs, events: str) -> jax.Array:
     """Candidates in the fields of a list, [B, C, n1 * d]; zeros where only events have one."""
-    parts = [None if f is None else inputs.emb[f.name] for f in matched_fields(schema, events)]
-    present = [p for p in parts if p is not None]
+    own = schema.select("history", kind="id", list=events)
+    pairs = list(zip(own, matched_fields(schema, events), strict=True))
+    present = [inputs.emb[c.name] for _, c in pairs if c is not None]
     if not present:
         raise SchemaError(
             f"no candidate field shares an id space with the history list {events!r}, so it cannot "
             "be written as an event; use a projected target or add the field"
         )
-    zero = jnp.zeros_like(present[0])
-    return jnp.concatenate([zero if p is None else p for p in parts], axis=-1)
+
+    def nothing(event: Feature) -> jax.Array:
+        width = inputs.emb.get(event.name, present[0]).shape[-1]
+        return jnp.zeros((*present[0].shape[:-1], width), present[0].dtype)
+
+    parts = [nothing(h) if c is None else inputs.emb[c.name] for h, c in pairs]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def shared_fields(schema: Schema, events: str) -> tuple[tuple[Feature, Feature], ...]:

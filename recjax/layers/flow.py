@@ -97,16 +97,21 @@ def rank(score: jax.Array, best: jax.Array, shared: Pool, allowed: jax.Array) ->
       best: Of the targets, [B, K].
       shared, allowed: From `shared_negatives`.
     """
-    counted = (allowed & first_of_its_id(shared.ids, shared.real))[:, None]
+    counted = one_of_each(shared.ids, allowed)[:, None]
     return (counted & (score >= best[..., None] - 1e-6)).sum(-1)
 
 
-def first_of_its_id(ids: jax.Array, real: jax.Array) -> jax.Array:
-    """True at one real place of each id, bool [N]."""
-    ids = jnp.where(real, ids, -1)
+def one_of_each(ids: jax.Array, allowed: jax.Array) -> jax.Array:
+    """True at one place of each id that is allowed anywhere, bool [B, N]; ids [N], allowed [B, N].
+
+    An item may stand where a row may not count it (another request of its user) and where it may.
+    """
     order = jnp.argsort(ids)
-    new = jnp.diff(ids[order], prepend=-2) != 0
-    return jnp.zeros_like(new).at[order].set(new) & real
+    new = jnp.diff(ids[order], prepend=ids.min() - 1) != 0
+    first = jnp.zeros_like(new).at[order].set(new)
+    which = jnp.zeros_like(ids).at[order].set(jnp.cumsum(new) - 1)  # ids by their rank
+    anywhere = jax.ops.segment_max(allowed.T.astype(jnp.int8), which, num_segments=len(ids)) > 0
+    return first & anywhere[which].T
 
 
 def regularisers(

@@ -7,7 +7,7 @@ A model file ends in
 where `table` goes to `Schema.tables` (dim, owner, optimizer, lr, l2, init_scale).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import importlib
 import inspect
@@ -83,6 +83,11 @@ def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[st
     """Fields of a Flax module that a config may set: all but Flax's own and the `internal` ones."""
     hidden = {"parent", "name", *internal}
     return tuple(f.name for f in dataclasses.fields(module) if f.name not in hidden)
+
+
+def width_of(tables: Sequence[Table]) -> int:
+    """Width of the tables that are trained: vectors of the data have their own."""
+    return next((t.dim for t in tables if not t.frozen), tables[0].dim)
 
 
 def make_tables(schema: Schema, table: Mapping[str, Any], *, dim: int = 8) -> tuple[Table, ...]:

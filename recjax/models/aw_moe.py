@@ -23,8 +23,8 @@ AU_g (`Export.reads`). Rivals [ours]: gate="pooled" (an MLP of the mean of h_j, 
 the candidate's category alone, after JD's earlier AdvMoE, without its adversary), "prior" (b_0 alone: no personal gate),
 experts=1 (DIN with this encoder), pooling="mean". LayerNorm on h keeps the sums in scale [ours] (`event_norm`).
 
-What a row of the batch is: users are told apart by the group key `user_key`, and one row a user enters L_cl; without such a
-key each row is its own user.
+What a row of the batch is: users are told apart by the group key `user_key`. Every request with events is an anchor of L_cl, and one
+row of each other user a negative; without such a key each row is its own user.
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,7 @@ Differences from the released code, which does not run as it is:
   * The target is projected (the code's Ele.me class); zero-filled (its industrial class) is
     `target="zero_fill"`.
   * BatchNorm on the logit is off (`logit_bn`), and its decay is 0.99, not 0.999.
+  * The code's embedding of a coarse time is off unless `time_emb` names two fields of the data.
 
 `gate_pool="full"` (paper figure, code) averages over all positions, so every behaviour row depends
 on the candidate: candidates are folded into the batch, [B * C, 1]. "behaviour" and "causal"
@@ -399,8 +400,9 @@ class SUAN(nn.Module):
 
     @property
     def concat_width(self) -> int:
-        """n1 * d."""
-        return len(self.schema.select("history", kind="id", list=self.events)) * self.dim
+        """n1 * d, where no field has vectors of its own."""
+        own = self.schema.select("history", kind="id", list=self.events)
+        return sum(self.schema.width(f, self.dim) for f in own)
 
     @property
     def model_width(self) -> int:
@@ -622,7 +624,7 @@ def make_system(schema, table, compute_dtype, param_dtype, labels, pattern, opti
     tables = models.make_tables(schema, table)
     module = SUAN(
         schema=schema,
-        dim=tables[0].dim,
+        dim=models.width_of(tables),
         outputs=tuple(heads),
         pattern=pattern,
         dtype=jnp.dtype(compute_dtype),

@@ -543,7 +543,8 @@ def build(
     options["history"] = fields.history_list(schema, options.get("history", ""))
     items = own_features(schema, options.get("item_features", ()))
     options["item_features"] = tuple(f.name for f in items)
-    width = sum(tables[0].dim if f.kind == "id" else f.vector for f in items)
+    dim = models.width_of(tables)
+    width = sum(schema.width(f, dim) if f.kind == "id" else f.vector for f in items)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     module = TARQ(schema=schema, item_width=width, **dtypes, **options)
     check(module)
@@ -641,8 +642,10 @@ class Functions:
         if self.module.variant == "tarq":
             sums["loss/teacher"] = bce(out["teacher"], labels, weights)
             total = total + mean(*sums["loss/teacher"])
+            # Without events the tables are zero and A asks for nothing but uniform codes, its trivial optimum [ours].
+            seen = batch["mask"][self.module.history].any(-1, keepdims=True)
             for name, weight, term in self.terms(out):
-                w = weights[: len(term)]
+                w = (weights * seen if name == "align" else weights)[: len(term)]
                 sums[f"loss/{name}"] = (term * w).sum(), w.sum()
                 total = total + weight * mean(*sums[f"loss/{name}"])
             sums |= self.monitor(out, batch["valid"])

@@ -270,7 +270,8 @@ def check(module: TIN, tables: tuple[Table, ...]) -> None:
     for option, choices in CHOICES.items():
         models.check_choice("tin", option, getattr(module, option), choices)
     fields.check_shared_fields("tin", module.schema, module.history)
-    width = len(fields.shared_fields(module.schema, module.history)) * tables[0].dim
+    both = fields.shared_fields(module.schema, module.history)
+    width = sum(module.schema.width(f, models.width_of(tables)) for f, _ in both)
     if module.heads < 1 or width % module.heads:
         raise ValueError(f"tin: heads={module.heads} does not divide the width {width}")
     if module.max_len < 1:

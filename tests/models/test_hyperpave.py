@@ -86,6 +86,23 @@ def test_held_out_labels_change_no_logit_bit_for_bit():
     np.testing.assert_array_equal(logits(batch_of(d)), logits(batch_of(flipped)))
 
 
+def test_shuffled_hyperedges_leave_new_products_readers():
+    """The control moves members, not who may write: else held-out products would see each other."""
+    d = data(shuffle=True)
+    b = batch_of(d)
+    category = batch_of(data())["hyper"]["cpa"]
+    for kind in ("pa", "cpa"):
+        own, moved = batch_of(data())["hyper"][kind], b["hyper"][kind]
+        writers = [set(h["node"][h["writes"] > 0].tolist()) for h in (own, moved)]
+        products = [{n for n in w if n < len(b["x"]["product"])} for w in writers]
+        assert products[0] == products[1], kind
+    assert (category["writes"] == 0).any(), "some products are new"
+    pa = [batch_of(x)["hyper"]["pa"] for x in (data(), d)]
+    assert not np.array_equal(pa[0]["edge"], pa[1]["edge"]) or not np.array_equal(
+        pa[0]["node"], pa[1]["node"]
+    )
+
+
 def test_asked_links_carry_no_message():
     d = data()
     b = batch_of(d, "train")

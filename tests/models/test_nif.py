@@ -156,6 +156,19 @@ def nce(flow, targets, uniform, rejected, user, items=60):
 USERS = np.arange(3)
 
 
+def test_an_item_counts_where_any_of_its_places_may_be_counted():
+    """Item 11 lies nearest; it is a target of row 1, perhaps the same user's, of another user's row 2, and a uniform draw."""
+    e = np.eye(2, dtype=np.float32)
+    at = lambda *ids: flows.Pool(  # noqa: E731
+        e[[i - 10 for i in ids]][:, None], np.array(ids)[:, None], np.full((len(ids), 1), 0.1), np.ones((len(ids), 1), bool)
+    )  # fmt: skip
+    none = flows.Pool(np.zeros((3, 1, 2), np.float32), np.zeros((3, 1), int), np.zeros((3, 1)), np.zeros((3, 1), bool))  # fmt: skip
+    flow = np.broadcast_to(e[1], (3, 1, 2))
+    for users in ([0, 2, 1], [0, 0, 1]):
+        got = nce(flow, at(10, 11, 11), at(11, 11, 11), none, np.array(users), 100)
+        assert got.rank[0, 0] == 1
+
+
 def test_equal_logits_cost_the_log_of_their_number():
     f, targets, uniform, rejected = pools()
     same = np.broadcast_to(f[0, 0], f.shape)

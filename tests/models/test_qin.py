@@ -54,6 +54,15 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.parametrize("config", [
+    dict(name="suan", blocks=1, head=(8,)), dict(name="suan", blocks=1, head=(8,), width=8), dict(name="tin"),
+    dict(name="tarq", width=8, levels=2, codes=6),
+], ids=str)  # fmt: skip
+def test_other_models_take_vectors_of_another_width(config):
+    m = make(models.build(SCHEMA, dict(config, table=dict(dim=4))), W)
+    assert np.isfinite(m.logits(W)).all()
+
+
 # ---- the quadratic network -----------------------------------------------------------------------
 
 

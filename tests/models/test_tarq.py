@@ -214,6 +214,20 @@ def test_alignment_is_symmetric_in_the_two_spaces():
     close(tarq.alignment(h, v, table, books[None], codes), one, 1e-5)
 
 
+def test_requests_without_events_are_not_aligned():
+    """Their tables are zero: A would ask for uniform codes and nothing else."""
+    m = model(align=1.0)
+    b = W.batch()
+    empty = {**b, "mask": {k: np.zeros_like(x) for k, x in b["mask"].items()}}
+
+    def align(batch):
+        sums = m.system.loss(m.dense, m.rows(batch), m.state, {}, batch, jax.random.key(0))[1][1]
+        return sums["loss/align"]
+
+    assert float(align(b)[0]) > 0
+    assert [float(x) for x in align(empty)] == [0.0, 0.0]
+
+
 def test_gradients_of_alignment():
     books, v, codes, rng = spaces()
     tables = rng.normal(size=(3, *books.shape)).astype(np.float32)
