@@ -8,6 +8,7 @@ they lie, packed or not (recjax.embedding.packing), and converted on restore: a 
 from collections.abc import Callable
 import json
 import math
+import threading
 from typing import Any
 
 from absl import logging
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from recjax.embedding import packing
 
 Tree = Any
+LAST_SECONDS = 60  # that a failed process waits for the others to finish a checkpoint
 
 
 def abstract(tree: Tree) -> Tree:
@@ -28,6 +30,8 @@ def abstract(tree: Tree) -> Tree:
 
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and under `best/` the best one.
+
+    As a context manager it closes at the end, so that an error does not lose the checkpoint that was being saved.
 
     Args:
       directory: `<workdir>/checkpoints`.
@@ -135,6 +139,24 @@ class Checkpoints:
         self.wait()
         self._recent.close()
         self._best.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.close()
+        elif not issubclass(kind, KeyboardInterrupt):  # a second Ctrl-C ends at once
+            closing = threading.Thread(target=self._close_after_error, daemon=True)
+            closing.start()
+            # Saving takes all processes, and others may be dead.
+            closing.join(None if jax.process_count() == 1 else LAST_SECONDS)
+
+    def _close_after_error(self) -> None:
+        try:
+            self.close()
+        except Exception as e:  # the error that led here is the one to raise
+            logging.warning("the checkpoint that was being saved is lost (%s)", e)
 
 
 def _stored_as(target: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

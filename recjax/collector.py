@@ -79,7 +79,8 @@ class Collector:
         """Every row: logit, label, weight, row, group/<key>; RuntimeError once they were folded."""
         if not self.exact:
             raise RuntimeError(
-                f"{self.count} rows were scored, {self.max_rows} can be kept; raise max_rows"
+                f"{self.count} rows were scored, {self.max_rows} can be kept; lower eval.examples, "
+                "or raise max_rows"
             )
         if not self._blocks:
             return {k: np.zeros(0, np.float32) for k in ("logit", "label", "weight", "row")}

@@ -81,6 +81,8 @@ class Evaluator:
           poll: Called once a batch; may raise to end early.
           slices: Of the split; with any, the result has "slices": slice -> part -> metrics, exact like the others.
           take: Gets what `predictions` would return.
+
+        Past the rows that a `Collector` keeps, `System.measure` and `take` are not called, and "undefined" says so.
         """
         objectives = self.system.objectives
         sums = {o.name: metrics.init() for o in objectives}
@@ -104,10 +106,19 @@ class Evaluator:
             measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
             measured |= {"slices": parts.compute()} if slices else {}
             out.update({prefix + k: v for k, v in measured.items()})
-        if self.system.measure is not None:
-            out.update(self.system.measure(_columns(objectives, rows, kept)))
-        if take is not None:
-            take(rows[objectives[0].name][0].rows())
+        first = rows[objectives[0].name][0]
+        if first.exact:
+            if self.system.measure is not None:
+                out.update(self.system.measure(_columns(objectives, rows, kept)))
+            if take is not None:
+                take(first.rows())
+        elif self.system.measure is not None or take is not None:
+            reason = (
+                f"{first.count} rows are more than the {first.max_rows} that are kept: figures and files of "
+                "single rows are left out; set eval.examples to have them"
+            )
+            logging.warning("%s", reason)
+            out["undefined"] = "; ".join(filter(None, (out.get("undefined"), reason)))
         return hosts.from_first(out)  # decisions follow: the last bit must not differ
 
     def predictions(
@@ -123,12 +134,15 @@ class Evaluator:
 
     def _collect(self, rows: dict, kept: dict, batch: dict, outputs: dict) -> None:
         weights = batch["weight"] * batch["valid"]
-        for name in kept:
-            kept[name].append(np.asarray(outputs[name])[weights > 0])
         for o in self.system.objectives:
             own = outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]
             for collector in rows[o.name]:
                 collector.add(*own)
+        whole = rows[self.system.objectives[0].name][0]
+        for name, parts in kept.items():
+            parts.append(np.asarray(outputs[name])[weights > 0])
+            if not whole.exact:
+                parts.clear()  # `measure` will not be called
 
 
 def _columns(objectives: tuple, rows: dict, kept: dict) -> dict[str, np.ndarray]:

@@ -28,6 +28,9 @@ FREE_KEYS = (
     "train.checkpoint_every",
     "train.keep",
 )
+# May change too, until the run is finished: what is judged then. Apart from FREE_KEYS, because
+# scaling.together leaves those out of the config.json of runs that are there already.
+LATE_KEYS = ("eval.final",)
 
 
 def set_up() -> None:
@@ -194,10 +197,11 @@ class Run:
                 write_text(path, json.dumps(self.config, indent=1))
             return
         old, new = flat(json.loads(path.read_text())), flat(self.config)
+        free = FREE_KEYS if self.summary else FREE_KEYS + LATE_KEYS
         for key in sorted(old.keys() | new.keys()):
             if key not in old and not new[key]:  # came with a later version, and is left alone
                 continue
-            if old.get(key) != new.get(key) and key not in FREE_KEYS:
+            if old.get(key) != new.get(key) and key not in free:
                 raise RunError(
                     f"{path} has {key}={old.get(key)!r} but this command has {new.get(key)!r}; "
                     "use the same config to go on, or a new --workdir"
@@ -211,6 +215,8 @@ class Run:
 
     def finish(self, summary: dict) -> dict:
         if jax.process_index() == 0:
+            # With the free keys of today: the same command leaves it alone, and readers find its data.
+            write_text(self.dir / "config.json", json.dumps(self.config, indent=1))
             write_text(self.dir / "summary.json", json.dumps(plain(summary), indent=1))
         return plain(summary)
 

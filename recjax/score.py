@@ -17,6 +17,7 @@ Input is read, scored and written in chunks; the output appears under its name w
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 
 from recjax import scored
 from recjax.data.layout import BatchError
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.prepared import DataError, Prepared, column_dtypes
 from recjax.data.translate import Translated
 from recjax.run import set_up
 from recjax.schema import SchemaError
@@ -93,7 +94,11 @@ def score(
         raise ScoreError(f"{source} is a file; --run and --shard score a prepared directory")
     if run:
         scorer = scored.RunScorer(run, source, best=best, chunk=chunk)
-        about = {"objectives": scorer.objectives, "trained": scorer.trained}
+        about = {
+            "objectives": scorer.objectives,
+            "trained": scorer.trained,
+            "model": scorer.model,
+        }
         tables = _prepared_tables(scorer, scorer.prepared, split, chunk, corrected, shard, about)
         return write(scored.part_name(out, shard), tables)
     scorer = Scorer(artifacts.load(artifact), function, requests=(1, 64, chunk))
@@ -101,6 +106,7 @@ def score(
         about = {
             "objectives": scorer.artifact.manifest["objectives"],
             "trained": scored.trained_on(scorer.artifact.config),
+            "model": f"{scorer.function!r} of artifact {scorer.artifact.stamp[:12]}",
         }
         prepared = _with_ids_of(scorer, Prepared(source))
         tables = _prepared_tables(scorer, prepared, split, chunk, corrected, shard, about)
@@ -222,9 +228,18 @@ def _prepared_tables(
 ) -> Iterator[pa.Table]:
     keys = ["row", "request", "time", *prepared.schema.groups, *prepared.schema.labels, "weight"]
     what = scored.describe(scorer, prepared, split, shard, **about)
-    for columns, out in scored.parts(scorer, prepared, split, chunk, shard):
+    parts = scored.parts(scorer, prepared, split, chunk, shard)
+    first = next(parts, None) or _nothing(scorer, prepared)  # there are more hosts than blocks
+    for columns, out in itertools.chain([first], parts):
         table = pa.table({**{k: columns[k] for k in keys}, **_scores(scorer, out, corrected)})
         yield scored.with_metadata(table, what)
+
+
+def _nothing(scorer, prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What `scored.parts` yields, of no impressions."""
+    dtypes = column_dtypes(prepared.schema)
+    columns = {n: np.empty((0, *shape), dtype) for n, (dtype, shape) in dtypes.items()}
+    return columns, dict.fromkeys(_score_names(scorer), np.empty(0, np.float32))
 
 
 def _with_ids_of(scorer: Scorer, prepared: Prepared) -> Prepared:

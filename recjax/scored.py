@@ -5,11 +5,14 @@ that failed is simply done again; whoever reads all parts gets the figures one h
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import hashlib
 import json
 import pathlib
 import re
 from typing import Any
 
+from absl import logging
+from etils import epath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +25,7 @@ from recjax.data.prepared import DataError, Prepared
 from recjax.data.slices import Slice
 from recjax.data.translate import Translated
 from recjax.evaluator import Evaluator, open_run, placement
+from recjax.run import FREE_KEYS, flat, plain
 from recjax.serving.scorer import probability, probability_names
 
 KEY = b"recjax"
@@ -46,10 +50,11 @@ class RunScorer:
       schema: Features of a batch.
       objectives: [{"output", "label", "name"}].
       trained: {"split", "examples"}: what the model was trained on.
+      model: Which it is: the same words on every host that scores with the same values.
     """
 
     def __init__(self, run: str, data_dir: str, *, best: bool = False, chunk: int = 512):
-        config, data, system, trees = open_run(run, data_dir, best=best)
+        config, data, system, trees, step = open_at_step(run, data_dir, best=best)
         mesh = meshes.make()
         chunk = -(-chunk // mesh.size) * mesh.size
         self.prepared, self.schema = data.prepared, data.schema
@@ -57,6 +62,8 @@ class RunScorer:
             dict(output=o.output, label=o.label, name=o.name) for o in system.objectives
         ]
         self.trained = trained_on(config)
+        which = "best" if best else "newest"
+        self.model = f"{which} step {step} of a run with config {_digest(config)}"
         self._trees = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
         self._chunk = chunk
         self._evaluator = Evaluator(system, mesh, placement(system, config, mesh))
@@ -80,6 +87,28 @@ class RunScorer:
         return {n: np.asarray(outputs[n])[batch["valid"]] for n in self.logits}
 
 
+def open_at_step(run: epath.PathLike, data_dir: str = "", *, best: bool = False) -> tuple:
+    """(*open_run(...), step of the checkpoint); opened again where training saved another meanwhile."""
+    while True:
+        step = _newest_step(run, best)
+        opened = open_run(run, data_dir, best=best)
+        if _newest_step(run, best) == step:
+            return *opened, step
+        logging.info("%s saved a checkpoint while it was read; reading that", run)
+
+
+def _newest_step(run: epath.PathLike, best: bool) -> int:
+    folder = epath.Path(run) / "checkpoints" / ("best" if best else "recent")
+    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    return max(steps, default=0)
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """Of what a run's values depend on: the rest of config.json may change."""
+    kept = {k: v for k, v in flat(plain(config)).items() if k not in (*FREE_KEYS, "eval.final")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def trained_on(config: Mapping[str, Any]) -> dict[str, Any]:
     """Which rows a run with this config trained on, as far as it says."""
     data, train = config.get("data", {}), config.get("train", {})
@@ -92,7 +121,7 @@ def score_columns(logits: Sequence[str]) -> dict[str, str]:
 
 
 def describe(scorer, prepared: Prepared, split: str, shard: tuple[int, int], **facts) -> bytes:
-    """What a scored file says about itself."""
+    """What a scored file says about itself; of `facts`, "model" keeps parts of different models apart."""
     columns = score_columns(scorer.logits)
     objectives = [o | {"column": columns.get(o["output"], "")} for o in facts["objectives"]]
     return json.dumps(
@@ -150,10 +179,11 @@ def read_about(files: Sequence[str]) -> dict[str, Any]:
     about = [_about(f) for f in files]
     first = about[0]
     for file, a in zip(files, about, strict=True):
-        if any(a[k] != first[k] for k in a if k != "shard"):
+        if any(a[k] != first[k] for k in a if k not in ("shard", "model")):
             raise ScoredError(
                 f"{file} and {files[0]} were not scored by the same model on the same split"
             )
+    _check_model(files, about)
     count = first["shard"][1]
     missing = sorted(set(range(count)) - {a["shard"][0] for a in about})
     if missing or len(about) != count:
@@ -162,6 +192,17 @@ def read_about(files: Sequence[str]) -> dict[str, Any]:
             f"{'are missing; score them with --shard=' + f'{missing[0]}/{count}' if missing else ''}"
         )
     return first
+
+
+def _check_model(files: Sequence[str], about: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ScoredError where parts name different models; those of earlier versions name none."""
+    said = {a["model"]: file for file, a in zip(files, about, strict=True) if "model" in a}
+    if len(said) > 1:
+        (one, file), (other, another) = list(said.items())[:2]
+        raise ScoredError(
+            f"{another} and {file} were not scored by the same model ({other}; {one}); "
+            "score all parts again with one checkpoint, or with one artifact"
+        )
 
 
 def _about(file: str) -> dict[str, Any]:

@@ -6,18 +6,24 @@ answers go to <run>/logits/<data hash>/<split>.npy, and students are trained on 
     python -m recjax.train --config=experiments/distil_complete_journey.py:offline \
         --config.data.teachers="('runs/suan',)" --config.data.train=train_matched --workdir=runs/student
 
-What was answered already is not asked again.
+What was answered already is not asked again, nor after SIGTERM or Ctrl-C. A run has one file a split: asked for another
+output or of another checkpoint, it begins anew, and students get the latest answers.
 """
 
+import functools
+import json
 import os
+import pathlib
+from typing import Any
 
 from absl import app, flags, logging
 import numpy as np
 import tqdm
 
-from recjax.data.taught import logits_file
-from recjax.evaluator import evaluator_for, open_run
-from recjax.run import Stop, set_up
+from recjax.data.taught import logits_file, question_file, question_of
+from recjax.evaluator import evaluator_for
+from recjax.run import Stop, set_up, write_text
+from recjax.scored import open_at_step
 
 
 def teach(
@@ -41,33 +47,57 @@ def teach(
 
     Raises:
       KeyError: The teacher has no such output.
+      Interrupted: SIGTERM or Ctrl-C; what was answered until then is kept.
     """
-    config, data, system, trees = open_run(run, data_dir, best=best)
+    config, data, system, trees, step = open_at_step(run, data_dir, best=best)
     if output not in {o.output for o in system.objectives}:
         known = ", ".join(o.output for o in system.objectives)
         raise KeyError(f"the teacher in {run} has no output {output!r}; it has {known}")
     file = logits_file(run, data.identity["hash"], split)
     asked = min(examples or data.splits[split], data.splits[split])
-    column = _answered(file, data.splits[split])
+    question = dict(output=output, best=best, step=step)
+    column = _answered(file, data.splits[split], question)
     if np.isfinite(column[:asked]).all():
         logging.info("%s has all of them", file)
         return str(file)
     evaluator = evaluator_for(system, config)
     batches = data.batches(split, config.eval.batch, examples=asked, shards=evaluator.mesh.size)
+    save = functools.partial(_save, file, column, question)
     with Stop() as stop:
         for batch in tqdm.tqdm(batches, total=len(batches), desc=f"teacher on {split}"):
-            stop.raise_if_requested()
-            answers = np.asarray(evaluator.outputs(trees, evaluator.put(batch))[output], np.float32)
-            column[batch["row"][batch["valid"]]] = answers[batch["valid"]]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
-    np.save(temporary, column)
-    temporary.replace(file)
+            rows = batch["row"][batch["valid"]]
+            if not np.isfinite(column[rows]).all():
+                outputs = evaluator.outputs(trees, evaluator.put(batch))
+                column[rows] = np.asarray(outputs[output], np.float32)[batch["valid"]]
+            stop.raise_if_requested(save)  # last, so that nothing is replaced by no answers
+        save()
     return str(file)
 
 
-def _answered(file, rows: int) -> np.ndarray:
-    return np.array(np.load(file)) if file.exists() else np.full(rows, np.nan, np.float32)
+def _answered(file: pathlib.Path, rows: int, question: dict[str, Any]) -> np.ndarray:
+    """Answers to this question that are there, [rows], NaN elsewhere."""
+    if file.exists() and _answers(file, question):
+        return np.load(file)
+    if file.exists():
+        logging.warning(
+            "%s answers %s, now asked is %s: starting anew", file, question_of(file), question
+        )
+    return np.full(rows, np.nan, np.float32)
+
+
+def _answers(file: pathlib.Path, question: dict[str, Any]) -> bool:
+    return all(question.get(k) == v for k, v in question_of(file).items())
+
+
+def _save(file: pathlib.Path, column: np.ndarray, question: dict[str, Any]) -> None:
+    """Writes the question, then the answers, in an order that never pairs one with those to another."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not _answers(file, question):
+        file.unlink(missing_ok=True)
+    write_text(question_file(file), json.dumps(question))
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
+    np.save(temporary, column)
+    temporary.replace(file)
 
 
 def main(_) -> None:

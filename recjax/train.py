@@ -47,6 +47,7 @@ def select_best(system: System, control: dict, metrics: dict) -> tuple[dict, boo
     if rule.metric not in metrics:
         raise KeyError(
             f"System.select.metric={rule.metric!r} is not among the metrics {sorted(metrics)}"
+            + (f" ({metrics['undefined']})" if metrics.get("undefined") else "")
         )
     value, best = metrics[rule.metric], control["best"]
     sign = 1 if rule.mode == "max" else -1
@@ -101,7 +102,9 @@ def train(config: ConfigDict, workdir: str, scored: Scored | None = None) -> dic
             logging.info("%s is finished; nothing to do", workdir)
             return run.summary
         run_needs(config, run)
-        return Trainer(config, run, stop, scored).run_to_end()
+        trainer = Trainer(config, run, stop, scored)
+        with trainer.checkpoints:
+            return trainer.run_to_end()
 
 
 class Trainer:
@@ -114,6 +117,7 @@ class Trainer:
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         self.data = open_data(config.data, **share)
+        transfer.check_splits(config, self.data)
         self.system = models.build(self.data.schema, config.model)
         self.total = len(self.train_batches(0))
         if not self.total:
@@ -140,7 +144,11 @@ class Trainer:
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
         self.pending: tuple | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.checkpoints.close()  # nothing was begun: it waits for nobody
+            raise
 
     def put(self, batch: dict) -> dict:
         return meshes.put(self.mesh, self.plan.route(batch))
@@ -176,7 +184,7 @@ class Trainer:
         )
         self.zeros = meshes.zeros(self.mesh, both[1])
         self.step, self.control = 0, dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=0)
-        check = functools.partial(transfer.check_data, data=self.data, where=self.run.dir)
+        check = functools.partial(transfer.check_resumed, data=self.data, where=self.run.dir)
         restored = self.checkpoints.restore(dict(trees=both[0], sums=both[1]), check=check)
         if restored is None and self.config.continue_from:
             both = transfer.go_on(*both, self.system, self.config, self.data, self.plan), both[1]
@@ -226,7 +234,7 @@ class Trainer:
 
     def interrupted(self) -> None:
         self.save()
-        self.checkpoints.close()
+        self.checkpoints.wait()
         logging.warning(
             "saved step %d to %s; run the same command to go on", self.step, self.run.dir
         )
@@ -324,7 +332,7 @@ class Trainer:
             self.step, saved, _ = self.checkpoints.restore(target, best=True)
             self.trees = saved["trees"]
         splits = self.evaluate(self.config.eval.final, "final")
-        self.checkpoints.close()
+        self.checkpoints.wait()
         return self.run.finish({**splits, **self.facts()})
 
     def facts(self) -> dict:

@@ -56,6 +56,33 @@ def check_data(meta: dict, data, where: epath.PathLike) -> None:
             )
 
 
+def check_resumed(meta: dict, data, where: epath.PathLike) -> None:
+    """As `check_data`; raises also when a run that goes on would read other data than it began with."""
+    check_data(meta, data, where)
+    began, now = meta.get("identity", {}).get("hash"), data.identity.get("hash")
+    if began is not None and began != now:
+        raise RunError(
+            f"the run in {where} began with data {began!r}, but this command opens data {now!r}; give the data it "
+            "began with (data.dir: they may have moved), or start a new --workdir"
+        )
+
+
+def check_splits(config: ConfigDict, data) -> None:
+    """Raises RunError when the config names a split that the data lack: now, not after the training."""
+    during = config.eval.every or config.eval.at_examples  # else eval.splits is not read
+    asked = {
+        "data.train": (config.data.train,),
+        "eval.splits": config.eval.splits if during else (),
+        "eval.final": config.eval.final,
+    }
+    for key, split in ((k, s) for k, splits in asked.items() for s in splits):
+        if split not in data.splits:
+            raise RunError(
+                f"{key} names the split {split!r}, but the data have {', '.join(data.splits)}; "
+                f"set {key} to what they have, or prepare them with that split"
+            )
+
+
 def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, plan) -> Tree:
     """Trees of the last checkpoint of `config.continue_from`; rows whose ids mean another value now are fresh.
 

@@ -13,7 +13,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict, config_flags
 
-from recjax import configs
+from recjax import configs, transfer
 from recjax.data import open_data
 from recjax.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench, export
@@ -186,6 +186,7 @@ def run(
     configs.check(config.experiment)
     logging.info("=== 1/5 data")
     data = open_data(config.experiment.data)
+    transfer.check_splits(config.experiment, data)
     logging.info("=== 2/5 sweep")
     plan = study.trials(config, data.schema, data.identity["hash"])
     members = config.sweep.get("members", 1)

@@ -1,5 +1,7 @@
 """The walls: six fake systems (tests/fakes.py), each through train -> resume -> export -> score."""
 
+import dataclasses
+import functools
 import json
 import signal
 
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 
 from recjax import checkpoint, configs, embedding, evaluator, models
+from recjax.collector import Collector
 from recjax.data import open_data
+from recjax.metrics import compute
 from recjax.run import Interrupted, Run, RunError, read_jsonl
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.train import Trainer, train
@@ -223,6 +227,38 @@ def test_evaluate_reproduces_the_final_metrics(tmp_path):
     assert again["buy/logloss"] == summary["test"]["buy/logloss"]
 
 
+def test_rows_that_are_too_many_to_keep_cost_their_figures_not_the_run(
+    tmp_path, monkeypatch, caplog
+):
+    """With them it is as ever; without, the reason names the setting, and stands beside one that is there."""
+    build, calls = models.build, []
+
+    def measure(columns):
+        calls.append({k: len(x) for k, x in columns.items()})
+        return {"positives": float(columns["label"].sum())}
+
+    monkeypatch.setattr(
+        models, "build",
+        lambda *a: dataclasses.replace(build(*a), measure=measure, kept=("logits",)),
+    )  # fmt: skip
+    c = config("batch_norm", train__epochs=1, eval__every=0, eval__final=("test",))
+    scored = lambda data, split, rows: calls.append((split, len(rows["logit"])))  # noqa: E731
+    whole = train(c, tmp_path / "whole", scored)["test"]
+    assert [set(calls[0].values()), calls[1]] == [{96}, ("test", 96)] and whole["positives"] > 0
+    assert "undefined" not in whole
+
+    calls.clear()
+    few = functools.partial(Collector, 50)
+    monkeypatch.setattr(evaluator, "Collector", few)
+    monkeypatch.setattr("recjax.collector.compute", lambda sums: compute(sums) | {"undefined": "x"})
+    with caplog.at_level("WARNING", logger="absl"):
+        cut = train(c, tmp_path / "cut", scored)["test"]
+    assert not calls and not cut["exact"] and "positives" not in cut
+    assert cut["undefined"].startswith("x; 96 rows are more than the 50 that are kept")
+    assert "eval.examples" in cut["undefined"] and "set eval.examples" in caplog.text
+    assert cut["auc"] == pytest.approx(whole["auc"], abs=1e-3)
+
+
 # ---- bad input ----------------------------------------------------------------------------------------------
 
 
@@ -251,6 +287,99 @@ def test_other_vocabulary_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fakes.Data, "vocabulary_hash", lambda self, space: "other")
     with pytest.raises(RunError, match="vocabulary of id space 'item'"):
         train(c, tmp_path)
+
+
+def with_hash(digest, monkeypatch):
+    """The data say that they are these."""
+    identity = {"name": "fake", "config": {}} | ({"hash": digest} if digest else {})
+
+    def opened(cfg):
+        data = fakes.Data(cfg)
+        data.identity = identity
+        return data
+
+    monkeypatch.setattr(fakes, "open_data", opened)
+
+
+def test_a_run_goes_on_with_the_data_it_began_with_wherever_they_lie(tmp_path, monkeypatch):
+    c = config("batch_norm")
+    with_hash("monday", monkeypatch)
+    interrupted(c, tmp_path, monkeypatch)
+    c.data.dir = "moved"
+    with_hash("tuesday", monkeypatch)
+    with pytest.raises(RunError, match=r"began with data 'monday'.*'tuesday'.*new --workdir"):
+        train(c, tmp_path)
+    evaluator.open_run(tmp_path)  # another day is there to be judged
+    with_hash("monday", monkeypatch)
+    assert train(c, tmp_path)["step"] == 20
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["dir"] == "moved"
+
+
+def test_a_run_of_data_without_a_hash_goes_on(tmp_path, monkeypatch):
+    c = config("batch_norm")
+    with_hash("", monkeypatch)
+    interrupted(c, tmp_path, monkeypatch)
+    with_hash("later", monkeypatch)
+    assert train(c, tmp_path)["step"] == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("eval.final", ("test", "tset")), ("eval.splits", ("tset",)), ("data.train", "tset")],
+)
+def test_a_split_that_the_data_lack_is_named_before_anything_is_trained(key, value, tmp_path):
+    c = config("batch_norm", **{key: value})
+    have = "train, validation, test"
+    with pytest.raises(RunError, match=f"{key} names the split 'tset', but the data have {have}"):
+        train(c, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_splits_that_are_never_evaluated_need_not_be_there(tmp_path):
+    keys = dict(eval__every=0, eval__splits=("tset",), eval__final=("test",), train__epochs=1)
+    assert train(config("batch_norm", **keys), tmp_path)["test"]["auc"] > 0
+
+
+def test_what_is_judged_at_the_end_may_change_until_then(tmp_path, monkeypatch):
+    interrupted(config("batch_norm"), tmp_path, monkeypatch)
+    c = config("batch_norm", eval__final=("test",))
+    summary = train(c, tmp_path)
+    assert "test" in summary and "validation" not in summary
+    assert train(c, tmp_path) == summary
+    with pytest.raises(RunError, match="eval.final"):
+        train(config("batch_norm"), tmp_path)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_an_error_does_not_lose_the_checkpoint_being_saved(best, tmp_path, monkeypatch):
+    """The one at the end, and one of the best so far: training goes on from it."""
+    c, save = config("batch_norm", train__checkpoint_every=1000), Trainer.save
+
+    def broken(self, **keys):
+        save(self, **keys)
+        if keys.get("best", False) == best:
+            raise OSError("broken")
+
+    with monkeypatch.context() as m:
+        m.setattr(Trainer, "save", broken)
+        with pytest.raises(OSError, match="broken"):
+            train(c, tmp_path)
+    folder, step = tmp_path / "checkpoints" / ("best" if best else "recent"), 6 if best else 20
+    assert [p.name for p in folder.iterdir()] == [str(step)]
+    assert train(c, tmp_path)["step"] == 20
+
+
+def test_a_start_that_fails_closes_its_checkpoints(tmp_path, monkeypatch):
+    closed, close = [], checkpoint.Checkpoints.close
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "close", lambda self: (close(self), closed.append(1))
+    )
+    system = functools.partial(dataclasses.replace, setup=lambda trees, batches: 1 / 0)
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda *a: system(build(*a)))
+    with pytest.raises(ZeroDivisionError):
+        train(config("batch_norm"), tmp_path)
+    assert closed
 
 
 def test_other_schema_is_refused(tmp_path, monkeypatch):

@@ -4,11 +4,13 @@ A teacher answers once for each impression (`python -m recjax.teach`); its file 
 by the impression's row, so any number of students, seeds and epochs train from it:
 
     <teacher's run>/logits/<data hash>/<split>.npy    float32 [rows of the split], NaN where it was not asked
+    <teacher's run>/logits/<data hash>/<split>.json   {"output", "best", "step"}: what was asked, and of which checkpoint
 
 Batches of the training split get `teacher`: {"0": float32 [B, C], "1": ...}, one of each teacher. NumPy only.
 """
 
 from collections.abc import Iterator, Sequence
+import json
 import os
 import pathlib
 from typing import Any
@@ -17,10 +19,23 @@ import numpy as np
 
 from recjax.data.prepared import DataError
 
+EARLIER = {"output": "logits", "best": False}  # answers without a question beside them
+
 
 def logits_file(run: str | os.PathLike, data_hash: str, split: str) -> pathlib.Path:
     """Where a teacher's answers for a split of a data set lie."""
     return pathlib.Path(run) / "logits" / data_hash / f"{split}.npy"
+
+
+def question_file(file: pathlib.Path) -> pathlib.Path:
+    """Where it is said what the answers in a `logits_file` are to."""
+    return file.with_name(f"{file.stem}.json")
+
+
+def question_of(file: pathlib.Path) -> dict[str, Any]:
+    """What the answers in a `logits_file` are to; those of earlier versions do not say the step."""
+    beside = question_file(file)
+    return json.loads(beside.read_text()) if beside.exists() else EARLIER
 
 
 class Taught:

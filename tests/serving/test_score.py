@@ -5,14 +5,15 @@ import shutil
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from recjax import score
+from recjax import evaluate, score, scored
 from recjax.data.writing import write_prepared
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer, probability
 from tests import fakes
-from tests.serving.conftest import vocabularies
+from tests.serving.conftest import export, vocabularies
 
 ROWS = 11
 
@@ -177,6 +178,28 @@ def test_a_prepared_split_scores_as_the_file(exported, prepared, raw_file, tmp_p
     np.testing.assert_array_equal(mine["page"], np.arange(ROWS) // 2)
     with pytest.raises(score.ERRORS, match="no split 'week'; there are test"):
         score.score(exported.path, prepared, out, split="week")
+
+
+def test_hosts_without_a_block_write_parts_that_evaluate_takes(exported, prepared, tmp_path):
+    """Three blocks for five hosts."""
+    whole = tmp_path / "whole.parquet"
+    assert score.score(exported.path, prepared, whole) == ROWS
+    rows = [
+        score.score(exported.path, prepared, tmp_path / "s.parquet", shard=(i, 5)) for i in range(5)
+    ]
+    assert rows == [4, 4, 3, 0, 0]
+    first, last = (pq.read_schema(tmp_path / f"s-0000{i}-of-00005.parquet") for i in (0, 4))
+    assert last.equals(first)
+    want = evaluate.evaluate_scores(str(whole), str(prepared), [])
+    assert evaluate.evaluate_scores(str(tmp_path / "s-*.parquet"), str(prepared), []) == want
+
+
+def test_parts_of_two_artifacts_are_refused(exported, prepared, tmp_path):
+    export(tmp_path / "other", metadata={"keep_prob": 0.5})
+    for i, path in enumerate((exported.path, tmp_path / "other")):
+        score.score(path, prepared, tmp_path / "s.parquet", shard=(i, 2))
+    with pytest.raises(scored.ScoredError, match=r"same model \('score' of artifact \w+; 'score'"):
+        evaluate.evaluate_scores(str(tmp_path / "s-*.parquet"), str(prepared), [])
 
 
 def test_data_with_another_vocabulary_is_scored_by_its_values(exported, prepared, tmp_path):
