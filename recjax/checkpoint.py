@@ -203,6 +203,18 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     return trees, meta
 
 
+def shapes(directory: epath.PathLike) -> Tree | None:
+    """Shapes and dtypes of the newest checkpoint's trees that say them; None where there is none."""
+    root = epath.Path(directory).absolute() / "recent"
+    steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
+    for step in sorted(steps, reverse=True):
+        try:
+            return _shapes(root / str(step) / "trees")
+        except Exception as e:  # damaged: reading it says so, and falls back as this does
+            logging.warning("checkpoint %s does not say its shapes (%s)", root / str(step), e)
+    return None
+
+
 def _shapes(folder: epath.Path) -> Tree:
     """What was saved there. A checkpointer would warn that an item has no metadata of a whole checkpoint."""
     found = ocp.StandardCheckpointHandler().metadata(folder)

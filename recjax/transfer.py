@@ -209,7 +209,13 @@ def start(
       example: A batch on the devices.
       plan: Placement of the tables; all else is replicated.
     """
-    trees = apply(init_trees(system, config, example, plan), system, config, data, workdir)
+    trees = init_trees(system, config, example, plan)
+    own = checkpoint.shapes(workdir / "checkpoints") if config.init_from else None
+    if own is None:
+        trees = apply(trees, system, config, data, workdir)
+    else:  # the run's own checkpoint holds all of it; what it began from may be gone
+        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), own["trees"].get("frozen", {}))
+        trees = dict(trees, frozen=zeros)
     trees["tables"] = with_vectors(trees["tables"], system, data)
     sums = zero_sums(system, trees, example, plan)
     tables = plan.place(trees.pop("tables"))

@@ -138,6 +138,21 @@ def test_stage_two_freezes_what_it_was_given(stage_one, tmp_path):
     )
 
 
+def test_a_run_goes_on_without_what_it_began_from(stage_one, tmp_path, monkeypatch):
+    c = config("stage_two", init_from=stage_one)
+    train(c, tmp_path / "whole")
+    interrupted(c, tmp_path / "two", monkeypatch)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    train(c, tmp_path / "two")
+    whole, two = (
+        checkpoint.read(tmp_path / n / "checkpoints")[0]["trees"] for n in ("whole", "two")
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole, two)
+    assert evaluator.open_run(tmp_path / "two")[3]["frozen"]["generator"]
+    with pytest.raises(FileNotFoundError, match="does not exist; name the workdir of a run"):
+        train(c, tmp_path / "three")
+
+
 def test_init_from_maps_rows_by_key_when_vocabularies_differ(tmp_path, monkeypatch):
     train(config("batch_norm"), tmp_path / "one")
     original = fakes.Data.vocabulary
