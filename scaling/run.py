@@ -96,9 +96,8 @@ def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
 
 def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dict:
     """Exports the student, reloads it from disk and times requests of `candidates` candidates through it."""
-    trained = (
-        student / "summary.json"
-    ).read_text()  # of this training: it holds the seconds it took
+    # Of this training and no other: it holds the seconds it took.
+    trained = (student / "summary.json").read_text()
     note, manifest = root / ".artifact.of", root / "artifact" / "manifest.json"
     if not manifest.exists() or not note.exists() or note.read_text() != trained:
         export.export_run(student, root / "artifact")
@@ -154,15 +153,16 @@ def write(config: ConfigDict, root: epath.Path) -> str:
         latency=latency,
         data=open_data(config.experiment.data).report,
         grade_law_command=config.grade_law_command,
-        commands=commands(config.path, str(root), served),
+        commands=commands(config, str(root), served),
     )
     return report.write_report(str(root), context)
 
 
-def commands(config_path: str, workdir: str, served: epath.Path | None) -> list[dict]:
+def commands(config: ConfigDict, workdir: str, served: epath.Path | None) -> list[dict]:
+    metric = config.get("metrics", ("auc",))[0]
     out = [
-        {"why": "Run this again (finished stages are kept)", "command": f"python -m scaling.run --config={config_path} --workdir={workdir}"},
-        {"why": "What to train for a target, and what to double next", "command": f"python -m scaling.decide --sweep={workdir} --target=0.70"},
+        {"why": "Run this again (finished stages are kept)", "command": f"python -m scaling.run --config={config.path} --workdir={workdir}"},
+        {"why": "What to double next, and what any size would give", "command": f"python -m scaling.decide --sweep={workdir} --metric={metric}"},
     ]  # fmt: skip
     if served is not None:
         out.append({"why": "Score a file through the exported student", "command": f"python -m recjax.score --artifact={served} --in=x.parquet --out=y.parquet"})  # fmt: skip

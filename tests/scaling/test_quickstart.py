@@ -76,7 +76,6 @@ def test_a_student_trained_again_is_exported_again(workdir):
     config = configs.load("scaling/configs/quickstart.py", "runlocal")
     run.run(config, str(workdir))
     assert manifest.stat().st_mtime_ns > before
-    assert "distil" in json.loads((workdir / "sweep.json").read_text())
 
 
 @pytest.fixture
