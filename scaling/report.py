@@ -339,13 +339,16 @@ def answer(
 
 def law_sentence(f: Mapping[str, Any]) -> str:
     end, level = f["curve"][-1], f"{100 * f['level']:.0f} %"
+    name = NAMES.get(f["axis"], f["axis"])
+    largest = count(end["x"])
+    there = f"{name} {largest}" if name in ("depth", "width") else f"{largest} {name}"
     if f["A"] <= 0:
         return (
-            f"By {NAMES.get(f['axis'], f['axis'])} ({f['label']}): no growth was found from {count(min(f['x']))} to "
+            f"By {name} ({f['label']}): no growth was found from {count(min(f['x']))} to "
             f"{count(max(f['x']))}; {f['metric']} is {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
         )
     text = (
-        f"By {NAMES.get(f['axis'], f['axis'])} ({f['label']}): {f['law']}. At {count(end['x'])} {f['axis']}, ten times the most measured, it "
+        f"By {name} ({f['label']}): {f['law']}. At {there}, ten times the most measured, it "
         f"expects {f['metric']} {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
     )
     held = f.get("holdout") or {}
