@@ -35,13 +35,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.expert = (16,)
     c.model.gate_context = "none"  # the candidate's category says nothing here
     c.model.user_key = "user"
-    c.opt.lr = 3e-3
+    c.opt.lr = 1e-2  # the best of six on validation, as DIN's below
     c.train.batch = 256
     c.train.epochs = 4
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test", "test_cut")
     if "din" in arg:
         c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,), head=(128, 64)))
+        c.opt.lr = 3e-3
     if "runlocal" in arg:
         c.data.prepare = dict(train=2_000, validation=500, test=500)
         c.train.epochs = 1
