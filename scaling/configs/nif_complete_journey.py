@@ -1,7 +1,7 @@
 """NIF on The Complete Journey: how far a larger generator and more cut-offs take the flow, and the CTR model after it.
 
-    python -m scaling.run --config=scaling/configs/nif_complete_journey.py --workdir=scaling/studies/nif          # stage 1
-    python -m scaling.run --config=scaling/configs/nif_complete_journey.py:stage2 --workdir=scaling/studies/nif2  # stage 2
+    python -m scaling.run --config=scaling/configs/nif_complete_journey.py --workdir=scaling/studies/nif                # stage 1
+    python -m scaling.run --config=scaling/configs/nif_complete_journey.py:stage2 --workdir=scaling/studies/nif_stage2  # stage 2
 
 Stage 1: InfoNCE (`nce_loss`, the law's metric) and hr10 on the cut-offs of weeks 35-36, against grade (`scaling.flow_grades`) and the
 number of cut-offs seen in one pass; points are the ends of cooldowns. nce_loss and hr10 are within evaluation batches of 256,
