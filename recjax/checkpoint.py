@@ -177,6 +177,12 @@ def _laid_out(x: Any, target: Any) -> Any:
     return jax.jit(lambda x: x.reshape(target.shape), out_shardings=target.sharding)(x)
 
 
+def saved_steps(directory: epath.PathLike, *, best: bool = False) -> list[int]:
+    """Steps of a run's checkpoints in `<workdir>/checkpoints`, ascending; none where it has none."""
+    root = epath.Path(directory) / ("best" if best else "recent")
+    return sorted(int(p.name) for p in root.glob("*") if p.name.isdigit())
+
+
 def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     """Trees (host arrays, tables unpacked) and meta of a run, without knowing its shapes: for `init_from`."""
     root = epath.Path(directory).absolute() / ("best" if best else "recent")
@@ -184,7 +190,7 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
         raise FileNotFoundError(
             f"{root} does not exist; name the workdir of a run that has saved a checkpoint"
         )
-    steps = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+    steps = saved_steps(directory, best=best)
     if not steps:
         raise FileNotFoundError(f"{root} holds no checkpoint yet; let that run save one first")
     folder = root / str(steps[-1])
@@ -206,8 +212,7 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
 def shapes(directory: epath.PathLike) -> Tree | None:
     """Shapes and dtypes of the newest checkpoint's trees that say them; None where there is none."""
     root = epath.Path(directory).absolute() / "recent"
-    steps = [int(p.name) for p in root.iterdir() if p.name.isdigit()] if root.exists() else []
-    for step in sorted(steps, reverse=True):
+    for step in reversed(saved_steps(directory)):
         try:
             return _shapes(root / str(step) / "trees")
         except Exception as e:  # damaged: reading it says so, and falls back as this does

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recjax import checkpoint
 from recjax import mesh as meshes
 from recjax.collector import Collector, SliceCollector
 from recjax.data.batches import Assembler, Part
@@ -98,9 +99,7 @@ def open_at_step(run: epath.PathLike, data_dir: str = "", *, best: bool = False)
 
 
 def _newest_step(run: epath.PathLike, best: bool) -> int:
-    folder = epath.Path(run) / "checkpoints" / ("best" if best else "recent")
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    return max(steps, default=0)
+    return max(checkpoint.saved_steps(epath.Path(run) / "checkpoints", best=best), default=0)
 
 
 def _digest(config: Mapping[str, Any]) -> str:
