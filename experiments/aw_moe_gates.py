@@ -19,14 +19,14 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from recjax import embedding
-from recjax import mesh as meshes
-from recjax.evaluator import open_run, placement
-from recjax.run import plain, set_up, write_text
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import plain, set_up, write_text
+from recjax.training.opening import open_run, placement
 
 
 def gates(run: epath.PathLike, splits: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
     """gate and alpha [N, K], and taste [N] where the data has it, of each split's rows in order."""
-    config, data, system, trees = open_run(run)
+    config, data, system, trees, _ = open_run(run)
     mesh = meshes.make()
     plan = placement(system, config, mesh)
     parts = [trees[k] for k in ("dense", "state", "frozen")]

@@ -2,7 +2,7 @@
 
     python -m recjax.train --config=experiments/aw_moe_planted.py --workdir=runs/aw_moe_planted
 
-The world is recjax/data/synthetic/aw_moe.py; the bound on the test AUC is .853 (the majority of the history in place of the
+The world is recjax/data/worlds/aw_moe.py; the bound on the test AUC is .853 (the majority of the history in place of the
 taste). With the contrast off, with the gate b_0 alone, and DIN of about the same size, five seeds; "test_cut" has one or
 two events left of each user:
 
@@ -26,7 +26,7 @@ from recjax import configs
 
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
-    c.data.name = "synthetic.aw_moe"
+    c.data.name = "worlds.aw_moe"
     c.data.history = 20
     c.model.name = "aw_moe"
     c.model.table = dict(dim=8, optimizer="lazy_adam", lr=3e-3, init_scale=0.1)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import configs
-from recjax.evaluator import evaluator_for, open_run
+from recjax.training.opening import evaluator_for, open_run
 
 Columns = dict[str, np.ndarray]
 
@@ -26,7 +26,7 @@ def config_of(file: str, seed: int, source: str, changes: dict) -> ConfigDict:
 
 def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")):
     """(data, {split: what `System.measure` sees}) of a finished run, of the checkpoint that its training judged."""
-    config, data, system, trees = open_run(run, best=None)
+    config, data, system, trees, _ = open_run(run, best=None)
     out = {}
     for split in splits:
         rows: Columns = {}

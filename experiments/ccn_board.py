@@ -16,8 +16,8 @@ from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation
-from recjax.run import plain, set_up, write_text
-from recjax.train import train
+from recjax.runtime.run import plain, set_up, write_text
+from recjax.training.loop import train
 
 VARIANTS: dict[str, dict] = {
     "plain": {"model.alpha": 0.0, "model.beta": 0.0},

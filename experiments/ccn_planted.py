@@ -2,7 +2,7 @@
 
     python -m recjax.train --config=experiments/ccn_planted.py --workdir=runs/ccn_planted
 
-The world is recjax/data/synthetic/ccn.py, 2,000 training pages of 8 items. `:plain` is the decisive baseline, both weights zero, `:tuned` the
+The world is recjax/data/worlds/ccn.py, 2,000 training pages of 8 items. `:plain` is the decisive baseline, both weights zero, `:tuned` the
 rate and decay that suit the plain model best. All variants, six paired seeds (each with its own world), and the controls that must fail:
 
     python -m experiments.ccn_board --seeds=6 --workdir=runs/board_ccn
@@ -19,7 +19,7 @@ from recjax import configs
 
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
-    c.data.name = "synthetic.ccn"
+    c.data.name = "worlds.ccn"
     c.data.candidates = 8
     c.data.prepare.seed = 0
     c.model.name = "ccn"

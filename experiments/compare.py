@@ -31,11 +31,13 @@ from ml_collections import ConfigDict
 import numpy as np
 from scipy.special import expit
 
-from recjax import comparison, configs, metrics, predictions
+from recjax import configs
+from recjax.evaluation import comparison, kept_scores, metrics
+from recjax.evaluation.kept_scores import Rows
 from recjax.models import plain as hashable
-from recjax.predictions import Rows
-from recjax.run import Interrupted, plain, set_up, write_text
-from recjax.train import train
+from recjax.runtime.run import Interrupted, plain, set_up, write_text
+from recjax.training import opening
+from recjax.training.loop import train
 
 METRICS = ("auc", "gauc", "logloss")
 FACTS = ("n_dense", "n_embedding", "flops_per_example", "examples", "examples_per_s", "wall_s")
@@ -150,7 +152,9 @@ def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int =
 def long_tail(rows: Rows, limit: str) -> tuple[str, np.ndarray]:
     """What `limit` ("3": at most so many past events; "20%": the share with the fewest) selects: a name, bool [N]."""
     if "past" not in rows:
-        raise ValueError("--long_tail wants data that counts past events (recjax.data.prepared)")
+        raise ValueError(
+            "--long_tail wants data that counts past events (recjax.data.store.prepared)"
+        )
     share = limit.endswith("%")
     most = np.quantile(rows["past"], float(limit[:-1]) / 100) if share else float(limit)
     return f"at most {most:g} past events ({limit})", rows["past"] <= most
@@ -177,8 +181,8 @@ def results(
     }
     out["differences"] = {name: {} for name in list(runs)[1:]}
     for split in splits:
-        rows = {name: [predictions.load(r, split) for r in each] for name, each in runs.items()}
-        predictions.check(rows, split)
+        rows = {name: [kept_scores.load(r, split) for r in each] for name, each in runs.items()}
+        kept_scores.check(rows, split)
         first = rows[baseline][0]
         parts = {split: np.ones(len(first["row"]), bool)}
         counted = next((r for v in rows.values() for r in v if "past" in r), first)
@@ -187,7 +191,7 @@ def results(
             parts[f"{split}, {name}"] = chosen
         for part, chosen in parts.items():
             _add_differences(
-                out["differences"], part, rows, chosen, predictions.group_key(first, group), n
+                out["differences"], part, rows, chosen, kept_scores.group_key(first, group), n
             )
     return plain(out)
 
@@ -294,8 +298,8 @@ def run(
             place = e.scores or root / e.name / f"seed-{seed}"
             if e.config is not None:
                 logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
-                train(e.of_seed(seed), place, functools.partial(predictions.keep_scored, place))
-                predictions.complete(place, splits)
+                train(e.of_seed(seed), place, functools.partial(kept_scores.keep_scored, place))
+                opening.keep_missing(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)
         write_text(root / "results.json", json.dumps(found, indent=1))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.layers.hypergraph import HypergraphConv, Incidence
-from recjax.run import set_up
+from recjax.runtime.run import set_up
 
 
 def example(incidences: int, width: int) -> tuple[jax.Array, Incidence]:

@@ -16,11 +16,11 @@ from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation, scored
-from recjax.comparison import half_width
-from recjax.data.product_catalog import Catalog
+from recjax.data.sets.product_catalog import Catalog
+from recjax.evaluation.comparison import half_width
 from recjax.models import hyperpave
-from recjax.run import plain, set_up, write_text
-from recjax.train import train
+from recjax.runtime.run import plain, set_up, write_text
+from recjax.training.loop import train
 
 VARIANTS: dict[str, dict] = {
     "hyperpave": {},

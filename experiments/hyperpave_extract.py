@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from recjax.data import text as texts
-from recjax.evaluator import open_run
-from recjax.run import set_up
+from recjax.runtime.run import set_up
 from recjax.serving.bench import percentile, times
+from recjax.training.opening import open_run
 
 
 class ExtractError(ValueError):
@@ -41,7 +41,7 @@ class Extractor:
             )
         self.threshold = json.loads(summary.read_text())["validation"]["threshold"]
         best = bool(list(pathlib.Path(run).glob("checkpoints/best*")))
-        self.config, self.data, self.system, self.trees = open_run(run, best=best)
+        self.config, self.data, self.system, self.trees, _ = open_run(run, best=best)
         self.encode = texts.encoder(self.config.data.prepare.get("text", "wordllama"))
         fns = {n: jax.jit(self.system.exports[n].fn) for n in ("catalog", "extract")}
         dense = self.trees["dense"]

@@ -27,8 +27,8 @@ from ml_collections import ConfigDict
 
 from experiments import compare
 from recjax import configs
-from recjax.run import set_up
-from recjax.train import train
+from recjax.runtime.run import set_up
+from recjax.training.loop import train
 
 # name -> (flow, whether the generator's weights are AMEN's beginning, whose flow)
 VARIANTS = {

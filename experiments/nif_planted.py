@@ -1,4 +1,4 @@
-"""NIF and AMEN on their planted world: an intent that wanders, scenes that show it (recjax/data/synthetic/nif.py).
+"""NIF and AMEN on their planted world: an intent that wanders, scenes that show it (recjax/data/worlds/nif.py).
 
     python -m recjax.train --config=experiments/nif_planted.py --workdir=runs/nif_planted            # both stages
     python -m recjax.train --config=experiments/nif_planted.py:flow --workdir=runs/nif_planted_flow  # the generator alone
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Stage 2, or stage 1 for "flow" and "codes"; "none" is stage 2 without a generator; each with ",runlocal"."""
     parts = [p for p in arg.split(",") if p]
     c = configs.base()
-    c.data.name = "synthetic.nif"
+    c.data.name = "worlds.nif"
     c.data.prepare = dict(users=12_000)
     lists(c, LISTS)
     c.model.update(MODEL)

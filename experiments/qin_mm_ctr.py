@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.model.output_bias = True
         c.model.context_fields = ("likes_level", "views_level")
     if "runlocal" in arg:
-        c.data.name = "synthetic.mm_ctr"
+        c.data.name = "worlds.mm_ctr"
         c.data.history = 8
         c.data.prepare.users = 300
         c.model.table.dim = 8

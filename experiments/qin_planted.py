@@ -1,4 +1,4 @@
-"""QIN on its planted world: what an item is lies in its frozen vector (recjax/data/synthetic/qin.py).
+"""QIN on its planted world: what an item is lies in its frozen vector (recjax/data/worlds/qin.py).
 
     python -m recjax.train --config=experiments/qin_planted.py --workdir=runs/qin_planted
 
@@ -23,7 +23,7 @@ from recjax import configs
 
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
-    c.data.name = "synthetic.qin"
+    c.data.name = "worlds.qin"
     c.data.history = 8
     c.data.prepare.label = "click"
     c.model.name = "qin"

@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test")
     if arg == "runlocal":
-        c.data.name = "synthetic.transactions"
+        c.data.name = "worlds.transactions"
         c.data.history = 8
         c.train.batch = 64
         c.train.examples = 1_024

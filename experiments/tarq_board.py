@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax.data import open_data
-from recjax.run import Stop, set_up, write_text
+from recjax.runtime.run import Stop, set_up, write_text
 from recjax.serving import artifact as artifacts
 from recjax.serving.export import export_run
 from recjax.serving.prerank import Preranker

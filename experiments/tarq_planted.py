@@ -1,4 +1,4 @@
-"""TARQ on its planted world: a click follows the past items nearest to the candidate (recjax/data/synthetic/tarq.py).
+"""TARQ on its planted world: a click follows the past items nearest to the candidate (recjax/data/worlds/tarq.py).
 
     python -m recjax.train --config=experiments/tarq_planted.py --workdir=runs/tarq_planted
 
@@ -20,7 +20,7 @@ from recjax import configs
 
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
-    c.data.name = "synthetic.tarq"
+    c.data.name = "worlds.tarq"
     c.data.history = 20
     c.model.name = "tarq"
     c.model.width = 32

@@ -24,14 +24,15 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.compare import Entry, entry
-from recjax import correlation, embedding
-from recjax import mesh as meshes
-from recjax.evaluator import open_run, placement
+from recjax import embedding
+from recjax.evaluation import correlation
 from recjax.inputs import raw_ids
 from recjax.layers.fields import matched_fields
-from recjax.run import plain, set_up, write_text
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import plain, set_up, write_text
 from recjax.schema import Schema, SchemaError
-from recjax.train import train
+from recjax.training.loop import train
+from recjax.training.opening import open_run, placement
 
 CONFIGS = [f"experiments/{name}_complete_journey.py:decisive" for name in ("din", "tin", "sasrec", "bst")]  # fmt: skip
 
@@ -84,7 +85,7 @@ def measured(data: Any, splits: Sequence[str], field: str, positions: int, examp
 
 def learned(run: epath.PathLike, split: str, field: str, positions: int, examples: int) -> Grid:
     """Mean of the model's function "correlation" over the events of each cell."""
-    config, data, system, trees = open_run(run)
+    config, data, system, trees, _ = open_run(run)
     if "correlation" not in system.exports:
         raise ValueError(f"{run}: model {config.model.name!r} exports no function 'correlation'")
     event_field(data.schema, field)
@@ -162,7 +163,7 @@ def run(
     for e in competitors:
         place = root / e.name / "seed-0"
         train(e.of_seed(0), place)
-        data = data or open_run(place)[1]
+        data = data or open_run(place).data
         logging.info("what %s has learnt", e.name)
         grids[e.name] = learned(place, split, field, positions, examples)
     measure = measured(data, pool, field, positions, examples)

@@ -1,4 +1,4 @@
-"""TIN on its planted world: categories match, and the sooner the more (recjax/data/synthetic/tin.py).
+"""TIN on its planted world: categories match, and the sooner the more (recjax/data/worlds/tin.py).
 
     python -m recjax.train --config=experiments/tin_planted.py --workdir=runs/tin_planted
 
@@ -18,7 +18,7 @@ from recjax import configs
 
 def get_config(arg: str = "") -> ConfigDict:
     c = configs.base()
-    c.data.name = "synthetic.tin"
+    c.data.name = "worlds.tin"
     c.data.history = 10
     c.model.name = "tin"
     c.model.max_len = 10

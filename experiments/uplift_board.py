@@ -16,10 +16,11 @@ from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation, scored
-from recjax import configs, ranking, uplift
-from recjax.comparison import half_width
-from recjax.run import plain, set_up, write_text
-from recjax.train import train
+from recjax import configs
+from recjax.evaluation import ranking, uplift
+from recjax.evaluation.comparison import half_width
+from recjax.runtime.run import plain, set_up, write_text
+from recjax.training.loop import train
 
 LEARNERS = {"s": "S-learner", "t": "T-learner", "x": "X-learner", "tarnet": "TARNet"}
 TASKS = {"ctr": "label", "ctcvr": "ctcvr/label"}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from recjax.data.layout import BatchError, Layout
+from recjax.data.loading.layout import BatchError, Layout
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
 
 

@@ -2,7 +2,7 @@
 
     python -m launch.plan --config=experiments/suan_planet.py --topology=v5p:4x4x8 [--json] [--out=FILE]
 
-Compiles the training step that `python -m recjax.train` runs (recjax.step.make_step) for a TPU slice ("v5p:4x4x8",
+Compiles the training step that `python -m recjax.train` runs (recjax.training.step.make_step) for a TPU slice ("v5p:4x4x8",
 "v6e:16x16"; needs libtpu, no TPU), for fake CPU devices ("cpu:8"), or for the GPUs of this machine ("cuda"), without
 an array of its size anywhere. With a data set the batch's shapes and the exchange capacities are measured on its
 first batches; `launch.abstract_data` gives the worst case, every position another id.
@@ -30,12 +30,12 @@ from launch import flops
 from launch.abstract_data import AbstractData
 from launch.chips import CHIPS, Chip
 from recjax import configs, embedding, models
-from recjax import mesh as meshes
 from recjax.data import open_data
 from recjax.embedding import hlo
 from recjax.embedding.placement import SMALL, Skew
-from recjax.run import write_text
-from recjax.step import init_trees, make_step, zero_sums
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import write_text
+from recjax.training.step import init_trees, make_step, zero_sums
 
 Tree = Any
 

@@ -80,7 +80,7 @@ def base() -> ConfigDict:
     c.needs = ()  # configs (files) run first, into workdir/needs/<i>
     c.init_from = ()  # (run, source regex, target): parameters and rows of earlier runs
     # A run that goes on here with later data, whose preparation `extends` that run's: everything but the step count and
-    # the metrics comes from its last checkpoint; rows that mean a new value begin anew (recjax.data.growth).
+    # the metrics comes from its last checkpoint; rows that mean a new value begin anew (recjax.data.store.growth).
     c.continue_from = ""
     c.lock()
     for section in FREE:

@@ -5,7 +5,7 @@
     python -m recjax.evaluate --scores='scores-*.parquet' --data=PREPARED      (recjax.score --shard)
 
 Prints one JSON object per split and writes it beside the run; under "slices" it holds the same figures of new users,
-cold items, scenes and history lengths (`recjax.data.slices`; docs/evaluate.md).
+cold items, scenes and history lengths (`recjax.data.loading.slices`; docs/evaluate.md).
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,20 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 
-from recjax import hosts, score, scored
-from recjax.data.layout import BatchError
-from recjax.data.prepared import Prepared
-from recjax.data.slices import Slice, default_slices, make_slices
-from recjax.data.translate import Translated
-from recjax.evaluator import evaluator_for, open_run
-from recjax.run import plain, set_up, write_text
+from recjax import score
+from recjax.data.loading.layout import BatchError
+from recjax.data.loading.slices import Slice, default_slices, make_slices
+from recjax.data.store.prepared import Prepared
+from recjax.data.store.translate import Translated
+from recjax.evaluation import score_files
+from recjax.runtime import hosts
+from recjax.runtime.run import plain, set_up, write_text
+from recjax.training.opening import evaluator_for, open_run
 
 
 def evaluate_run(run: str, data_dir: str, splits, *, best: bool, wanted: Sequence[str]) -> dict:
     """split -> metrics of a run, with the wanted slices."""
-    config, data, system, trees = open_run(run, data_dir, best=best)
+    config, data, system, trees, _ = open_run(run, data_dir, best=best)
     evaluator = evaluator_for(system, config)
     out = {}
     for split in splits:
@@ -55,13 +57,13 @@ def slices_of(data, config: ConfigDict, split: str, wanted: Sequence[str]) -> li
 def evaluate_scores(pattern: str, data_dir: str, wanted: Sequence[str]) -> dict:
     """split -> metrics of files that `recjax.score` wrote."""
     files = sorted(glob.glob(pattern))
-    about = scored.read_about(files)
+    about = score_files.read_about(files)
     slices: list[Slice] = []
     if wanted:
         if not data_dir:
             raise BatchError("slices are made from the scored data; give --data, or --slices=")
         prepared = Prepared(data_dir)
-        scored.check_data(about, prepared)
+        score_files.check_data(about, prepared)
         if about["translated"]:  # what the model knew, this data's ids do not tell
             wanted = default_slices(prepared.schema) if list(wanted) == ["default"] else wanted
             wanted = [w for w in wanted if not w.startswith("new:")]
@@ -69,7 +71,7 @@ def evaluate_scores(pattern: str, data_dir: str, wanted: Sequence[str]) -> dict:
         trained = dict(about["trained"], prepared=prepared)
         known = trained["split"] in prepared.splits
         slices = make_slices(prepared, about["split"], wanted, trained if known else None)
-    return {about["split"]: plain(scored.measure(files, slices))}
+    return {about["split"]: plain(score_files.measure(files, slices))}
 
 
 def evaluate_artifact(artifact: str, data_dir: str, splits, wanted: Sequence[str]) -> dict:
@@ -122,7 +124,7 @@ if __name__ == "__main__":
     _SLICES = flags.DEFINE_list(
         "slices",
         ["default"],
-        "new:FEATURE, by:FEATURE, length:LIST; default: recjax.data.slices; '': none",
+        "new:FEATURE, by:FEATURE, length:LIST; default: recjax.data.loading.slices; '': none",
     )
     _BEST = flags.DEFINE_bool("best", False, "the best checkpoint rather than the newest")
     _OUT = flags.DEFINE_string("out", "", "folder for evaluation-<split>.json; default: the run's")

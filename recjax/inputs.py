@@ -1,6 +1,6 @@
 """What a model sees of a batch: embedded features, dense features, masks and ages.
 
-A *batch* is a dict of fixed-shape arrays (made by `recjax.data.batches`, NumPy only):
+A *batch* is a dict of fixed-shape arrays (made by `recjax.data.loading.batches`, NumPy only):
 
     ids    {id space: int32 [S, U]}    unique ids of each of the S device shards, ascending; unused slots hold
                                        rows + slot, out of range for gather (clipped, unused) and scatter (dropped)

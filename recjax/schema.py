@@ -57,7 +57,7 @@ def multiplier(modulus: int) -> int:
 def spread(rank, rows: int):
     """Id of the value of frequency rank 0, 1, ... (an int, or an int64 array): a bijection of [0, rows - 3) onto [3, rows).
 
-    Vocabularies number their values so (recjax.data.vocabulary says why); rank 0 is always id 3.
+    Vocabularies number their values so (recjax.data.store.vocabulary says why); rank 0 is always id 3.
     """
     modulus = rows - NUM_RESERVED
     return NUM_RESERVED + multiplier(modulus) * rank % modulus

@@ -8,7 +8,7 @@ A parquet file holds one request a row, in raw values (`recjax.serving.requests`
 its rows in its order: all its columns but the histories, then for every logit `logit` and `probability` (or
 `<output>/logit` and `<output>/probability`), and the other outputs of [B, C] under their names. For prepared data
 the rows are impressions, and time, request, groups, labels and weight stand before the scores. Data prepared with
-other vocabularies is scored too: its values are translated (`recjax.data.translate`). With --shard=i/n each of n hosts
+other vocabularies is scored too: its values are translated (`recjax.data.store.translate`). With --shard=i/n each of n hosts
 scores its own blocks and writes scores-0000i-of-0000n.parquet; `python -m recjax.evaluate --scores=...` reads them all.
 
 Input is read, scored and written in chunks; the output appears under its name when it is whole.
@@ -28,15 +28,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recjax import scored
-from recjax.data.layout import BatchError
-from recjax.data.prepared import DataError, Prepared, column_dtypes
-from recjax.data.translate import Translated
-from recjax.run import set_up
+from recjax.data.loading.layout import BatchError
+from recjax.data.store.prepared import DataError, Prepared, column_dtypes
+from recjax.data.store.translate import Translated
+from recjax.evaluation import score_files
+from recjax.evaluation.probability import probability_names
+from recjax.runtime.run import set_up
 from recjax.schema import SchemaError
 from recjax.serving import artifact as artifacts
 from recjax.serving.requests import RequestError, is_list
-from recjax.serving.scorer import Scorer, probability_names
+from recjax.serving.scorer import Scorer
+from recjax.training.opening import RunScorer, trained_on
 
 ERRORS = (
     artifacts.ArtifactError,
@@ -44,7 +46,7 @@ ERRORS = (
     BatchError,
     DataError,
     SchemaError,
-    scored.ScoredError,
+    score_files.ScoredError,
     FileNotFoundError,
 )
 
@@ -93,26 +95,26 @@ def score(
     if not folder and (run or shard != (0, 1)):
         raise ScoreError(f"{source} is a file; --run and --shard score a prepared directory")
     if run:
-        scorer = scored.RunScorer(run, source, best=best, chunk=chunk)
+        scorer = RunScorer(run, source, best=best, chunk=chunk)
         about = {
             "objectives": scorer.objectives,
             "trained": scorer.trained,
             "model": scorer.model,
         }
         tables = _prepared_tables(scorer, scorer.prepared, split, chunk, corrected, shard, about)
-        return write(scored.part_name(out, shard), tables)
+        return write(score_files.part_name(out, shard), tables)
     scorer = Scorer(artifacts.load(artifact), function, requests=(1, 64, chunk))
     if folder:
         about = {
             "objectives": scorer.artifact.manifest["objectives"],
-            "trained": scored.trained_on(scorer.artifact.config),
+            "trained": trained_on(scorer.artifact.config),
             "model": f"{scorer.function!r} of artifact {scorer.artifact.stamp[:12]}",
         }
         prepared = _with_ids_of(scorer, Prepared(source))
         tables = _prepared_tables(scorer, prepared, split, chunk, corrected, shard, about)
     else:
         tables = _file_tables(scorer, source, chunk, corrected)
-    rows = write(scored.part_name(out, shard), tables)
+    rows = write(score_files.part_name(out, shard), tables)
     for name, count in scorer.encoder.unknown.items() if "encoder" in vars(scorer) else ():
         logging.info("%s: %d of %d values are unknown", name, count, scorer.encoder.seen[name])
     return rows
@@ -199,7 +201,7 @@ def _scored(
 
 def _score_names(scorer) -> dict[str, str]:
     """Output -> column it goes to: logits as `scored.score_columns` says, others of [B, C] under their names."""
-    names = scored.score_columns(scorer.logits)
+    names = score_files.score_columns(scorer.logits)
     outputs = scorer.outputs if isinstance(scorer, Scorer) else {}
     return names | {n: n for n in outputs if n not in names and outputs[n]["shape"] == ["b", "c"]}
 
@@ -227,12 +229,12 @@ def _prepared_tables(
     about: Mapping[str, Any],
 ) -> Iterator[pa.Table]:
     keys = ["row", "request", "time", *prepared.schema.groups, *prepared.schema.labels, "weight"]
-    what = scored.describe(scorer, prepared, split, shard, **about)
-    parts = scored.parts(scorer, prepared, split, chunk, shard)
+    what = score_files.describe(scorer, prepared, split, shard, **about)
+    parts = score_files.parts(scorer, prepared, split, chunk, shard)
     first = next(parts, None) or _nothing(scorer, prepared)  # there are more hosts than blocks
     for columns, out in itertools.chain([first], parts):
         table = pa.table({**{k: columns[k] for k in keys}, **_scores(scorer, out, corrected)})
-        yield scored.with_metadata(table, what)
+        yield score_files.with_metadata(table, what)
 
 
 def _nothing(scorer, prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -285,7 +287,7 @@ def _check_same_data(scorer: Scorer, prepared: Prepared) -> None:
 def main(_) -> None:
     set_up()
     try:
-        shard = scored.parse_shard(_SHARD.value)
+        shard = score_files.parse_shard(_SHARD.value)
         rows = score(
             _ARTIFACT.value,
             flags.FLAGS["in"].value,
@@ -300,7 +302,7 @@ def main(_) -> None:
         )
     except (ScoreError, *ERRORS) as e:
         sys.exit(f"error: {e}")
-    print(f"{rows} rows scored into {scored.part_name(_OUT.value, shard)}")
+    print(f"{rows} rows scored into {score_files.part_name(_OUT.value, shard)}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from absl import app, flags, logging
 import numpy as np
 import tqdm
 
-from recjax.data.taught import logits_file, question_file, question_of
-from recjax.evaluator import evaluator_for
-from recjax.run import Stop, set_up, write_text
-from recjax.scored import open_at_step
+from recjax.data.loading.taught import logits_file, question_file, question_of
+from recjax.runtime.run import Stop, set_up, write_text
+from recjax.training.opening import evaluator_for, open_run
 
 
 def teach(
@@ -49,7 +48,7 @@ def teach(
       KeyError: The teacher has no such output.
       Interrupted: SIGTERM or Ctrl-C; what was answered until then is kept.
     """
-    config, data, system, trees, step = open_at_step(run, data_dir, best=best)
+    config, data, system, trees, step = open_run(run, data_dir, best=best)
     if output not in {o.output for o in system.objectives}:
         known = ", ".join(o.output for o in system.objectives)
         raise KeyError(f"the teacher in {run} has no output {output!r}; it has {known}")

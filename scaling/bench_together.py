@@ -17,10 +17,10 @@ import jax
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 
-from recjax.run import Run, Stop, set_up
-from recjax.train import Trainer
-from scaling import processes, together
-from scaling.grades import named
+from recjax.runtime.run import Run, Stop, set_up
+from recjax.training.loop import Trainer
+from scaling.plan import processes, together
+from scaling.plan.grades import named
 
 
 def timed(
@@ -135,7 +135,7 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "scaling/configs/<name>.py")
-    _GRADES = flags.DEFINE_list("grades", ["-1", "0"], "of scaling.grades")
+    _GRADES = flags.DEFINE_list("grades", ["-1", "0"], "of scaling.plan.grades")
     _MEMBERS = flags.DEFINE_integer("members", 3, "trials in one program; 1: not measured")
     _PROCESSES = flags.DEFINE_integer("processes", 2, "each on its cores; 1: not measured")
     _MICROBATCHES = flags.DEFINE_list("microbatches", ["0", "64"], "examples of one; 0: the batch")

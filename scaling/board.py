@@ -25,14 +25,16 @@ from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import configs, predictions
-from recjax.comparison import paired_bootstrap
+from recjax import configs
 from recjax.data import open_data
-from recjax.run import plain, set_up, write_text
+from recjax.evaluation import kept_scores
+from recjax.evaluation.comparison import paired_bootstrap
+from recjax.runtime.run import plain, set_up, write_text
 from recjax.teach import teach
-from recjax.train import train
+from recjax.training import opening
+from recjax.training.loop import train
 from scaling.distill import cached, latency, light, paired
-from scaling.grades import LADDER
+from scaling.plan.grades import LADDER
 
 ROLES = ("teacher", "suan", "suan_above", "lightsuan", "distilled")
 
@@ -79,9 +81,9 @@ def train_all(
             teachers = runs if together else (runs[seed],)
             config = config_of(base, role, models[role], soft, seed, teachers)
             place = root / f"{role}-{seed}"
-            keep = functools.partial(predictions.keep_scored, place)
+            keep = functools.partial(kept_scores.keep_scored, place)
             out[role].append(train(config, str(place), keep))
-            predictions.complete(place, config.eval.final)
+            opening.keep_missing(place, config.eval.final)
             if role == "teacher":
                 teach(place, base.data.train, examples=base.train.examples)
     return out
@@ -90,10 +92,10 @@ def train_all(
 def differences(root: epath.Path, seeds: int, split: str) -> dict[str, dict]:
     """Other role -> AUC of the distilled student minus its, paired, over groups of the rows that all were judged on."""
     runs = {role: [root / f"{role}-{s}" for s in range(seeds)] for role in ROLES}
-    rows = {r: [predictions.load(each, split) for each in folders] for r, folders in runs.items()}
-    predictions.check(rows, split)
+    rows = {r: [kept_scores.load(each, split) for each in folders] for r, folders in runs.items()}
+    kept_scores.check(rows, split)
     first = rows["distilled"][0]
-    groups = first[predictions.group_key(first) or "row"]
+    groups = first[kept_scores.group_key(first) or "row"]
     logits = {role: np.stack([r["logit"] for r in each]) for role, each in rows.items()}
     return {
         role: paired_bootstrap(

@@ -28,15 +28,16 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import embedding, models
-from recjax.comparison import half_width
 from recjax.data import open_data
-from recjax.run import flat, plain, read_jsonl, set_up, write_text
+from recjax.evaluation.comparison import half_width
+from recjax.runtime.run import flat, plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
 from recjax.teach import teach
-from recjax.train import train
-from scaling import laws, together
-from scaling import sweep as sweeps
-from scaling.grades import LADDER
+from recjax.training.loop import train
+from scaling.law import laws
+from scaling.plan import sweep as sweeps
+from scaling.plan import together
+from scaling.plan.grades import LADDER
 
 MODES = ("offline", "online")
 STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep names none
@@ -170,7 +171,7 @@ def study(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
 
 
 def finals(run: epath.Path) -> dict[str, Any]:
-    """split -> metrics of a finished run; those of a member lie in the run that trained it (`scaling.together`)."""
+    """split -> metrics of a finished run; those of a member lie in the run that trained it (`scaling.plan.together`)."""
     if (run / "summary.json").exists():
         return json.loads((run / "summary.json").read_text())
     rows = together.read_rows(run.parent.parent).values()

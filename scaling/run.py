@@ -13,13 +13,18 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict, config_flags
 
-from recjax import configs, transfer
+from recjax import configs
 from recjax.data import open_data
-from recjax.run import plain, read_jsonl, set_up, write_text
+from recjax.runtime.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench, export
-from scaling import decide, distill, fit, laws, processes, report, study, sweep
+from recjax.training import transfer
+from scaling import distill
 from scaling.distill import cached
-from scaling.grades import LADDER
+from scaling.law import decisions as decide
+from scaling.law import fit, laws
+from scaling.plan import processes, study, sweep
+from scaling.plan.grades import LADDER
+from scaling.report import page as report
 
 
 def law_stage(

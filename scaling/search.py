@@ -16,10 +16,11 @@ import math
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from recjax import configs, metrics
+from recjax import configs
 from recjax.data import open_data
-from recjax.run import set_up, write_text
-from scaling import processes, sweep
+from recjax.evaluation import metrics
+from recjax.runtime.run import set_up, write_text
+from scaling.plan import processes, sweep
 
 Grid = dict[str, tuple]
 

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from recjax import hosts
+from recjax.runtime import hosts
 
 
 def batches(widths: list[int], rows: int) -> list[dict]:
@@ -25,7 +25,7 @@ def interrupted_evaluation(config: str, workdir: str) -> None:
     import jax
 
     from recjax import configs, train
-    from recjax.evaluator import Evaluator
+    from recjax.evaluation.evaluator import Evaluator
 
     put = Evaluator.put
 
@@ -42,8 +42,8 @@ def agreement(out: str) -> None:
     import jax
 
     from recjax import embedding
-    from recjax import mesh as meshes
-    from recjax.run import Interrupted, Stop
+    from recjax.runtime import mesh as meshes
+    from recjax.runtime.run import Interrupted, Stop
     from recjax.schema import IdSpace, Schema, Table
 
     schema, table = Schema((IdSpace("item", 40),), ()), Table("item", 4)

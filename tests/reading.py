@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from recjax.data.prepared import Prepared
+from recjax.data.store.prepared import Prepared
 
 
 def columns_of(data: Prepared, split: str) -> dict[str, np.ndarray]:
@@ -30,7 +30,7 @@ def train_on(
 ) -> dict:
     """Four steps on a data set named as in a config, by the training command's own function; its summary."""
     from recjax import configs
-    from recjax.train import train
+    from recjax.training.loop import train
 
     c = configs.base()
     c.data.name, c.data.source, c.data.history = name, str(source), 8

@@ -9,13 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from recjax import checkpoint, configs, embedding, evaluator, models
-from recjax.collector import Collector
+from recjax import configs, embedding, models
 from recjax.data import open_data
-from recjax.metrics import compute
-from recjax.run import Interrupted, Run, RunError, read_jsonl
+from recjax.evaluation import evaluator
+from recjax.evaluation.collector import Collector
+from recjax.evaluation.metrics import compute
+from recjax.runtime import checkpoint
+from recjax.runtime.run import Interrupted, Run, RunError, read_jsonl
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
-from recjax.train import Trainer, train
+from recjax.training import opening
+from recjax.training.loop import Trainer, train
 from tests import fakes
 
 
@@ -65,7 +68,7 @@ class StopAfter(Trainer):
 
 def interrupted(c, workdir, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr("recjax.train.Trainer", StopAfter)
+        m.setattr("recjax.training.loop.Trainer", StopAfter)
         with pytest.raises(Interrupted) as e:
             train(c, workdir)
     assert e.value.code == 128 + signal.SIGTERM
@@ -148,7 +151,7 @@ def test_a_run_goes_on_without_what_it_began_from(stage_one, tmp_path, monkeypat
         checkpoint.read(tmp_path / n / "checkpoints")[0]["trees"] for n in ("whole", "two")
     )
     jax.tree.map(np.testing.assert_array_equal, whole, two)
-    assert evaluator.open_run(tmp_path / "two")[3]["frozen"]["generator"]
+    assert opening.open_run(tmp_path / "two").trees["frozen"]["generator"]
     with pytest.raises(FileNotFoundError, match="does not exist; name the workdir of a run"):
         train(c, tmp_path / "three")
 
@@ -234,8 +237,8 @@ def test_gradient_accumulation_equals_one_batch(tmp_path):
 
 def test_evaluate_reproduces_the_final_metrics(tmp_path):
     summary = train(config("batch_norm"), tmp_path)
-    _, data, system, trees = evaluator.open_run(tmp_path)
-    from recjax import mesh
+    _, data, system, trees, _ = opening.open_run(tmp_path)
+    from recjax.runtime import mesh
 
     again = evaluator.Evaluator(system, mesh.make())(trees, data.batches("test", 32))
     assert again["auc"] == summary["test"]["auc"]
@@ -265,7 +268,9 @@ def test_rows_that_are_too_many_to_keep_cost_their_figures_not_the_run(
     calls.clear()
     few = functools.partial(Collector, 50)
     monkeypatch.setattr(evaluator, "Collector", few)
-    monkeypatch.setattr("recjax.collector.compute", lambda sums: compute(sums) | {"undefined": "x"})
+    monkeypatch.setattr(
+        "recjax.evaluation.collector.compute", lambda sums: compute(sums) | {"undefined": "x"}
+    )
     with caplog.at_level("WARNING", logger="absl"):
         cut = train(c, tmp_path / "cut", scored)["test"]
     assert not calls and not cut["exact"] and "positives" not in cut
@@ -324,7 +329,7 @@ def test_a_run_goes_on_with_the_data_it_began_with_wherever_they_lie(tmp_path, m
     with_hash("tuesday", monkeypatch)
     with pytest.raises(RunError, match=r"began with data 'monday'.*'tuesday'.*new --workdir"):
         train(c, tmp_path)
-    evaluator.open_run(tmp_path)  # another day is there to be judged
+    opening.open_run(tmp_path)  # another day is there to be judged
     with_hash("monday", monkeypatch)
     assert train(c, tmp_path)["step"] == 20
     assert json.loads((tmp_path / "config.json").read_text())["data"]["dir"] == "moved"

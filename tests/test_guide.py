@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from recjax import configs, models
-from recjax.data.writing import write_prepared
+from recjax.data.store.writing import write_prepared
 from recjax.inputs import Inputs
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
 

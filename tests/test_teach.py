@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from recjax import configs, teach
-from recjax.data.taught import question_file, question_of
-from recjax.run import Interrupted
-from recjax.train import train
+from recjax.data.loading.taught import question_file, question_of
+from recjax.runtime.run import Interrupted
+from recjax.training.loop import train
 from tests.data.test_slices import write
 
 ROWS, BATCH = 300, 64

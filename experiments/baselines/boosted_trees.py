@@ -17,8 +17,8 @@ import lightgbm
 import numpy as np
 
 from experiments.baselines import judging
-from recjax.data.loader import counter_features
-from recjax.data.prepared import Prepared
+from recjax.data.loading.loader import counter_features
+from recjax.data.store.prepared import Prepared
 from recjax.schema import Schema, SchemaError
 
 FIXED = dict(objective="binary", verbosity=-1, deterministic=True, force_row_wise=True)

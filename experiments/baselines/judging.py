@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from recjax import predictions as kept
-from recjax.collector import Collector
-from recjax.data.choice import Choice, Index
-from recjax.data.prepared import Prepared
-from recjax.run import plain, write_text
+from recjax.data.loading.choice import Choice, Index
+from recjax.data.store.prepared import Prepared
+from recjax.evaluation import kept_scores as kept
+from recjax.evaluation.collector import Collector
+from recjax.runtime.run import plain, write_text
 from recjax.schema import Schema, SchemaError
 
 Columns = dict[str, np.ndarray]

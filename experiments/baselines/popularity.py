@@ -12,7 +12,7 @@ from absl import app, flags
 import numpy as np
 
 from experiments.baselines import judging
-from recjax.data.prepared import Prepared
+from recjax.data.store.prepared import Prepared
 from recjax.schema import NUM_RESERVED
 
 

@@ -1,6 +1,6 @@
 """Local + dilated attention against dense forms: time, compiled temporaries, agreement.
 
-    python -m recjax.bench_attention [--n=1000 --local=50 --dilation=10 --batch=8 --heads=2 --width=40]
+    python -m experiments.bench.attention [--n=1000 --local=50 --dilation=10 --batch=8 --heads=2 --width=40]
 
 Dense forms are masked softmax as written, [B, H, n, n] at once, and the same mapped over examples, or over examples and
 heads, with and without recomputing in the backward pass: the best of those is what the kernel has to beat, by itself and

@@ -1,7 +1,7 @@
 """Measures a training step of embedding tables alone: sparse rows against donated dense optax.adam.
 
-    python -m recjax.embedding.bench                     # the two settings of README.md, at 1 M and 10 M rows
-    python -m recjax.embedding.bench --setting=wide --rows=1000000 --optimizer=lazy_adam
+    python -m experiments.bench.embedding                     # the two settings of README.md, at 1 M and 10 M rows
+    python -m experiments.bench.embedding --setting=wide --rows=1000000 --optimizer=lazy_adam
 
 `lists` is 2048 requests x 50 ids at D = 32, `wide` 4096 x 26 at D = 16; ids are Zipf(1.1) through the vocabulary's
 bijection. Both sides read the rows of a batch and descend the mean square of (row - target): the same work but for
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from recjax import embedding
-from recjax.data.batches import unique_ids
+from recjax.data.loading.batches import unique_ids
 from recjax.embedding import huge_pages
 from recjax.schema import IdSpace, Schema, Table, spread
 

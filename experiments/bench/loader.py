@@ -1,8 +1,8 @@
 """Examples per second and CPU per example of the loader, in process and with worker processes.
 
-    python -m recjax.data.bench_loader                 # a made-up set as wide as Complete Journey's
-    python -m recjax.data.bench_loader --dir=... --history=50,200,1000 --workers=0,1,2
-    python -m recjax.data.bench_loader --dir=... --history=200 --buckets=25,75 --workers=0
+    python -m experiments.bench.loader                 # a made-up set as wide as Complete Journey's
+    python -m experiments.bench.loader --dir=... --history=50,200,1000 --workers=0,1,2
+    python -m experiments.bench.loader --dir=... --history=200 --buckets=25,75 --workers=0
 
 Every line is the median of `--repeats` windows of `--window` batches (and their range); a first
 window, with start-up and cold blocks, is not counted. CPU is user + system time of this process and
@@ -18,9 +18,9 @@ import time
 from absl import app, flags
 import numpy as np
 
-from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
-from recjax.data.writing import write_prepared
+from recjax.data.loading.loader import Data
+from recjax.data.store.prepared import Prepared
+from recjax.data.store.writing import write_prepared
 from recjax.schema import Feature, IdSpace, Schema
 
 _DIR = flags.DEFINE_string("dir", "", "Prepared directory; empty: a made-up data set.")

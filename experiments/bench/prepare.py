@@ -1,6 +1,6 @@
 """Time, peak memory and bytes on disk of preparing The Complete Journey, against histories written out row by row.
 
-    python -m recjax.data.bench_prepare --out=DIR --rate=1:20
+    python -m experiments.bench.prepare --out=DIR --rate=1:20
 
 Prepares into an empty --out in this process and prints one line of each. Written-out histories are counted, not
 written: every impression with its last --history events, each event's fields (4 bytes) and time (8 bytes).
@@ -12,8 +12,8 @@ import time
 
 from absl import app, flags, logging
 
-from recjax.data import complete_journey
-from recjax.data.prepared import Prepared, feature_dtype
+from recjax.data.sets import complete_journey
+from recjax.data.store.prepared import Prepared, feature_dtype
 
 
 def event_bytes(prepared: Prepared) -> int:

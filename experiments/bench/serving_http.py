@@ -1,6 +1,6 @@
 """Latency and overload of the service, over real sockets, against the scorer in this process.
 
-    python -m recjax.serving.bench_http --artifact=DIR --candidates=100 --seconds=10
+    python -m experiments.bench.serving_http --artifact=DIR --candidates=100 --seconds=10
 
 Phases on one service, in a thread of its own process:
   alone     one client, one request at a time, in turns with the same request scored in this process without HTTP

@@ -1,7 +1,7 @@
 """One request with many candidates: all at once, from a warm prefix cache, one by one, with replicated histories.
 
-    python -m recjax.serving.bench_parallel --candidates=200 --history=100
-    python -m recjax.serving.bench_parallel --candidates=200 --history=1000 --local=50 --dilation=10 --head=released
+    python -m experiments.bench.serving_parallel --candidates=200 --history=100
+    python -m experiments.bench.serving_parallel --candidates=200 --history=1000 --local=50 --dilation=10 --head=released
 
 An untrained LightSUAN of two blocks, D = 40, exported and loaded; encoded requests, so each figure is the gathering of
 rows and the program, on one core. In one run, taking turns:
@@ -28,8 +28,8 @@ import jax
 import numpy as np
 
 from recjax import embedding, models
-from recjax.data.batches import Assembler, Layout, Part
-from recjax.run import set_up
+from recjax.data.loading.batches import Assembler, Layout, Part
+from recjax.runtime.run import set_up
 from recjax.schema import Feature, IdSpace, Schema
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer

@@ -1,7 +1,7 @@
 """Pre-ranking one request: TARQ's three read-outs against two towers and exact target attention, in one run on one core.
 
-    python -m recjax.serving.bench_prerank
-    python -m recjax.serving.bench_prerank --history=200
+    python -m experiments.bench.serving_prerank
+    python -m experiments.bench.serving_prerank --history=200
 
 Untrained models of one size (D = 64, 2 heads, 3 x 128 codes) over made-up stored items, all of which are candidates; each is
 exported and loaded, forms take turns, and a figure is the median of the process's own milliseconds (`cpu_ms`; `p50_ms` is
@@ -24,12 +24,12 @@ from absl import app, flags
 import jax
 import numpy as np
 
+from experiments.bench.serving_parallel import batch_of, part, schema, take_turns
 from recjax import embedding, models
-from recjax.run import set_up
+from recjax.runtime.run import set_up
 from recjax.schema import Schema
 from recjax.serving import artifact as artifacts
 from recjax.serving import program
-from recjax.serving.bench_parallel import batch_of, part, schema, take_turns
 from recjax.serving.catalogue import KEY
 from recjax.serving.prerank import Preranker
 

@@ -1,6 +1,6 @@
 """What quantised rows cost in quality and save in bytes, on a finished run.
 
-    python -m recjax.serving.bench_rows --run=runs/lightsuan --split=test
+    python -m experiments.bench.serving_rows --run=runs/lightsuan --split=test
 
 Evaluates the run with its rows as trained, and as an artifact would store them; "artifact_mib" is everything beside.
 """
@@ -14,22 +14,22 @@ from typing import Any
 from absl import app, flags
 import numpy as np
 
-from recjax.embedding import packing
-from recjax.evaluator import evaluator_for, open_run
-from recjax.run import set_up
+from recjax.embedding import lanes
+from recjax.runtime.run import set_up
 from recjax.serving.export import export_run
 from recjax.serving.quantize import FORMATS, quantize
+from recjax.training.opening import evaluator_for, open_run
 
 
 def measure(run: str | os.PathLike, split: str, data_dir: str = "") -> dict[str, Any]:
     """{format: AUC, logloss, difference from float32, bytes of the tables, MiB of the artifact}."""
-    config, data, system, trees = open_run(run, data_dir)
+    config, data, system, trees, _ = open_run(run, data_dir)
     evaluator = evaluator_for(system, config)
     out: dict[str, Any] = {"split": split, "dims": sorted({t.dim for t in system.tables})}
     dims = {t.path: t.dim for t in system.tables}
     held = {p: np.asarray(t["rows"]) for p, t in trees["tables"].items()}  # packed or not
     for fmt in FORMATS:
-        stored = {p: quantize(packing.logical(x, dims[p]), fmt) for p, x in held.items()}
+        stored = {p: quantize(lanes.logical(x, dims[p]), fmt) for p, x in held.items()}
         tables = {
             p: {**trees["tables"][p], "rows": q.dequantized().reshape(held[p].shape)}
             for p, q in stored.items()

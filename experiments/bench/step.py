@@ -1,4 +1,4 @@
-"""Does a training step's cost depend on the vocabulary? python -m recjax.bench_step
+"""Does a training step's cost depend on the vocabulary? python -m experiments.bench.step
 
 Times the full SUAN step (released configuration) over a small and a large item table, on the same Zipf-distributed
 ids, and prints the compiler's temporaries. Both tables are donated; batches are made beforehand.
@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from recjax import configs, models
-from recjax.run import set_up
+from recjax.runtime.run import set_up
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
-from recjax.step import init_trees, make_step, zero_sums
+from recjax.training.step import init_trees, make_step, zero_sums
 
 FIELDS = ("item", "category", "type", "store", "hour")
 SMALL = {"category": 300, "type": 2_400, "store": 460, "hour": 200, "user": 2_500}

@@ -14,7 +14,11 @@ from typing import Any
 
 from absl import logging
 
-from recjax.data.layout import BatchError
+from recjax.data.loading.layout import BatchError
+
+OWN_LOGS = "logs.prepare"
+# `python -m recjax.data.published` and its like find the readers, which are in sets/.
+__path__.append(str(pathlib.Path(__file__).parent / "sets"))
 
 
 def open_data(
@@ -27,11 +31,11 @@ def open_data(
     made.
 
     Args:
-      config: `name` (a module of this package, or a dotted path), `dir` (a prepared directory; "": prepare
+      config: `name` (`logs`, a module of sets/, `worlds.<module>`, or a dotted path), `dir` (a prepared directory; "": prepare
         into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of the module's
-        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loader.Data`),
-        `teachers` (`recjax.data.taught`).
-      ids_of: Opened data whose ids the batches shall have (`recjax.data.translate`); None: the data's own.
+        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loading.loader.Data`),
+        `teachers` (`recjax.data.loading.taught`).
+      ids_of: Opened data whose ids the batches shall have (`recjax.data.store.translate`); None: the data's own.
       process_index: Of this process.
       process_count: Processes of the run; each reads its share of every batch.
 
@@ -39,7 +43,7 @@ def open_data(
       BatchError: The config names no data set that exists, or no directory for several processes.
       DataError: The prepared directory is absent or damaged.
     """
-    module = _module(config.get("name", ""))
+    module = module_of(config.get("name", ""))
     if hasattr(module, "open_data"):
         share = (process_index, process_count) if process_count > 1 else ()
         return module.open_data(config, *share)
@@ -49,10 +53,10 @@ def open_data(
             f"of {process_count}, and give it as data.dir"
         )
     # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
-    from recjax.data.loader import Data
-    from recjax.data.prepared import Prepared
-    from recjax.data.taught import Taught
-    from recjax.data.translate import translated
+    from recjax.data.loading.loader import Data
+    from recjax.data.loading.taught import Taught
+    from recjax.data.store.prepared import Prepared
+    from recjax.data.store.translate import translated
 
     prepared = Prepared(config.get("dir", "") or _prepare(module, config))
     if config.get("dir", ""):
@@ -69,11 +73,23 @@ def open_data(
     return Taught(data, teachers, config.get("train", "train")) if teachers else data
 
 
-def _module(name: str) -> ModuleType | None:
-    """The module of a data set: of this package first, then any dotted path; None for ""."""
+def canonical_name(name: str) -> str:
+    """`data.name` as it is written today: saved runs may hold the name that a module had before it moved."""
+    short = name.removeprefix(f"{__name__}.")
+    return f"worlds.{short.removeprefix('synthetic.')}" if short.startswith("synthetic.") else short
+
+
+def module_of(name: str) -> ModuleType | None:
+    """The module of a data set: of this package first, then any dotted path; None for "".
+
+    Raises:
+      BatchError: There is none of that name.
+    """
     if not name:
         return None
-    places = [f"{__name__}.{name}", name] if "." in name else [f"{__name__}.{name}"]
+    short = canonical_name(name)
+    own = OWN_LOGS if short == "logs" else short if "." in short else f"sets.{short}"
+    places = [f"{__name__}.{own}", name] if "." in name else [f"{__name__}.{own}"]
     for place in places:
         try:
             return importlib.import_module(place)
@@ -81,8 +97,8 @@ def _module(name: str) -> ModuleType | None:
             if not f"{place}.".startswith(f"{e.name}."):  # it exists, something it imports does not
                 raise
     raise BatchError(
-        f"there is no data set {name!r}: cannot import {' or '.join(places)}; "
-        f"set data.name to a module of {__name__}, or to a dotted path"
+        f"there is no data set {name!r}: cannot import {' or '.join(places)}; set data.name to 'logs', to a module "
+        f"of {__name__}.sets, to worlds.<one of {__name__}.worlds>, or to a dotted path of your own"
     )
 
 

@@ -3,7 +3,7 @@
 Logs are CSV, CSV.gz, TSV, JSONL or Parquet. With --suggest, a first commented mapping is written to --mapping from the
 columns found; with --out too, it is used at once. The report is printed before anything trains and kept in DIR/report.json;
 bad rows go to DIR/quarantine.parquet, or stop everything with --strict. A log that does not fit into memory is prepared
-in --shards, here or on Apache Beam with --runner (`recjax.data.sharded`). docs/your_own_logs.md leads through it.
+in --shards, here or on Apache Beam with --runner (`recjax.data.logs.sharded`). docs/your_own_logs.md leads through it.
 """
 
 import json
@@ -14,12 +14,13 @@ from absl import app, flags, logging
 import polars as pl
 import tensorflow_datasets as tfds
 
-from recjax.data import logs, sharded
-from recjax.data.log_files import list_files
-from recjax.data.prepared import DataError
-from recjax.data.report import report_text
-from recjax.data.suggest import suggest
-from recjax.data.writing import BLOCK_SIZE
+from recjax.data.logs import prepare as logs
+from recjax.data.logs import sharded
+from recjax.data.logs.files import list_files
+from recjax.data.logs.report import report_text
+from recjax.data.logs.suggest import suggest
+from recjax.data.store.prepared import DataError
+from recjax.data.store.writing import BLOCK_SIZE
 from recjax.schema import SchemaError
 
 
@@ -89,7 +90,9 @@ if __name__ == "__main__":
     flags.DEFINE_list("beam_args", [], "Options of the runner, as on Beam's command line.")
     flags.DEFINE_string("work", "", "Folder of the stages' files that all workers see.")
     flags.DEFINE_float("head_room", 0.0, "Spare rows for the values of later days, as a share.")
-    flags.DEFINE_string("extends", "", "Prepared directory whose ids go on (recjax.data.growth).")
+    flags.DEFINE_string(
+        "extends", "", "Prepared directory whose ids go on (recjax.data.store.growth)."
+    )
     flags.DEFINE_float("reclaim_days", None, "Give ids unseen for so long to new values.")
     flags.mark_flags_as_required(["logs", "mapping"])
     app.run(main)

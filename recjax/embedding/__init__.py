@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.embedding import packing, sharded
+from recjax.embedding import exchange, lanes
+from recjax.embedding.exchange import Merged
 from recjax.embedding.optimizers import OPTIMIZERS, row_mean, stochastic_round
 from recjax.embedding.placement import RULES, CapacityError, Plan, Skew, measure, plan
-from recjax.embedding.sharded import Merged
 from recjax.schema import PAD, Schema, SchemaError, Table
 
 __all__ = [
@@ -66,13 +66,13 @@ def _init_table(key: jax.Array, t: Table, rows: int, k: int) -> dict:
         return {"rows": value}
     wide = OPTIMIZERS[t.optimizer].init(value, t.accumulator)
     # numbers a row holds one of are counted by logical rows (the reshape is never computed: they are constants)
-    narrow = OPTIMIZERS[t.optimizer].init(packing.logical(value, t.dim), t.accumulator)
+    narrow = OPTIMIZERS[t.optimizer].init(lanes.logical(value, t.dim), t.accumulator)
     return {"rows": value, **{n: x if x.ndim == 2 else narrow[n] for n, x in wide.items()}}
 
 
 def exchange_ids(batch: dict, plan: Plan | None = None) -> dict:
     """The batch with each device's ids where rows are looked up; once a step, so that they travel once."""
-    return batch if plan is None else sharded.exchange_ids(plan, batch)
+    return batch if plan is None else exchange.exchange_ids(plan, batch)
 
 
 def gather(
@@ -80,10 +80,9 @@ def gather(
 ) -> dict[str, jax.Array]:
     """Rows of the batch's unique ids, {path: [S, U, d]}; unused slots hold some in-range row nobody reads."""
     if plan is not None and plan.devices > 1 and tables:
-        return sharded.gather(plan, tables, values, batch)
+        return exchange.gather(plan, tables, values, batch)
     return {
-        t.path: packing.read(values[t.path]["rows"], batch["ids"][t.id_space], t.dim)
-        for t in tables
+        t.path: lanes.read(values[t.path]["rows"], batch["ids"][t.id_space], t.dim) for t in tables
     }
 
 
@@ -98,7 +97,7 @@ def merge(
     real = {t.path: (batch["ids"][t.id_space] != PAD)[..., None] for t in trained}
     grads = {p: jnp.where(keep, grads[p].astype(jnp.float32), 0) for p, keep in real.items()}
     if plan is not None and plan.devices > 1 and trained:
-        return sharded.merge(plan, trained, batch, grads)
+        return exchange.merge(plan, trained, batch, grads)
     return {t.path: _merge_local(t, batch["ids"][t.id_space], grads[t.path]) for t in trained}
 
 
@@ -106,7 +105,7 @@ def _merge_local(t: Table, ids: jax.Array, grads: jax.Array) -> Merged:
     if ids.shape[0] == 1:
         return Merged(ids[0], grads[0])
     # fillers lie past the table; so must what the merge puts behind the last id
-    return sharded.merge_duplicates(ids, grads, np.iinfo(np.int32).max - 2 * ids.size)
+    return exchange.merge_duplicates(ids, grads, np.iinfo(np.int32).max - 2 * ids.size)
 
 
 def apply(
@@ -140,7 +139,7 @@ def apply(
         for t in trained
     }
     if plan is not None and plan.devices > 1 and trained:
-        return values | sharded.apply(plan, trained, values, merged, scale, rng, _step)
+        return values | exchange.apply(plan, trained, values, merged, scale, rng, _step)
     return values | {
         t.path: _step(t, values[t.path], merged[t.path], scale[t.path], rng) for t in trained
     }
@@ -179,7 +178,7 @@ def _step(
         unique_indices=True, indices_are_sorted=ascending and jax.default_backend() != "gpu"
     )
     dim = grads.shape[1]
-    old = jax.tree.map(lambda x: packing.read(x, ids, dim, **hints), value)
+    old = jax.tree.map(lambda x: lanes.read(x, ids, dim, **hints), value)
     before = old.pop("rows").astype(jnp.float32)
     if t.l2:
         grads = grads + t.l2 * before
@@ -191,7 +190,7 @@ def _step(
             after, rng, ids + first_row, first_column + jnp.arange(after.shape[-1])
         )
     return jax.tree.map(
-        lambda x, new: packing.write(x, ids, new.astype(x.dtype), **hints),
+        lambda x, new: lanes.write(x, ids, new.astype(x.dtype), **hints),
         value,
         {"rows": after, **state},
     )

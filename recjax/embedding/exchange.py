@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from recjax.embedding import packing
+from recjax.embedding import lanes
 from recjax.embedding.placement import Plan
 from recjax.schema import Table
 
@@ -155,7 +155,7 @@ def gather(plan: Plan, tables: Sequence[Table], values: dict, batch: dict) -> di
     def body(rows, parts):
         at = _Local(plan, parts)
         out, paths = {}, {t.path: at.path_of(t) for t in tables}
-        pick = lambda t, ids: packing.read(rows[t.path], ids, at.width(t))  # noqa: E731
+        pick = lambda t, ids: lanes.read(rows[t.path], ids, at.width(t))  # noqa: E731
         of = lambda path: [t for t in tables if paths[t.path] == path]  # noqa: E731
 
         swapped = {t.path: pick(t, at.asked[t.id_space]) for t in of("all_to_all")}  # [n, c, d]

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from recjax.embedding import packing
+from recjax.embedding import lanes
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import Schema, SchemaError, Table
 
@@ -31,7 +31,7 @@ RULES = ("replicated", "row", "row:all_gather", "row:all_to_all", "column")
 LAYOUTS = (
     "packed",
     "unpacked",
-)  # rules too: how a device stores its rows (recjax.embedding.packing)
+)  # rules too: how a device stores its rows (recjax.embedding.lanes)
 INT32 = np.iinfo(np.int32).max
 MARGIN = 1 << 24  # of 32-bit numbers, for the fillers that follow a table's last id
 SMALL = 20_480  # rows up to which a table is replicated
@@ -233,7 +233,7 @@ class Plan:
         if not fits:
             raise CapacityError(
                 f"id space {space!r}: one device asks {need} rows of one owner and the largest bucket holds "
-                f"{sizes[-1]}; spread the ids over rows (recjax.data.vocabulary.spread), or look these tables up with "
+                f"{sizes[-1]}; spread the ids over rows (recjax.data.store.vocabulary.spread), or look these tables up with "
                 "--config.embedding.placement=(('.*', 'row:all_gather'),)"
             )
         if fits[0] != sizes[0]:
@@ -367,7 +367,7 @@ def _parts(t: Table, rows: int, n: int, placed: Placement) -> int:
     """K of a table to be packed. Columns stay apart, and a dense sum over a small table wants its rows apart."""
     if placed.rule == "column" or placed.exchange == "sum" or rows <= SMALL:
         return 1
-    return packing.parts(t.dim, rows // n if placed.rule == "row" else rows)
+    return lanes.parts(t.dim, rows // n if placed.rule == "row" else rows)
 
 
 def _place(
@@ -395,7 +395,7 @@ def _choose(t: Table, rows: int, n: int, tpu: bool) -> tuple[str, str]:
     if rows <= SMALL:
         return "replicated", f"at most {SMALL:,} rows"
     # a TPU stores fewer than 128 columns in 128 lanes
-    if rows < INT32 - MARGIN and t.dim % n == 0 and t.dim >= (packing.LANES if tpu else 8) * n:
+    if rows < INT32 - MARGIN and t.dim % n == 0 and t.dim >= (lanes.LANES if tpu else 8) * n:
         return "column", f"width is at least 8 x {n} devices"
     if rows % n:
         return "replicated", f"rows do not divide over {n} devices"

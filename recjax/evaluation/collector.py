@@ -8,7 +8,7 @@ import warnings
 from absl import logging
 import numpy as np
 
-from recjax.metrics import (
+from recjax.evaluation.metrics import (
     BINS,
     CHANNELS,
     Array,
@@ -23,7 +23,7 @@ from recjax.metrics import (
 )
 
 if TYPE_CHECKING:  # a data set of one's own need not bring TFDS
-    from recjax.data.slices import Slice
+    from recjax.data.loading.slices import Slice
 
 
 class Collector:

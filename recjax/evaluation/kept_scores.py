@@ -1,6 +1,6 @@
 """What a finished run scored, row by row, beside it: predictions-<split>.npz, for paired comparisons.
 
-Training keeps the rows of its final evaluations where it is asked to (`train(scored=partial(keep_scored, workdir))`); `complete`
+Training keeps the rows of its final evaluations where it is asked to (`train(scored=partial(keep_scored, workdir))`); `recjax.training.opening.keep_missing`
 scores the splits that are missing. Columns, each [N], in the order of `row`:
 
     logit, label, weight
@@ -15,19 +15,16 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from recjax.evaluator import evaluator_for, open_run
-from recjax.run import Stop
-
 Rows = dict[str, np.ndarray]
 
 
 def keep(run: epath.PathLike, split: str, rows: Rows) -> None:
     """Writes the file, rows in order, under a temporary name first."""
     order = np.argsort(rows["row"], kind="stable")
-    temporary = _file(run, split).with_suffix(".tmp")
+    temporary = file_of(run, split).with_suffix(".tmp")
     with temporary.open("wb") as f:
         np.savez(f, **{k: v[order] for k, v in rows.items()})
-    temporary.replace(_file(run, split))
+    temporary.replace(file_of(run, split))
 
 
 def keep_scored(run: epath.PathLike, data: Any, split: str, rows: Rows) -> None:
@@ -40,7 +37,7 @@ def keep_scored(run: epath.PathLike, data: Any, split: str, rows: Rows) -> None:
 def past_events(data: Any, split: str) -> np.ndarray | None:
     """Events before each impression of a split, by row, all of them however long a history is read.
 
-    None where the data is not `recjax.data.loader.Data` or keeps no list.
+    None where the data is not `recjax.data.loading.loader.Data` or keeps no list.
     """
     prepared = getattr(data, "prepared", None)
     if prepared is None or not prepared.schema.lists:
@@ -52,25 +49,9 @@ def past_events(data: Any, split: str) -> np.ndarray | None:
     return out
 
 
-def complete(run: epath.PathLike, splits: Sequence[str]) -> None:
-    """Scores the splits of a finished run that have no file: the first `eval.examples` rows, by its newest checkpoint."""
-    missing = [s for s in splits if not _file(run, s).exists()]
-    if not missing:
-        return
-    config, data, system, trees = open_run(run, best=None)
-    evaluator = evaluator_for(system, config)
-    with Stop() as stop:
-        for split in missing:
-            batches = data.batches(
-                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
-            )
-            rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
-            keep_scored(run, data, split, rows)
-
-
 def load(run: epath.PathLike, split: str) -> Rows:
     """What was kept."""
-    with _file(run, split).open("rb") as f:
+    with file_of(run, split).open("rb") as f:
         return dict(np.load(f))
 
 
@@ -99,5 +80,5 @@ def group_key(rows: Rows, name: str = "") -> str:
     return f"group/{name}" if name else next(iter(keys), "")
 
 
-def _file(run: epath.PathLike, split: str) -> epath.Path:
+def file_of(run: epath.PathLike, split: str) -> epath.Path:
     return epath.Path(run) / f"predictions-{split}.npz"

@@ -20,8 +20,8 @@ over logits in [-16, 16] by 2e-2: both run out of range. Predictions that differ
 (0.0005 logits at z = 0, 0.0020 at z = -4) tie: a nearly constant model (sd 0.02 logits) is off by
 7e-5.
 
-Host side (NumPy, float64, ties count 1/2): `auc`, `gauc`, `logloss`, `ece`; `recjax.ranking`,
-`recjax.collector` and `recjax.comparison` stand on them. An undefined figure (one class only, NaN
+Host side (NumPy, float64, ties count 1/2): `auc`, `gauc`, `logloss`, `ece`; `recjax.evaluation.ranking`,
+`recjax.evaluation.collector` and `recjax.evaluation.comparison` stand on them. An undefined figure (one class only, NaN
 scores) is NaN and comes with a reason, never 0.5.
 """
 

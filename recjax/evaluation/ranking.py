@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recjax.metrics import Array, as_columns, ratio, run_starts, tie_blocks
+from recjax.evaluation.metrics import Array, as_columns, ratio, run_starts, tie_blocks
 
 # ------------------------------------------------------------------------------------------ ranking
 

@@ -5,29 +5,21 @@ that failed is simply done again; whoever reads all parts gets the figures one h
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import hashlib
 import json
 import pathlib
 import re
 from typing import Any
 
-from absl import logging
-from etils import epath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recjax import checkpoint
-from recjax import mesh as meshes
-from recjax.collector import Collector, SliceCollector
-from recjax.data.batches import Assembler, Part
-from recjax.data.layout import Layout
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.slices import Slice
-from recjax.data.translate import Translated
-from recjax.evaluator import Evaluator, open_run, placement
-from recjax.run import FREE_KEYS, flat, plain
-from recjax.serving.scorer import probability, probability_names
+from recjax.data.loading.batches import Part
+from recjax.data.loading.slices import Slice
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.translate import Translated
+from recjax.evaluation.collector import Collector, SliceCollector
+from recjax.evaluation.probability import probability_names
 
 KEY = b"recjax"
 BLOCK = 65_536  # scored rows measured at a time
@@ -35,83 +27,6 @@ BLOCK = 65_536  # scored rows measured at a time
 
 class ScoredError(ValueError):
     """Scored files do not belong together; the message says which and what to do."""
-
-
-class RunScorer:
-    """Scores impressions with a run's checkpoint, as `recjax.serving.scorer.Scorer` does with an artifact.
-
-    Args:
-      run: Its workdir.
-      data_dir: Prepared directory to score.
-      best: The best checkpoint rather than the newest.
-      chunk: Requests scored at a time.
-
-    Attributes:
-      prepared: The data, with the model's ids.
-      schema: Features of a batch.
-      objectives: [{"output", "label", "name"}].
-      trained: {"split", "examples"}: what the model was trained on.
-      model: Which it is: the same words on every host that scores with the same values.
-    """
-
-    def __init__(self, run: str, data_dir: str, *, best: bool = False, chunk: int = 512):
-        config, data, system, trees, step = open_at_step(run, data_dir, best=best)
-        mesh = meshes.make()
-        chunk = -(-chunk // mesh.size) * mesh.size
-        self.prepared, self.schema = data.prepared, data.schema
-        self.objectives = [
-            dict(output=o.output, label=o.label, name=o.name) for o in system.objectives
-        ]
-        self.trained = trained_on(config)
-        which = "best" if best else "newest"
-        self.model = f"{which} step {step} of a run with config {_digest(config)}"
-        self._trees = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
-        self._chunk = chunk
-        self._evaluator = Evaluator(system, mesh, placement(system, config, mesh))
-        self._assembler = Assembler(
-            Layout(self.schema, chunk, data.history, 1, mesh.size),
-        )
-
-    @property
-    def logits(self) -> list[str]:
-        return list(dict.fromkeys(o["output"] for o in self.objectives))
-
-    def probability(self, logits: np.ndarray, corrected: bool = False) -> np.ndarray:
-        """Sigmoid; a run does not say how its negatives were kept, so nothing is corrected."""
-        del corrected
-        return probability(logits)
-
-    def score_part(self, part: Part) -> dict[str, np.ndarray]:
-        """{output: [rows]} of up to `chunk` impressions."""
-        batch = self._assembler.build([Part(part.columns, part.timelines, slots=self._chunk)])
-        outputs = self._evaluator.outputs(self._trees, self._evaluator.put(batch))
-        return {n: np.asarray(outputs[n])[batch["valid"]] for n in self.logits}
-
-
-def open_at_step(run: epath.PathLike, data_dir: str = "", *, best: bool = False) -> tuple:
-    """(*open_run(...), step of the checkpoint); opened again where training saved another meanwhile."""
-    while True:
-        step = _newest_step(run, best)
-        opened = open_run(run, data_dir, best=best)
-        if _newest_step(run, best) == step:
-            return *opened, step
-        logging.info("%s saved a checkpoint while it was read; reading that", run)
-
-
-def _newest_step(run: epath.PathLike, best: bool) -> int:
-    return max(checkpoint.saved_steps(epath.Path(run) / "checkpoints", best=best), default=0)
-
-
-def _digest(config: Mapping[str, Any]) -> str:
-    """Of what a run's values depend on: the rest of config.json may change."""
-    kept = {k: v for k, v in flat(plain(config)).items() if k not in (*FREE_KEYS, "eval.final")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def trained_on(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Which rows a run with this config trained on, as far as it says."""
-    data, train = config.get("data", {}), config.get("train", {})
-    return {"split": data.get("train", "train"), "examples": train.get("examples", 0)}
 
 
 def score_columns(logits: Sequence[str]) -> dict[str, str]:
@@ -214,7 +129,7 @@ def _about(file: str) -> dict[str, Any]:
 
 
 def measure(files: Sequence[str], slices: Sequence[Slice] = ()) -> dict[str, Any]:
-    """Exact metrics of scored files, as `recjax.evaluator.Evaluator` gives them.
+    """Exact metrics of scored files, as `recjax.evaluation.evaluator.Evaluator` gives them.
 
     Raises:
       ScoredError: The files are not all parts of one scored split.

@@ -23,7 +23,7 @@ e_i r_item, q_S r_S, e_i r_nif, and max, mean and first of cos(F'_k, T(i))].
   clicked a and unclicked b of one user in different requests with different moveline cut-offs, at most `tsp_window` apart,
   w = exp(-|time apart| / tsp_decay), each score with its own moveline. tsp_order="past" (b always earlier) can be lowered by a score
   that grows with time; tsp_pairs="same_request" is ordinary pairwise training, an ablation. A batch needs several
-  requests of a user: recjax.data.movelines lays training rows out so.
+  requests of a user: recjax.data.store.movelines lays training rows out so.
 * Difference in differences, D_ab = [s(a, M_a) - s(a, M_b)] - [s(b, M_a) - s(b, M_b)]: positive when the moveline moves clicked and unclicked
   items apart, 0 for a score that adds item and moveline. `did=True` reports its mean over each clicked row's nearest partner;
   `tsp_did` > 0 also adds mean softplus(-D) at three times the cost (M_b may lie after a: training only).

@@ -12,7 +12,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models, uplift
+from recjax import models
+from recjax.evaluation import uplift
 from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers.tabular import each_candidate, numbers_of
 from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
@@ -249,7 +250,7 @@ class Arms:
 def arms_of(name: str, schema: Schema, control: int) -> tuple[int, ...]:
     """Ids of the treatment's values, the control's first.
 
-    `control` is its place in the vocabulary; a trial (recjax.data.trials) puts it first.
+    `control` is its place in the vocabulary; a trial (recjax.data.sets.trials) puts it first.
 
     Raises:
       SchemaError: The schema has no treatment, no second label, or no such control.

@@ -22,7 +22,7 @@ With q_ab = <z_a, z_b> / tau:
 
 over the unordered pairs of the batch; a class without a pair gives 0 and the other keeps its weight. Whatever is common to a
 page cancels in pairs: that is how the contrast can carry over to another scenario. alpha = beta = 0 is the decisive baseline: the
-pair terms are then not computed at all. Pages that were sampled carry 1 / inclusion probability as weights (recjax.data.pages);
+pair terms are then not computed at all. Pages that were sampled carry 1 / inclusion probability as weights (recjax.data.store.pages);
 pair losses need none, each class being a mean, then over the sampled population.
 
 The trigger reaches the logit only through h: "avoids amplifying the impact of the trigger item" [P]. A missing trigger (padding id,

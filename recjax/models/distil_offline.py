@@ -1,6 +1,6 @@
 """Offline distillation: a student trained on labels and on what finished teachers answered.
 
-The loss of `recjax.models.distil` with the teachers' term read from the batch (`recjax.data.taught`): with t the
+The loss of `recjax.models.distil` with the teachers' term read from the batch (`recjax.data.loading.taught`): with t the
 temperature and K teachers
 
     loss = BCE(z_s, y) + weight t^2 BCE(z_s / t, mean over teachers of sigmoid(z_k / t))

@@ -28,7 +28,7 @@ Deviations. The ports' separate CTCVR tower and their conversion loss on clicked
 chain. A number is embedded per field, not mixed in one map [ours]. gamma = 2 and the last map of every gate starts at
 zero, so each gate starts at exactly 1 [ours; gamma's value was not found]. A history is one more field, its mean [ours].
 The paper's data are a randomised trial and it has no propensities: `propensity` adds cross-fitted ones for logs
-[ours], and without them `recjax.uplift.report` refuses to judge arms that are not comparable. `tenet=False,
+[ours], and without them `recjax.evaluation.uplift.report` refuses to judge arms that are not comparable. `tenet=False,
 taenet=False` is the ESMM-style S-learner; `recjax.models.meta_learners` has S-, T-, X-learner and TARNet.
 """
 
@@ -40,9 +40,9 @@ import jax
 import jax.numpy as jnp
 
 from recjax import models
-from recjax.arms import Arms, Propensity, arms_of, tables_of
 from recjax.inputs import Inputs
 from recjax.layers.tabular import FieldVectors
+from recjax.models.arms import Arms, Propensity, arms_of, tables_of
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -216,7 +216,7 @@ def build(
     """ECUP as a system.
 
     Args:
-      schema: With a treatment and two labels, click first (a trial: recjax.data.trials).
+      schema: With a treatment and two labels, click first (a trial: recjax.data.sets.trials).
       table: To `Schema.tables`; its dim is `width`.
       compute_dtype: Of activations.
       param_dtype: Of dense parameters.

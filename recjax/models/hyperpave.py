@@ -24,7 +24,7 @@ the step asks for. A product to be extracted reads its category and writes to no
 where there are none its score does not depend on which other new products are in the batch. The code's unused two-layer convolution with a
 64-wide bottleneck is left out; its normalisation is `normalise="symmetric"`.
 
-A batch (recjax.data.product_graph) is a graph: it has no tables, and `logits [B, C]` are products x aspects.
+A batch (recjax.data.sets.product_graph) is a graph: it has no tables, and `logits [B, C]` are products x aspects.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import metrics, models, ranking
+from recjax import models
+from recjax.evaluation import metrics, ranking
 from recjax.layers.hypergraph import (
     NORMALISATIONS,
     Edges,
@@ -271,7 +272,7 @@ def build(
     """HyperPAVE as a system.
 
     Args:
-      schema: Of `recjax.data.product_graph`.
+      schema: Of `recjax.data.sets.product_graph`.
       table: There are none; it must be empty.
       compute_dtype: Of activations.
       param_dtype: Of parameters.

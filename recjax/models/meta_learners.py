@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from recjax import models
-from recjax.arms import Arms, Propensity, arms_of, tables_of
 from recjax.inputs import Inputs
 from recjax.layers.mlp import MLP
 from recjax.layers.tabular import FieldVectors
+from recjax.models.arms import Arms, Propensity, arms_of, tables_of
 from recjax.schema import Schema
 from recjax.system import System
 

@@ -209,7 +209,7 @@ class Reader:
         if missing:
             raise SchemaError(
                 f"nif reads a list {name!r} of role target with a field in every id space of an item; "
-                f"there is none in {missing[0]!r}: prepare the data with recjax.data.movelines"
+                f"there is none in {missing[0]!r}: prepare the data with recjax.data.store.movelines"
             )
         return tuple(own[h.id_space] for h, _ in self.fields.items)
 
@@ -302,7 +302,7 @@ def build(
     """Stage 1 as a system; its tables are named generator/<id space>.
 
     Args:
-      schema: With a history list, a moveline, and the target lists `LISTS` (recjax.data.movelines).
+      schema: With a history list, a moveline, and the target lists `LISTS` (recjax.data.store.movelines).
       table: To `Schema.tables`; 16 wide unless it says otherwise.
       compute_dtype: Of activations; geometry and losses are float32.
       param_dtype: Of dense parameters.

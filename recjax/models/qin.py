@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax import models
-from recjax.embedding import packing
+from recjax.embedding import lanes
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.quadratic import ASTA, QuadraticLayer, glorot
@@ -398,7 +398,7 @@ def shuffle_vectors(system: System):
         for t in system.tables:
             if t.frozen:
                 old = tables[t.path]["rows"]
-                rows = np.array(packing.logical(np.asarray(old), t.dim))
+                rows = np.array(lanes.logical(np.asarray(old), t.dim))
                 real = np.flatnonzero(rows.any(1))
                 rows[real] = rows[np.random.default_rng(0).permutation(real)]
                 rows = jnp.asarray(rows, old.dtype).reshape(old.shape)

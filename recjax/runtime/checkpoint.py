@@ -2,7 +2,7 @@
 
 Saving is asynchronous and atomic (Orbax renames a finished step). Restoring goes into an abstract tree made from
 the *current* mesh, never through saved shardings, which fail on another topology (orbax #648). Tables are saved as
-they lie, packed or not (recjax.embedding.packing), and converted on restore: a reshape.
+they lie, packed or not (recjax.embedding.lanes), and converted on restore: a reshape.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from flax import traverse_util
 import jax
 import orbax.checkpoint as ocp
 
-from recjax.embedding import packing
+from recjax.embedding import lanes
 
 Tree = Any
 LAST_SECONDS = 60  # that a failed process waits for the others to finish a checkpoint
@@ -205,7 +205,7 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     for path, value in trees.get("trees", {}).get("tables", {}).items():
         held = rows.get(path.split("/")[-1], len(value["rows"]))
         width = value["rows"].size // held
-        trees["trees"]["tables"][path] = {n: packing.logical(x, width) for n, x in value.items()}
+        trees["trees"]["tables"][path] = {n: lanes.logical(x, width) for n, x in value.items()}
     return trees, meta
 
 

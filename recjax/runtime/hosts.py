@@ -28,9 +28,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from recjax import embedding
-from recjax import mesh as meshes
-from recjax.data.batches import widen
-from recjax.run import Stop
+from recjax.data.loading.batches import widen
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import Stop
 
 START_SECONDS = 1800  # a cluster may start the last process long after the first
 HEARTBEAT_SECONDS = 60  # silence after which JAX ends the others; $RECJAX_HEARTBEAT_SECONDS
@@ -128,7 +128,7 @@ def in_step(
 ) -> Iterator[dict]:
     """This process's share of the batches, in shapes that fit the shares of all.
 
-    Each process builds its share at the smallest capacity that fits (`recjax.data.batches`), and so it would choose
+    Each process builds its share at the smallest capacity that fits (`recjax.data.loading.batches`), and so it would choose
     its exchange buckets (`Plan.route`); a global array needs one shape. So the processes take the maximum of a few
     numbers a batch, asked for one batch ahead: the answer is read while the devices work on the batch before. The same
     numbers carry a SIGTERM that any of them received, so that all of them stop at the same step (`stop.agreed`).

@@ -19,6 +19,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from recjax.data import canonical_name
+
 # Keys that may change between the start of a run and its resumption: they do not change the result.
 FREE_KEYS = (
     "data.workers",
@@ -29,7 +31,7 @@ FREE_KEYS = (
     "train.keep",
 )
 # May change too, until the run is finished: what is judged then. Apart from FREE_KEYS, because
-# scaling.together leaves those out of the config.json of runs that are there already.
+# scaling.plan.together leaves those out of the config.json of runs that are there already.
 LATE_KEYS = ("eval.final",)
 
 
@@ -80,7 +82,7 @@ class Stop:
 
     Loops poll `stop.raise_if_requested(save)`: training saves first, evaluation is simply repeated. A signal that no poll
     saw is raised again at the end: it ends what this was a part of. Of several processes all stop at the same step: what
-    counts there is `agreed` (recjax.hosts.in_step).
+    counts there is `agreed` (recjax.runtime.hosts.in_step).
     """
 
     def __init__(self):
@@ -197,6 +199,8 @@ class Run:
                 write_text(path, json.dumps(self.config, indent=1))
             return
         old, new = flat(json.loads(path.read_text())), flat(self.config)
+        for config in (old, new):  # a run that began before a module moved goes on
+            config["data.name"] = canonical_name(config.get("data.name", ""))
         free = FREE_KEYS if self.summary else FREE_KEYS + LATE_KEYS
         for key in sorted(old.keys() | new.keys()):
             if key not in old and not new[key]:  # came with a later version, and is left alone

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from recjax.data.event_log import EventLog
-from recjax.embedding import packing
+from recjax.data.store.event_log import EventLog
+from recjax.embedding import lanes
 from recjax.schema import NUM_RESERVED, Schema
 from recjax.serving import files, program, quantize, snapshot
 from recjax.serving.counters import Counters
@@ -284,7 +284,7 @@ def _quantized_tables(
     for t in system.tables:
         if t.path not in used:
             continue
-        rows = packing.logical(_host(tables[t.path]["rows"], f"table {t.path!r}"), t.dim)
+        rows = lanes.logical(_host(tables[t.path]["rows"], f"table {t.path!r}"), t.dim)
         if (
             rows.ndim != 2
             or rows.shape[1] != t.dim

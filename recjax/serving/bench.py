@@ -18,7 +18,7 @@ from absl import app, flags
 import numpy as np
 import pyarrow as pa
 
-from recjax.data.batches import Assembler, Layout
+from recjax.data.loading.batches import Assembler, Layout
 from recjax.schema import Feature
 from recjax.serving import artifact as artifacts
 from recjax.serving.scorer import Scorer

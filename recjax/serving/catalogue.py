@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from recjax.data.batches import Assembler, Layout, Part
-from recjax.data.prepared import feature_dtype
+from recjax.data.loading.batches import Assembler, Layout, Part
+from recjax.data.store.prepared import feature_dtype
 from recjax.schema import NUM_RESERVED, Feature, Schema
 from recjax.serving.files import ArtifactError
 from recjax.system import System
@@ -34,7 +34,7 @@ def items(prepared: Any, schema: Schema) -> dict[str, np.ndarray]:
     vocabulary share one, and cannot be told apart), by rising id, as its split's last block has it.
 
     Args:
-      prepared: `recjax.data.prepared.Prepared`.
+      prepared: `recjax.data.store.prepared.Prepared`.
       schema: Of the batches; features it lacks are left out.
     """
     names = [f.name for f in schema.select("candidate")]

@@ -1,6 +1,6 @@
 """Causal counters as they are served: a snapshot of the log, and what has happened since.
 
-Count and recency of a key strictly before a request, the numbers `recjax.data.histories.CounterIndex` gave in training.
+Count and recency of a key strictly before a request, the numbers `recjax.data.store.histories.CounterIndex` gave in training.
 Keys are raw values, so products too rare for the vocabulary are counted too. The snapshot holds a count and the last
 time for each key, as sorted arrays; keys that events touched since then keep their last `TAIL` times as well, so
 "strictly before" stays exact for requests that are not older than those.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.event_log import USER, ServedCounter
-from recjax.data.histories import NEVER
+from recjax.data.store.event_log import USER, ServedCounter
+from recjax.data.store.histories import NEVER
 
 TAIL = 16
 MAX_LIVE = 200_000  # keys touched since the last merge, of one counter

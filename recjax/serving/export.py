@@ -3,12 +3,11 @@
     python -m recjax.serving.export --run=runs/lightsuan --out=artifacts/lightsuan
 
 The newest checkpoint, rows as int8. Of a distilled pair only the student goes in. Where the data set has an event log
-(`recjax.data.event_log`), so do its causal counters and histories as of `--until` (default: its end), and the service
+(`recjax.data.store.event_log`), so do its causal counters and histories as of `--until` (default: its end), and the service
 keeps them up to date.
 """
 
 from collections.abc import Mapping
-import importlib
 import json
 import os
 import sys
@@ -18,12 +17,14 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from recjax import models
-from recjax.data.event_log import EventLog
-from recjax.evaluator import open_run
+from recjax.data import module_of
+from recjax.data.loading.layout import BatchError
+from recjax.data.store.event_log import EventLog
 from recjax.models import distil
-from recjax.run import set_up
+from recjax.runtime.run import set_up
 from recjax.serving import artifact, catalogue
 from recjax.serving.quantize import FORMATS
+from recjax.training.opening import open_run
 
 
 def export_run(
@@ -50,7 +51,7 @@ def export_run(
     Raises:
       ArtifactError, FileNotFoundError: Saying what is missing.
     """
-    config, data, system, trees = open_run(run, data_dir, best=best)
+    config, data, system, trees, _ = open_run(run, data_dir, best=best)
     if config.model.name == "distil":
         system, trees = _student(data.schema, config, trees)
     log = _event_log(config, data) if snapshot else None
@@ -89,12 +90,10 @@ def _student(schema, config: ConfigDict, trees: Mapping[str, Any]):
 
 def _event_log(config: ConfigDict, data) -> EventLog | None:
     """Of the data set, if its module has one."""
-    name = config.data.name
     try:
-        module = importlib.import_module(name if "." in name else f"recjax.data.{name}")
-    except ModuleNotFoundError:
+        make = getattr(module_of(config.data.name), "event_log", None)
+    except BatchError:  # the module of an own data set that this machine does not have
         return None
-    make = getattr(module, "event_log", None)
     return make(data.prepared, config.data.source) if make else None
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from recjax.evaluation.probability import probability_names
 from recjax.serving import artifact as artifacts
 from recjax.serving import bodies, prefix
 from recjax.serving.artifact import ArtifactError
 from recjax.serving.counters import Counters
 from recjax.serving.prefix import PrefixCache
 from recjax.serving.requests import RequestError
-from recjax.serving.scorer import Scorer, probability_names
+from recjax.serving.scorer import Scorer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from recjax.run import set_up
+from recjax.runtime.run import set_up
 from recjax.schema import NUM_RESERVED
 from recjax.serving import artifact as artifacts
 from recjax.serving.artifact import Artifact, ArtifactError

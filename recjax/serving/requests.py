@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recjax.data.batches import Part
+from recjax.data.loading.batches import Part
 from recjax.schema import MISSING, OOV, ROLE_AXES, Feature, Schema
 
 Columns = Mapping[str, pa.Array]
@@ -40,7 +40,7 @@ class RequestError(ValueError):
 class Vocabulary:
     """Values of one id space, ready to look up: sorted numbers, or a dict of anything else.
 
-    (`recjax.data.vocabulary` encodes whole logs at once; a request is a few values against a large vocabulary.)
+    (`recjax.data.store.vocabulary` encodes whole logs at once; a request is a few values against a large vocabulary.)
     """
 
     def __init__(self, values: pa.Array, ids: np.ndarray):

@@ -7,13 +7,13 @@ which is right because no candidate's score depends on the others.
 
 from collections.abc import Mapping, Sequence
 import functools
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from recjax.data.batches import Assembler, Layout, Part, unique_ids
+from recjax.data.loading.batches import Assembler, Layout, Part, unique_ids
+from recjax.evaluation.probability import probability, probability_names
 from recjax.schema import Feature, Schema
 from recjax.serving import program
 from recjax.serving.artifact import Artifact, ArtifactError
@@ -22,15 +22,6 @@ from recjax.serving.requests import Encoder, RequestError, Vocabulary
 REQUESTS = (1, 8, 64, 512)
 CANDIDATES = (1, 16, 128, 1024)
 Flat = dict[str, np.ndarray]
-
-
-def probability(logits: np.ndarray, keep_prob: float = 1.0) -> np.ndarray:
-    """Sigmoid, corrected for negatives kept with probability `keep_prob`: p / (p + (1 - p) / keep_prob).
-
-    That multiplies the odds by keep_prob, hence log(keep_prob) is added to the logit. float32, same shape.
-    """
-    x = np.asarray(logits, np.float64) + math.log(keep_prob)
-    return (0.5 * (1 + np.tanh(x / 2))).astype(np.float32)
 
 
 class Scorer:
@@ -360,11 +351,6 @@ def _flatten(batch: Mapping[str, Any]) -> Flat:
                 return program.flatten(batch)
             out[f"{key}/{name}"] = x
     return out
-
-
-def probability_names(logits: Sequence[str]) -> dict[str, str]:
-    """Logit output -> name of its probability: "logits" -> "probability", "buy" -> "buy/probability"."""
-    return {n: "probability" if n == "logits" else f"{n}/probability" for n in logits}
 
 
 def _chosen(artifact: Artifact, function: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from recjax.data.event_log import EventLog, ServedCounter
+from recjax.data.store.event_log import EventLog, ServedCounter
 from recjax.schema import Schema
 from recjax.serving import files
 from recjax.serving.counters import Counter, Counters

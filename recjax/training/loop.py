@@ -1,7 +1,7 @@
-"""THE loop: python -m recjax.train --config=experiments/suan_complete_journey.py --workdir=runs/suan
+"""THE loop of `python -m recjax.train`.
 
-Reads top to bottom: the pieces of a run, the loop, the command; the compiled step is in recjax.step. It knows
-`System`, batches and trees; nothing of papers. The same command resumes an interrupted run and leaves a finished one alone.
+Reads top to bottom: the pieces of a run, then the loop; the compiled step is in recjax.training.step. It knows `System`,
+batches and trees; nothing of papers. The same call resumes an interrupted run and leaves a finished one alone.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,20 +12,22 @@ import math
 import time
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, configs, embedding, hosts, models, optim, transfer
-from recjax import mesh as meshes
+from recjax import configs, embedding, models
 from recjax.data import open_data
 from recjax.embedding import huge_pages
-from recjax.evaluator import Evaluator
-from recjax.run import Run, RunError, Stop, compiled, set_up
-from recjax.step import forward_flops, make_step
+from recjax.evaluation.evaluator import Evaluator
+from recjax.runtime import checkpoint, hosts
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import Run, RunError, Stop, compiled
 from recjax.system import System
+from recjax.training import optim, transfer
+from recjax.training.step import forward_flops, make_step
 
 Tree = Any
 Scored = Callable[[Any, str, dict[str, np.ndarray]], None]
@@ -85,7 +87,7 @@ def run_needs(config: ConfigDict, run: Run) -> None:
 
 
 def train(config: ConfigDict, workdir: str, scored: Scored | None = None) -> dict:
-    """Trains, evaluates and writes the run directory (see recjax.run); returns summary.json's content.
+    """Trains, evaluates and writes the run directory (see recjax.runtime.run); returns summary.json's content.
 
     Args:
       config: As from an experiment file's `get_config` (keys: recjax.configs).
@@ -94,7 +96,7 @@ def train(config: ConfigDict, workdir: str, scored: Scored | None = None) -> dic
 
     Raises:
       KeyError, ValueError: A config or data error, with the remedy.
-      recjax.run.Interrupted: SIGTERM or Ctrl-C, after a save.
+      recjax.runtime.run.Interrupted: SIGTERM or Ctrl-C, after a save.
     """
     configs.check(config)
     with Stop() as stop, Run(workdir, config) as run:
@@ -352,19 +354,3 @@ class Trainer:
             seed=c.seed,
             versions={p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
         )
-
-
-# ---- the command ----------------------------------------------------------------------------------------------
-
-
-def main(_) -> None:
-    with hosts.joined():
-        set_up()
-        train(_CONFIG.value, _WORKDIR.value)
-
-
-if __name__ == "__main__":
-    _CONFIG = configs.define_flag()
-    _WORKDIR = flags.DEFINE_string("workdir", None, "run directory, local or bucket")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)

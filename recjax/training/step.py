@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import embedding, optim
+from recjax import embedding
 from recjax.system import Sums, System
+from recjax.training import optim
 
 Tree = Any
 

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import checkpoint, embedding
-from recjax import mesh as meshes
-from recjax.embedding import packing
-from recjax.run import RunError
+from recjax import embedding
+from recjax.embedding import lanes
+from recjax.runtime import checkpoint
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import RunError
 from recjax.schema import NUM_RESERVED, Schema
-from recjax.step import init_trees, zero_sums
 from recjax.system import System
+from recjax.training.step import init_trees, zero_sums
 
 Tree = Any
 PARTS = ("dense", "tables", "state", "frozen")
@@ -188,7 +189,7 @@ def _rows(source: _Source, path: str, value, target: str, old, system: System, d
         old = multihost_utils.process_allgather(old, tiled=True)
     return _remap(
         np.asarray(value),
-        packing.logical(np.asarray(old), table.dim),
+        lanes.logical(np.asarray(old), table.dim),
         source.vocabulary(space),
         data.vocabulary(table.id_space),
     )

@@ -15,7 +15,7 @@ counters; SUAN without its parts, one option of the model at a time (`af_net=Fal
 from ml_collections import ConfigDict
 
 from scaling.configs import quickstart
-from scaling.sweep import chain, product
+from scaling.plan.sweep import chain, product
 
 POINTS = (10_000, 23_000, 53_000, 120_000, 280_000, 640_000, 1_450_000)
 COOLDOWN = 0.1

@@ -3,7 +3,7 @@
     python -m scaling.run --config=scaling/configs/nif_complete_journey.py --workdir=scaling/studies/nif                # stage 1
     python -m scaling.run --config=scaling/configs/nif_complete_journey.py:stage2 --workdir=scaling/studies/nif_stage2  # stage 2
 
-Stage 1: InfoNCE (`nce_loss`, the law's metric) and hr10 on the cut-offs of weeks 35-36, against grade (`scaling.flow_grades`) and the
+Stage 1: InfoNCE (`nce_loss`, the law's metric) and hr10 on the cut-offs of weeks 35-36, against grade (`scaling.plan.flow_grades`) and the
 number of cut-offs seen in one pass; points are the ends of cooldowns. nce_loss and hr10 are within evaluation batches of 256,
 so they mean the same at every point.
 
@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from experiments import nif_complete_journey
 from scaling.configs import quickstart
-from scaling.grades import named
-from scaling.sweep import chain, product
+from scaling.plan.grades import named
+from scaling.plan.sweep import chain, product
 
 COOLDOWN = 0.1
 SEEDS = (0, 1, 2)

@@ -18,11 +18,11 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from recjax.run import read_jsonl
-from scaling import laws
-from scaling.fit import FitError, count
-from scaling.grades import LADDER, TRAIN_FACTOR
-from scaling.joint import JointFit
+from recjax.runtime.run import read_jsonl
+from scaling.law import laws
+from scaling.law.fit import FitError, count
+from scaling.law.joint import JointFit
+from scaling.plan.grades import LADDER, TRAIN_FACTOR
 
 Row = Mapping[str, Any]
 

@@ -6,9 +6,9 @@ The form of the first is reported for the paper after SUAN by the same first aut
 neither its form nor its axis could be confirmed. E is the ceiling, below 1 for AUC and above 0 for
 logloss; A >= 0; a > 0.
 
-`scaling.rivals` judges a fit, `scaling.joint` has the law in two sizes, E + A / N^a + B / D^b.
+`scaling.law.rivals` judges a fit, `scaling.law.joint` has the law in two sizes, E + A / N^a + B / D^b.
 
-Fitting is variable projection (`scaling.projection`). Intervals come from the profile: every (E, A,
+Fitting is variable projection (`scaling.law.projection`). Intervals come from the profile: every (E, A,
 a) whose sum of squares stays within an F threshold of the best is kept, and the interval of anything
 (a, E, a prediction, the X that reaches a target) is its range over that set.
 `tests/scaling/test_fit.py` measures how often they cover the truth.
@@ -23,7 +23,7 @@ with every seed as a unit:
     most of it shared by the points of a run   0.900 / 0.875 / 0.840   0.980 / 0.985 / 0.955   (with E beyond the best mean)
     independent, of a flat curve (A = 0)             - / 0.970 / 0.960
 
-Percentile bootstraps of the first row (`scaling.joint.bootstrap`) covered 0.77 to 0.85 (60 sweeps), so
+Percentile bootstraps of the first row (`scaling.law.joint.bootstrap`) covered 0.77 to 0.85 (60 sweeps), so
 no report uses them. What all points share, the test set above all, goes into E unseen.
 """
 
@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from recjax import metrics
-from recjax.run import plain
-from scaling.projection import (
+from recjax.evaluation import metrics
+from recjax.runtime.run import plain
+from scaling.law.projection import (
     EXPONENTS,
     Array,
     Problem,
@@ -109,7 +109,7 @@ class LawFit:
       intervals: "E", "A", "a" -> (low, high), by profile.
       sigma: Residual standard deviation of one unit.
       r2: Share of the variance of the points that the law explains. Any saturating curve through
-        few points has a high one: judge the law by `holdout` and `competitors` (`scaling.rivals`).
+        few points has a high one: judge the law by `holdout` and `competitors` (`scaling.law.rivals`).
       lack_of_fit: p-value that the scatter around the law is no larger than the scatter between
         seeds, or None without replicates; a small one says the law's form is wrong or points share noise.
       x, y: The points.

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from recjax import metrics
-from recjax.run import plain
-from scaling.fit import MIN_SIZES, FitError, fit_law, power_law
-from scaling.projection import Array, problem, solve
+from recjax.evaluation import metrics
+from recjax.runtime.run import plain
+from scaling.law.fit import MIN_SIZES, FitError, fit_law, power_law
+from scaling.law.projection import Array, problem, solve
 
 MIN_AXIS = 3  # values of a size, for an exponent of it
 GRID = {1: 60, 2: 16, 3: 9, 4: 6}  # starting exponents of each axis, by number of axes

@@ -18,11 +18,11 @@ from absl import logging
 import numpy as np
 from scipy import stats
 
-from recjax import metrics
-from recjax.comparison import half_width
-from recjax.run import plain
-from scaling import fit, joint, rivals
-from scaling.grades import LADDER
+from recjax.evaluation import metrics
+from recjax.evaluation.comparison import half_width
+from recjax.runtime.run import plain
+from scaling.law import fit, joint, rivals
+from scaling.plan.grades import LADDER
 
 Row = Mapping[str, Any]
 NAMES = {

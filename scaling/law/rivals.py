@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling.fit import MIN_SIZES, FitError, LawFit, fit_law, power_law
-from scaling.projection import linear, problem, size_means, solve
+from scaling.law.fit import MIN_SIZES, FitError, LawFit, fit_law, power_law
+from scaling.law.projection import linear, problem, size_means, solve
 
 
 def _power(x, y, better):

@@ -1,4 +1,4 @@
-"""The ladder for NIF and AMEN: the rungs of `scaling.grades`, and what each costs, counted without building a model.
+"""The ladder for NIF and AMEN: the rungs of `scaling.plan.grades`, and what each costs, counted without building a model.
 
 A rung's blocks, width and heads are the layers, width and heads of generator and CTR model alike; tables keep their width. The
 generator's n_blocks are the layers of its moveline and of its decoder, AMEN's those of its own moveline (the frozen
@@ -18,7 +18,7 @@ SOFTMAX = 8  # operations of a logit and head
 
 
 def count(schema: Schema, model: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, int]:
-    """n_blocks, n_head, n_dense, n_embedding and flops_per_example, as `scaling.grades.count` has them.
+    """n_blocks, n_head, n_dense, n_embedding and flops_per_example, as `scaling.plan.grades.count` has them.
 
     Args:
       schema: Of the batches.

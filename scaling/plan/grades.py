@@ -21,7 +21,7 @@ from recjax import models
 from recjax.layers import fields
 from recjax.models import lightsuan, suan
 from recjax.schema import Schema
-from scaling import flow_grades
+from scaling.plan import flow_grades
 
 TRAIN_FACTOR = 3  # forward, and twice as much backward
 

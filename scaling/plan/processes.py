@@ -2,7 +2,7 @@
 
 The operations of a small model are too short for two cores to share: one process on both trains hardly faster than on
 one (README.md has the figures), so the cores take a trial each. A process takes the next trial that is neither finished
-nor locked by another (`recjax.run.Busy`); nothing is assigned beforehand.
+nor locked by another (`recjax.runtime.run.Busy`); nothing is assigned beforehand.
 """
 
 import multiprocessing
@@ -14,8 +14,8 @@ from etils import epath
 import jax
 import tqdm
 
-from recjax.run import Interrupted, Stop, set_up
-from scaling import sweep
+from recjax.runtime.run import Interrupted, Stop, set_up
+from scaling.plan import sweep
 
 
 def parts(cores: set[int], n: int) -> list[set[int]]:

@@ -3,7 +3,7 @@
 `config.sweep.trials` is a list of rows, made with `product`, `zipped` and `chain`, in the order in which they are to
 run (the most informative first). A row's keys:
 
-    grade      of scaling.grades.LADDER
+    grade      of scaling.plan.grades.LADDER
     blocks, width   in place of the grade's
     seed
     history    events of history; default: the experiment's
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from recjax import configs
 from recjax.data import open_data
 from recjax.schema import Schema
-from scaling import grades, sweep
+from scaling.plan import grades, sweep
 
 AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "kind")
 NOT_A_VARIANT = ("opt.", "eval.", "needs")  # how a trial was trained or judged, not what it is

@@ -1,7 +1,7 @@
 """Sweeps: trials as configs, run once each, and collected into one trials.jsonl.
 
 A trial is a training run evaluated at log-spaced points of a single pass; each point is a row, and so is the end of
-each cooldown forked before a point. Trials of equal shape train together (`scaling.together`). Trials are keyed by the
+each cooldown forked before a point. Trials of equal shape train together (`scaling.plan.together`). Trials are keyed by the
 hash of their config, so a sweep that was killed and started again ends with the same rows, and `--shard=i/n` processes
 may share a directory: the rows of each run are a file of their own until they are collected.
 
@@ -24,9 +24,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from recjax import configs
-from recjax.run import Busy, Interrupted, RunError, flat, plain, read_jsonl, write_text
-from recjax.train import train
-from scaling import together
+from recjax.runtime.run import Busy, Interrupted, RunError, flat, plain, read_jsonl, write_text
+from recjax.training.loop import train
+from scaling.plan import together
 
 FACTS = ("n_blocks", "n_dense", "n_embedding", "flops_per_example", "seed")
 PLACES = ("data.workers", "data.dir", "data.source")

@@ -9,7 +9,7 @@ A pass at a constant rate is evaluated at `eval.at_examples`. With a cooldown sh
 examples is also trained on the next f n with a rate that falls linearly to zero, evaluated, and dropped: what a run
 planned for n examples would have reached, at f of its cost (Hägele et al. 2024, arXiv 2405.18392).
 
-Every member is trained by `recjax.step`, so it ends where `recjax.train` ends with the same config. One device, one
+Every member is trained by `recjax.training.step`, so it ends where `recjax.train` ends with the same config. One device, one
 process; what has earlier stages trains by itself (`suits`), a model with hooks must (`sweep.members`). A model's `patience` is not
 applied: members end where they were planned to. A point is measured at the end of the batch that reaches it.
 """
@@ -28,14 +28,16 @@ from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
-from recjax import checkpoint, embedding, models, transfer
-from recjax import mesh as meshes
+from recjax import embedding, models
 from recjax.data import open_data
-from recjax.evaluator import Evaluator
-from recjax.run import FREE_KEYS, Run, Stop, flat, plain, read_jsonl
-from recjax.step import forward_flops, init_trees, make_step, zero_sums
+from recjax.evaluation.evaluator import Evaluator
+from recjax.runtime import checkpoint
+from recjax.runtime import mesh as meshes
+from recjax.runtime.run import FREE_KEYS, Run, Stop, flat, plain, read_jsonl
 from recjax.system import System
-from recjax.train import count
+from recjax.training import transfer
+from recjax.training.loop import count
+from recjax.training.step import forward_flops, init_trees, make_step, zero_sums
 
 Tree = Any
 MEMBER_KEYS = ("seed", "opt.lr", "model.table.lr")  # what members of one program may differ in
@@ -89,11 +91,11 @@ def train_together(
 
     Args:
       configs: Of one `shape`.
-      workdir: The run directory (see recjax.run).
+      workdir: The run directory (see recjax.runtime.run).
       cooldown: Share f of each point's examples in its fork; 0 for none.
 
     Raises:
-      recjax.run.Interrupted: SIGTERM or Ctrl-C, after a save.
+      recjax.runtime.run.Interrupted: SIGTERM or Ctrl-C, after a save.
     """
     whole = ConfigDict(dict(members=[_lasting(c) for c in configs], cooldown=cooldown))
     with Stop() as stop, Run(workdir, whole) as run:

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 import numpy as np
 
-from scaling.fit import count
+from scaling.law.fit import count
 
 WIDTH, HEIGHT = (
     460,

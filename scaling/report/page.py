@@ -1,6 +1,6 @@
 """The web report of a sweep: one self-contained `report.html` that opens without a network.
 
-Charts are inline SVG (`scaling.charts`: their colours follow the reader's light or dark theme, which an image
+Charts are inline SVG (`scaling.report.charts`: their colours follow the reader's light or dark theme, which an image
 cannot), and each is also a file in `figures/`; words and tables are `templates/report.html.j2`, and what makes them
 answer to a pointer is `templates/report.js`, the one script the page allows. Every string of the context is escaped.
 """
@@ -18,11 +18,11 @@ from etils import epath
 import jinja2
 from markupsafe import Markup
 
-from recjax.run import write_text
-from scaling import charts
-from scaling.fit import count
-from scaling.grades import TRAIN_FACTOR
-from scaling.laws import NAMES, on_ladder
+from recjax.runtime.run import write_text
+from scaling.law.fit import count
+from scaling.law.laws import NAMES, on_ladder
+from scaling.plan.grades import TRAIN_FACTOR
+from scaling.report import charts
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
@@ -42,8 +42,8 @@ def write_report(workdir: str, context: Mapping[str, Any]) -> str:
           or under "metrics").
         grades: {grade: {column: number or text}}, smallest first.
         fits: [{"label": text, **LawFit.to_json(), "needed": [LawFit.needed(...), ...]}].
-        study: Of `scaling.laws.study`: joint law, rates, agreement, ablations.
-        decisions: Of `scaling.decide.study`.
+        study: Of `scaling.law.laws.study`: joint law, rates, agreement, ablations.
+        decisions: Of `scaling.law.decisions.study`.
         failed: Trials whose last attempt failed: their columns and "error".
         distil: {"rows": [{"model", "role" (teacher | undistilled | distilled), metric: [one value
           per seed], ...}],

@@ -9,13 +9,14 @@ import tempfile
 import jax
 import numpy as np
 
-from recjax import checkpoint, configs, embedding
-from recjax import mesh as meshes
-from recjax.embedding import hlo, packing
+from recjax import configs, embedding
+from recjax.embedding import hlo, lanes
 from recjax.embedding.optimizers import OPTIMIZERS
+from recjax.runtime import checkpoint
+from recjax.runtime import mesh as meshes
 from recjax.schema import IdSpace, Schema, Table
-from recjax.step import init_trees, zero_sums
-from recjax.step import make_step as training_step
+from recjax.training.step import init_trees, zero_sums
+from recjax.training.step import make_step as training_step
 from tests import fakes
 from tests.embedding import worlds
 
@@ -60,7 +61,7 @@ def run(plan, batches=BATCHES):
     values = embedding.init(jax.random.key(0), TABLES, SCHEMA)
     if plan:
         k = {t.path: plan.parts(t) for t in TABLES}
-        values = plan.place({p: packing.pack(v, k[p]) for p, v in values.items()})
+        values = plan.place({p: lanes.pack(v, k[p]) for p, v in values.items()})
     seen, moved = [], []
     for k, host in enumerate(batches):
         grads = worlds.row_gradients(SCHEMA, TABLES, host, k)
@@ -105,7 +106,7 @@ def packed():
     flat, rows, _ = run(plan_for("row:all_to_all"), BATCHES[:2])
     values, read, _ = run(plan, BATCHES[:2])
     unpacked = {
-        t.path: {n: packing.logical(x, t.dim) for n, x in values[t.path].items()} for t in TABLES
+        t.path: {n: lanes.logical(x, t.dim) for n, x in values[t.path].items()} for t in TABLES
     }
     same = jax.tree.map(np.array_equal, (unpacked, read), (flat, rows))
     start = embedding.init(jax.random.key(0), TABLES, SCHEMA)

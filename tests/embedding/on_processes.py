@@ -18,7 +18,7 @@ def digest(x) -> str:
 
 def run(mine: slice) -> dict[str, str]:
     from recjax import embedding
-    from recjax import mesh as meshes
+    from recjax.runtime import mesh as meshes
     from tests.embedding import worlds
     from tests.embedding.on_mesh import BATCHES, SCHEMA, TABLES
 
@@ -55,8 +55,9 @@ def run(mine: slice) -> dict[str, str]:
 
 def checkpoints(write: str, read: str = "") -> dict[str, str]:
     """Digests of random tables and row-optimizer state, written, and of those read."""
-    from recjax import checkpoint, embedding
-    from recjax import mesh as meshes
+    from recjax import embedding
+    from recjax.runtime import checkpoint
+    from recjax.runtime import mesh as meshes
     from tests.embedding.on_mesh import SCHEMA, TABLES
 
     plan, r = embedding.plan(TABLES, SCHEMA, meshes.make(), {}, ((".*", "row"),)), np.random

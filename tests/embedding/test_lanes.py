@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import checkpoint, embedding
-from recjax import mesh as meshes
-from recjax.embedding import packing
+from recjax import embedding
+from recjax.embedding import lanes
 from recjax.embedding.optimizers import OPTIMIZERS
+from recjax.runtime import checkpoint
+from recjax.runtime import mesh as meshes
 from recjax.schema import SchemaError, Table
 from tests.embedding import worlds
 
@@ -64,7 +65,7 @@ def test_packed_and_unpacked_are_the_same_bits(optimizer, dim, dtype):
     for x, y in zip(read_a, read_b, strict=True):
         np.testing.assert_array_equal(x, y)
     for name in a:
-        np.testing.assert_array_equal(a[name], packing.logical(b[name], dim), err_msg=name)
+        np.testing.assert_array_equal(a[name], lanes.logical(b[name], dim), err_msg=name)
     if optimizer != "frozen":  # the control: steps that change nothing agree too
         start = embedding.init(jax.random.key(0), [t], SCHEMA, packed)["item"]["rows"]
         assert (np.asarray(start != b["rows"])).sum() > 100 * dim
@@ -74,10 +75,10 @@ def test_a_wrong_sibling_would_be_seen():
     """The control of the above: writing whole physical rows, as if each had one owner, loses siblings."""
     x = jnp.zeros((4, 128))
     ids, new = jnp.array([2, 3, 5, 9]), jnp.ones((4, 64))
-    right = packing.logical(packing.write(x, ids, new), 64)
+    right = lanes.logical(lanes.write(x, ids, new), 64)
     assert np.flatnonzero(right.any(1)).tolist() == [2, 3, 5]  # 9 lies past the end
     naive = x.at[ids // 2].set(jnp.where((ids % 2)[:, None] == jnp.arange(128) // 64, 1.0, 0.0))
-    assert np.flatnonzero(packing.logical(naive, 64).any(1)).tolist() != [2, 3, 5]
+    assert np.flatnonzero(lanes.logical(naive, 64).any(1)).tolist() != [2, 3, 5]
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "lazy_adam", "ftrl"])

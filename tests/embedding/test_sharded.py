@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from recjax import embedding
-from recjax import mesh as meshes
 from recjax.embedding.placement import Skew
+from recjax.runtime import mesh as meshes
 from recjax.schema import SchemaError, Table
 from tests.embedding import worlds
 

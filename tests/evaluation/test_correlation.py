@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recjax import correlation
-from recjax.data.synthetic import tin
+from recjax.data.worlds import tin
+from recjax.evaluation import correlation
 
 
 def direct(x, y) -> float:

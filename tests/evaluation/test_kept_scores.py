@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recjax import predictions
+from recjax.evaluation import kept_scores
 
 
 def rows(n=8):
@@ -18,8 +18,8 @@ def rows(n=8):
 
 def test_what_was_kept_comes_back_by_row(tmp_path):
     shuffled = {k: v[[3, 1, 0, 2, 7, 6, 5, 4]] for k, v in rows().items()}
-    predictions.keep(tmp_path, "test", shuffled)
-    got = predictions.load(tmp_path, "test")
+    kept_scores.keep(tmp_path, "test", shuffled)
+    got = kept_scores.load(tmp_path, "test")
     assert got.keys() == rows().keys()
     for k, v in rows().items():
         np.testing.assert_array_equal(got[k], v)
@@ -27,22 +27,22 @@ def test_what_was_kept_comes_back_by_row(tmp_path):
 
 
 def test_other_rows_labels_and_scores_that_are_not_finite_are_refused():
-    predictions.check({"a": [rows()], "b": [rows(), rows()]}, "test")
+    kept_scores.check({"a": [rows()], "b": [rows(), rows()]}, "test")
     for key in ("row", "label"):
         other = rows()
         other[key] = 1 - other[key]
         with pytest.raises(ValueError, match="a and b, seed 1, were not scored on the same rows of 'test'"):  # fmt: skip
-            predictions.check({"a": [rows()], "b": [rows(), other]}, "test")
+            kept_scores.check({"a": [rows()], "b": [rows(), other]}, "test")
     diverged = rows()
     diverged["logit"][2] = np.nan
     with pytest.raises(ValueError, match="b, seed 0: scores on 'test' are not finite"):
-        predictions.check({"a": [rows()], "b": [diverged]}, "test")
+        kept_scores.check({"a": [rows()], "b": [diverged]}, "test")
 
 
 def test_the_group_is_the_data_s_first_or_the_one_named():
-    assert predictions.group_key(rows()) == predictions.group_key(rows(), "visit") == "group/visit"
-    assert predictions.group_key({"logit": np.zeros(3)}) == ""
+    assert kept_scores.group_key(rows()) == kept_scores.group_key(rows(), "visit") == "group/visit"
+    assert kept_scores.group_key({"logit": np.zeros(3)}) == ""
     with pytest.raises(
         ValueError, match="--group=user is not in the data; there are .'group/visit'"
     ):
-        predictions.group_key(rows(), "user")
+        kept_scores.group_key(rows(), "user")

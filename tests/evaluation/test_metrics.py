@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import comparison, metrics, ranking
-from recjax.collector import Collector
+from recjax.evaluation import comparison, metrics, ranking
+from recjax.evaluation.collector import Collector
 
 NAN = float("nan")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import aw_moe_gates, compare
-from recjax.train import train
+from recjax.training.loop import train
 
 P = "experiments/aw_moe_planted.py"
 

@@ -7,9 +7,9 @@ import pytest
 
 from experiments import compare
 from experiments.baselines import judging, popularity
-from recjax import metrics
-from recjax.data.prepared import Prepared
-from recjax.data.writing import write_prepared
+from recjax.data.store.prepared import Prepared
+from recjax.data.store.writing import write_prepared
+from recjax.evaluation import metrics
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema, SchemaError
 
 ITEMS, VISITS, PER_VISIT = 60, 1500, 4

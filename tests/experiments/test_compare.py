@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from experiments import boards, compare
-from recjax import metrics, predictions
+from recjax.evaluation import kept_scores, metrics
+from recjax.training import opening
 
 DIN = "experiments/din_complete_journey.py:runlocal"
-SMALL = ("data.name=synthetic.base", "data.prepare.impressions=3000", "data.prepare.users=200",
+SMALL = ("data.name=worlds.base", "data.prepare.impressions=3000", "data.prepare.users=200",
          "data.history=5", "train.examples=512", "eval.splits=[\"valid\"]", "eval.final=[\"test\"]")  # fmt: skip
 LOGISTIC = "experiments/logistic_complete_journey.py:runlocal"
 
@@ -104,10 +105,10 @@ def test_the_scores_that_training_keeps_are_those_of_the_finished_run(tmp_path):
     compare.run(both, tmp_path, 1, resamples=5)
     for e in both:
         run = tmp_path / e.name / "seed-0"
-        first = predictions.load(run, "test")
+        first = kept_scores.load(run, "test")
         (run / "predictions-test.npz").unlink()
-        predictions.complete(run, ("test",))
-        again = predictions.load(run, "test")
+        opening.keep_missing(run, ("test",))
+        again = kept_scores.load(run, "test")
         assert first.keys() == again.keys() and "past" in first
         for k in first:
             np.testing.assert_allclose(first[k], again[k], rtol=1e-6, atol=1e-6, err_msg=k)

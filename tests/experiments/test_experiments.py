@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recjax import configs
-from recjax.train import train
+from recjax.training.loop import train
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())

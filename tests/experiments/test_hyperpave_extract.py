@@ -4,7 +4,7 @@ import pytest
 
 from experiments.hyperpave_extract import ExtractError, Extractor
 from recjax import configs
-from recjax.train import train
+from recjax.training.loop import train
 
 
 def test_a_title_gets_aspects_of_its_category(tmp_path, real_data):

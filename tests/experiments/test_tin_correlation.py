@@ -8,8 +8,8 @@ from scipy.stats import spearmanr
 
 from experiments import tin_correlation
 from experiments.compare import entry
-from recjax import correlation
-from recjax.train import train
+from recjax.evaluation import correlation
+from recjax.training.loop import train
 
 P = "experiments/tin_planted.py"
 

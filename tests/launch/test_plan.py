@@ -13,8 +13,8 @@ import pytest
 from launch import flops, plan
 from launch.chips import CHIPS
 from recjax import configs
-from recjax import mesh as meshes
 from recjax.models import suan
+from recjax.runtime import mesh as meshes
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = "experiments/suan_planet.py"

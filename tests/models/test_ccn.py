@@ -20,7 +20,7 @@ from recjax.schema import Feature, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.system import pointwise
-from recjax.train import train
+from recjax.training.loop import train
 from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
 
 PAGES = dataclasses.replace(
@@ -511,7 +511,7 @@ def test_dihn_needs_a_trigger():
 
 @pytest.mark.slow
 def test_pair_losses_help_on_an_unseen_scenario_and_shuffled_ones_do_not(tmp_path):
-    """2,000 pages, six paired seeds, each in a world of its own (recjax/data/synthetic/ccn.py)."""
+    """2,000 pages, six paired seeds, each in a world of its own (recjax/data/worlds/ccn.py)."""
     found = {name: [] for name in ("plain", "ccn", "shuffled pairs")}
     for seed in range(6):
         for name, each in found.items():

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import models, optim
+from recjax import models
 from recjax.models import distil
 from recjax.schema import SchemaError
+from recjax.training import optim
 from tests.models.worlds import SCHEMA, close, far, jit, make, world
 
 W = world(b=4, c=3, n=8)

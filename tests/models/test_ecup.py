@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from recjax import configs, models, score, uplift
-from recjax import mesh as meshes
-from recjax.arms import Arms, arms_of, tables_of
-from recjax.data.synthetic import ecup as worlds
-from recjax.evaluator import Evaluator, open_run
+from recjax import configs, models, score
+from recjax.data.worlds import ecup as worlds
+from recjax.evaluation import uplift
+from recjax.evaluation.evaluator import Evaluator
 from recjax.models import ecup
+from recjax.models.arms import Arms, arms_of, tables_of
+from recjax.runtime import mesh as meshes
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
 from recjax.serving.export import export_run
 from recjax.serving.scorer import Scorer
-from recjax.train import train
+from recjax.training.loop import train
+from recjax.training.opening import open_run
 from tests.models.worlds import perturbed
 
 SCHEMA = Schema(
@@ -417,7 +419,7 @@ def test_audit_repairs_spoilt_nuisances():
 
 def config(cache_dir, *, people=4_000, **keys):
     c = configs.base()
-    c.data.name = "synthetic.ecup"
+    c.data.name = "worlds.ecup"
     c.data.prepare = dict(people=people)
     c.model.name = "ecup"
     c.model.norm = "identity"
@@ -488,7 +490,7 @@ def test_export_and_score(cache_dir, tmp_path):
 
     c = config(cache_dir, people=2_000, **TINY)
     train(c, tmp_path / "run")
-    _, data, system, trees = open_run(tmp_path / "run")
+    _, data, system, trees, _ = open_run(tmp_path / "run")
     b = next(iter(data.batches("test", 64)))
     folder = tmp_path / "artifact"
     manifest = export_run(tmp_path / "run", folder, snapshot=False)
@@ -519,7 +521,7 @@ def test_export_and_score(cache_dir, tmp_path):
 def judged(c, workdir):
     """(summary of the test split, its uplift columns by row)."""
     summary = train(c, workdir)["test"]
-    config_, data, system, trees = open_run(workdir, best=c.eval.use_best)
+    config_, data, system, trees, _ = open_run(workdir, best=c.eval.use_best)
     kept = {}
 
     def keep(columns):

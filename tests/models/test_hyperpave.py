@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from recjax import configs, metrics, models, ranking
-from recjax.data.product_catalog import Catalog, GraphError, disjoint_split
-from recjax.data.product_graph import Data, Options
-from recjax.data.synthetic import hyperpave as worlds
-from recjax.evaluate import open_run
+from recjax import configs, models
+from recjax.data.sets.product_catalog import Catalog, GraphError, disjoint_split
+from recjax.data.sets.product_graph import Data, Options
+from recjax.data.worlds import hyperpave as worlds
+from recjax.evaluation import metrics, ranking
 from recjax.models import hyperpave
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
-from recjax.train import train
+from recjax.training.loop import train
+from recjax.training.opening import open_run
 from tests.models.worlds import perturbed
 
 SMALL = worlds.World(products=60, aspects=12, unseen=3, dim=8, links=2, listed=4)
@@ -339,7 +340,7 @@ def test_golden_metrics():
 def config(seed=0, epochs=200, **keys):
     c = configs.base()
     c.seed = seed
-    c.data.name = "synthetic.hyperpave"
+    c.data.name = "worlds.hyperpave"
     c.data.prepare = dict(seed=seed, supervise="products")
     c.model.name = "hyperpave"
     c.model.hyperedges = "view"
@@ -449,7 +450,7 @@ def test_hyperedges_carry_what_text_only_hints_at(tmp_path):
 def test_node_ids_know_nothing_of_unseen_aspects(tmp_path):
     """AUC on unseen aspects, their untrained vectors drawn again 40 times: 0.5 within 0.05."""
     train(config(0, model__features="id"), tmp_path)
-    _, d, system, trees = open_run(tmp_path, best=True)
+    _, d, system, trees, _ = open_run(tmp_path, best=True)
     b = batch_of(d, "test", size=256)
     table = np.array(trees["dense"]["ids_aspect"]["embedding"])
     unseen = np.flatnonzero(d.catalog.unseen) + 3

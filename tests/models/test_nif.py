@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from recjax import models
-from recjax.data import movelines
+from recjax.data.store import movelines
 from recjax.inputs import embed
 from recjax.layers import flow as flows
 from recjax.layers import sphere
@@ -448,7 +448,7 @@ def test_options_and_schemas_that_do_not_fit_are_refused():
             models.build(SCHEMA, dict(name="nif") | options)
     with pytest.raises(SchemaError, match="list of role moveline"):
         models.build(worlds.SCHEMA, dict(name="amen"))
-    with pytest.raises(SchemaError, match="prepare the data with recjax.data.movelines"):
+    with pytest.raises(SchemaError, match="prepare the data with recjax.data.store.movelines"):
         models.build(SCHEMA.without(["next_category"]), dict(name="nif"))
     with pytest.raises(ValueError, match="name its run in init_from"):
         system = models.build(SCHEMA, dict(name="amen", **SMALL))

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from recjax import configs, models
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import qin as planted
+from recjax.data.store.prepared import Prepared
+from recjax.data.worlds import qin as planted
 from recjax.layers.quadratic import ASTA, QuadraticLayer, quadratic
 from recjax.models import qin
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
-from recjax.train import train
+from recjax.training.loop import train
 from tests.models.worlds import auc, close, far, jit, key, make, perturbed, world
 
 LOOK = 6
@@ -506,7 +506,7 @@ def test_products_are_learnt_by_one_layer_and_not_by_a_linear_model():
 
 def config(**model):
     c = configs.base()
-    c.data.name, c.data.history = "synthetic.qin", 8
+    c.data.name, c.data.history = "worlds.qin", 8
     c.data.prepare = dict(train=640, validation=64, test=64, test_cold=64, items=50, cold=20)
     c.model.update(dict(name="qin", layers=1, table=dict(dim=4, init_scale=0.01), **model))
     c.opt.lr, c.opt.clip = 2e-3, 10.0

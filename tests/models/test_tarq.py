@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from recjax import configs, models
+from recjax.evaluation.ranking import kept_share
 from recjax.inputs import embed
 from recjax.layers import residual_quantizer as rq
 from recjax.models import tarq
-from recjax.ranking import kept_share
 from recjax.schema import SchemaError
-from recjax.train import train
+from recjax.training.loop import train
 from tests.models.worlds import SCHEMA, close, far, jit, make, world
 
 W = world(b=4, c=3, n=6)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recjax import checkpoint
-from recjax.checkpoint import Checkpoints
+from recjax.runtime import checkpoint
+from recjax.runtime.checkpoint import Checkpoints
 
 
 def trees(value):

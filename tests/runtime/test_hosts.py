@@ -13,11 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from recjax import checkpoint
-from recjax.data.synthetic import base
-from recjax.run import read_jsonl
+from recjax.data.worlds import base
+from recjax.runtime import checkpoint
+from recjax.runtime.run import read_jsonl
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 HEARTBEAT = 10
 CONFIG = """
 from recjax import configs

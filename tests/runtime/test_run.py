@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from recjax.run import Interrupted, RunError, Stop, plain, read_jsonl, write_text
+from recjax.runtime.run import Interrupted, RunError, Stop, plain, read_jsonl, write_text
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CONFIG = """
 from tests.test_contracts import config
 

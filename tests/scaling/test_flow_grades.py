@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from recjax import models
-from scaling import flow_grades, grades
+from scaling.plan import flow_grades, grades
 from tests.models.test_nif import SCHEMA, world
 
 CASES = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from recjax import models
-from scaling import grades
+from scaling.plan import grades
 from tests.models import worlds
 
 TABLE = dict(dim=8)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scaling import fit, joint
+from scaling.law import fit, joint
 
 TRUTH = dict(n_blocks=(3, 0.5), examples=(5, 0.4))
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from scaling import decide, fit, laws
-from scaling.grades import LADDER
+from scaling.law import decisions, fit, laws
+from scaling.plan.grades import LADDER
 
 POINTS = (10_000, 30_000, 90_000, 270_000, 810_000)
 FLOPS = 6  # forward FLOPs per block parameter and event: enough to order options
@@ -181,21 +181,21 @@ def law(rows):
 
 
 def test_options_are_what_was_measured(rows):
-    found = decide.options(rows)
+    found = decisions.options(rows)
     assert [(o.grade, o.history) for o in found] == [
         ("-1", 20), ("0", 10), ("0", 20), ("0", 50), ("0", 100), ("1", 20), ("2", 20), ("3", 20),
     ]  # fmt: skip
 
 
 def test_the_cheapest_reaches_the_target_and_nothing_is_cheaper(law, rows):
-    choices = decide.options(rows)
+    choices = decisions.options(rows)
     target = truth(5e4, 2e6, 20)
-    found = decide.cheapest(law, choices, target)
+    found = decisions.cheapest(law, choices, target)
     costs = [r["flops"]["value"] for r in found]
     assert costs == sorted(costs)
     first = found[0]
     o = next(o for o in choices if (o.grade, o.history) == (first["grade"], first["history"]))
-    reached = decide.expected(law, o, first["examples"]["value"])
+    reached = decisions.expected(law, o, first["examples"]["value"])
     assert reached["value"] == pytest.approx(target)
     brute = min(
         (o.train_flops(d), o.grade, o.history)
@@ -204,14 +204,14 @@ def test_the_cheapest_reaches_the_target_and_nothing_is_cheaper(law, rows):
         if truth(o.n_blocks, d, o.history) >= target
     )
     assert first["flops"]["value"] == pytest.approx(brute[0], rel=0.15)
-    assert decide.cheapest(law, choices, 0.95) == []
-    assert "No measured grade" in decide.cheapest_sentence("auc", 0.95, [])
+    assert decisions.cheapest(law, choices, 0.95) == []
+    assert "No measured grade" in decisions.cheapest_sentence("auc", 0.95, [])
 
 
 def test_doubling_names_what_is_worth_most(law, rows):
-    choices = decide.options(rows)
+    choices = decisions.options(rows)
     o = next(o for o in choices if (o.grade, o.history) == ("0", 20))
-    found = decide.doubling(law, choices, o, 90_000)
+    found = decisions.doubling(law, choices, o, 90_000)
     gains = {r["axis"]: r for r in found}
     n = o.n_blocks
     wanted = {
@@ -224,29 +224,29 @@ def test_doubling_names_what_is_worth_most(law, rows):
         assert gains[axis]["low"] < gains[axis]["value"] < gains[axis]["high"]
     assert found[0]["axis"] == max(wanted, key=wanted.get) == "examples"
     assert gains["examples"]["extra_flops"] == pytest.approx(o.train_flops(90_000))
-    assert "More examples first" in decide.doubling_sentence("auc", found)
+    assert "More examples first" in decisions.doubling_sentence("auc", found)
     vague = [dict(found[0], low=-1.0), dict(found[1], high=1.0)]
-    assert "does not decide" in decide.doubling_sentence("auc", vague)
+    assert "does not decide" in decisions.doubling_sentence("auc", vague)
 
 
 def test_a_larger_budget_prefers_a_larger_model(law, rows):
-    choices = [o for o in decide.options(rows) if o.history == 20]
-    small, large = (decide.best_split(law, choices, f) for f in (3e10, 3e14))
+    choices = [o for o in decisions.options(rows) if o.history == 20]
+    small, large = (decisions.best_split(law, choices, f) for f in (3e10, 3e14))
     assert int(small["grade"]) < int(large["grade"])
     assert large["beyond"] > 1  # and says that it is a guess
 
 
 def test_the_frontier_drops_what_is_slower_and_no_better(law, rows):
     ms = {"0": 1.0, "1": 2.0, "2": 5.0, "-1": 3.0}
-    found = decide.frontier(law, decide.options(rows), ms, 810_000)
+    found = decisions.frontier(law, decisions.options(rows), ms, 810_000)
     assert [(r["grade"], r["best"]) for r in found] == [
         ("0", True),
         ("1", False),
         ("-1", False),
         ("2", True),
     ]  # each at its longest history: 100 for grade 0, and 20 for the others
-    same = decide.frontier(
-        law, decide.options(rows), {f"{g}/20": v for g, v in ms.items()}, 810_000
+    same = decisions.frontier(
+        law, decisions.options(rows), {f"{g}/20": v for g, v in ms.items()}, 810_000
     )
     assert [(r["grade"], r["best"]) for r in same] == [
         ("0", True),
@@ -257,7 +257,7 @@ def test_the_frontier_drops_what_is_slower_and_no_better(law, rows):
 
 
 def test_the_whole_section_is_json_and_speaks(rows):
-    found = decide.study(rows, latency_ms={"0": 1.0}, draws=20)
+    found = decisions.study(rows, latency_ms={"0": 1.0}, draws=20)
     assert len(found["sentences"]) == 3 and len(found["frontier"]) == 1
     json.dumps(found, allow_nan=False)
 
@@ -268,15 +268,15 @@ def test_latency_files_of_either_form(tmp_path):
         '{"rows": [{"grade": "0", "p50_ms": 1.5}, {"model": "other"}]}'
     )
     assert (
-        decide.read_latency(tmp_path / "a.json")
-        == decide.read_latency(tmp_path / "b.json")
+        decisions.read_latency(tmp_path / "a.json")
+        == decisions.read_latency(tmp_path / "b.json")
         == {"0": 1.5}
     )
     (tmp_path / "c.json").write_text('{"rows": [{"model": "other", "p50_ms": 1.5}]}')
     with pytest.raises(ValueError, match="c.json has no times by grade; give distil/latency"):
-        decide.read_latency(tmp_path / "c.json")
+        decisions.read_latency(tmp_path / "c.json")
 
 
 def test_too_few_rows_are_refused():
     with pytest.raises(fit.FitError):
-        decide.study(scored([row("0", 0, n) for n in POINTS]))
+        decisions.study(scored([row("0", 0, n) for n in POINTS]))

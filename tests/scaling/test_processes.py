@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from recjax.run import Run
-from scaling import processes, sweep
+from recjax.runtime.run import Run
+from scaling.plan import processes, sweep
 from tests.scaling.test_sweep import trials
 
 TIMES = ("examples_per_s", "wall_s", "seconds")

@@ -9,7 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from scaling import charts, fit, report, rivals
+from scaling.law import fit, rivals
+from scaling.report import charts
+from scaling.report import page as report
 
 EVIL = "<script>alert('x')</script>"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scaling import study, sweep
 from scaling.configs import complete_journey, quickstart, row_optimizers
-from scaling.grades import LADDER
+from scaling.plan import study, sweep
+from scaling.plan.grades import LADDER
 from tests.models import worlds
 
 

@@ -5,8 +5,8 @@ import json
 from ml_collections import ConfigDict
 import pytest
 
-from recjax.run import Interrupted
-from scaling import sweep
+from recjax.runtime.run import Interrupted
+from scaling.plan import sweep
 from tests.test_contracts import config
 
 

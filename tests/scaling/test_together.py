@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from recjax import checkpoint, optim
-from recjax.evaluator import open_run
-from recjax.run import Interrupted
-from recjax.train import train
-from scaling import sweep, together
+from recjax.runtime import checkpoint
+from recjax.runtime.run import Interrupted
+from recjax.training import optim
+from recjax.training.loop import train
+from recjax.training.opening import open_run
+from scaling.plan import sweep, together
 from tests.test_contracts import config
 
 
@@ -75,7 +76,7 @@ def assert_close(a, b):
 def test_a_members_run_directory_is_a_plain_finished_looking_run(three):
     folder, _, _ = three
 
-    c, _, _, trees = open_run(folder / "members" / "2")
+    c, _, _, trees, _ = open_run(folder / "members" / "2")
     assert c.opt.lr == 0.2 and "dense" in trees
 
 

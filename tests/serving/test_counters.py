@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data.event_log import ServedCounter
-from recjax.data.histories import NEVER, Counter, CounterIndex
+from recjax.data.store.event_log import ServedCounter
+from recjax.data.store.histories import NEVER, Counter, CounterIndex
 from recjax.serving import counters as served
 from recjax.serving.counters import Counters
 

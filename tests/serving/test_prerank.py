@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from recjax import embedding, models
-from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import tarq
+from recjax.data.loading.loader import Data
+from recjax.data.store.prepared import Prepared
+from recjax.data.worlds import tarq
 from recjax.serving import artifact as artifacts
 from recjax.serving import catalogue
 from recjax.serving.prerank import Preranker, answer, padded_size

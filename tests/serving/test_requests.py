@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recjax.data.batches import Assembler, Layout
+from recjax.data.loading.batches import Assembler, Layout
 from recjax.schema import MISSING, OOV, Feature, IdSpace, Schema
 from recjax.serving.requests import Encoder, RequestError, Vocabulary
 

@@ -8,8 +8,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from recjax import evaluate, score, scored
-from recjax.data.writing import write_prepared
+from recjax import evaluate, score
+from recjax.data.store.writing import write_prepared
+from recjax.evaluation import score_files
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer, probability
 from tests import fakes
@@ -198,7 +199,9 @@ def test_parts_of_two_artifacts_are_refused(exported, prepared, tmp_path):
     export(tmp_path / "other", metadata={"keep_prob": 0.5})
     for i, path in enumerate((exported.path, tmp_path / "other")):
         score.score(path, prepared, tmp_path / "s.parquet", shard=(i, 2))
-    with pytest.raises(scored.ScoredError, match=r"same model \('score' of artifact \w+; 'score'"):
+    with pytest.raises(
+        score_files.ScoredError, match=r"same model \('score' of artifact \w+; 'score'"
+    ):
         evaluate.evaluate_scores(str(tmp_path / "s-*.parquet"), str(prepared), [])
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import uvicorn
 
-from recjax.serving import artifact, bench_http, live, serve
+from experiments.bench import serving_http as bench_http
+from recjax.serving import artifact, live, serve
 from recjax.serving.scorer import Scorer
 from recjax.serving.service import Limits, Service
 from tests.conftest import REPO

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 
 from recjax import embedding, models
-from recjax.data import complete_journey
-from recjax.data.batches import Part
-from recjax.data.complete_journey_log import PROFILE, SIDES
-from recjax.data.exposures import draw, opportunities
-from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
+from recjax.data.loading.batches import Part
+from recjax.data.loading.loader import Data
+from recjax.data.sets import complete_journey
+from recjax.data.sets.complete_journey_log import PROFILE, SIDES
+from recjax.data.sets.exposures import draw, opportunities
+from recjax.data.store.prepared import Prepared
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.serving.service import Limits

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from recjax import models
-from recjax.step import gradients
+from recjax.training.step import gradients
 from tests.models.worlds import SCHEMA, jit, key, make, world
 
 W = world(b=8, c=2, n=4)

@@ -1,10 +1,10 @@
 """From columns to the batch pytree of `recjax.inputs`: NumPy only, no files, no JAX.
 
 The training loader and the scorer build batches with this one function, so they cannot disagree.
-Columns come as `recjax.data.prepared` documents them: impressions that say where their history ends
+Columns come as `recjax.data.store.prepared` documents them: impressions that say where their history ends
 and how long it is, and the event columns ("timelines") those histories are windows of.
 
-A batch is one buffer (`recjax.data.packing`). Within it the unique ids come last, so their capacity
+A batch is one buffer (`recjax.data.loading.transport`). Within it the unique ids come last, so their capacity
 can be chosen after everything else is in place.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.layout import BatchError, Capacity, Layout
-from recjax.data.packing import Spec, aligned_empty, unpack, view
+from recjax.data.loading.layout import BatchError, Capacity, Layout
+from recjax.data.loading.transport import Spec, aligned_empty, unpack, view
 from recjax.schema import Feature, Schema
 
 Columns = Mapping[str, np.ndarray]

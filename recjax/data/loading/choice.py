@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 
-from recjax.data.layout import BatchError
-from recjax.data.mapping import span_of
-from recjax.data.prepared import Prepared
+from recjax.data.loading.layout import BatchError
+from recjax.data.logs.mapping import span_of
+from recjax.data.store.prepared import Prepared
 
 DAY = 86_400
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from recjax.data.packing import Fields
+from recjax.data.loading.transport import Fields
 from recjax.schema import Feature, Schema
 
 Capacity = Mapping[str, int]  # id space -> unique ids a shard's list can hold

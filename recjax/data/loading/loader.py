@@ -5,11 +5,11 @@ the stream is the same for any number of worker processes, and resuming is a sli
 states are tied to the worker count and fail across it. Everything is read and cached by block,
 never by impression (13 k against 3.6 M examples/s).
 
-    order   of the requests in any epoch (`recjax.data.order`)
+    order   of the requests in any epoch (`recjax.data.loading.order`)
     batch   B / P requests of each of the P partitions; every host takes a contiguous range of
             partitions, so the hosts' batches, one after the other, are the batch one host would
             build
-    level   capacity of the unique-id lists: the smallest of a few that fits (`recjax.data.layout`)
+    level   capacity of the unique-id lists: the smallest of a few that fits (`recjax.data.loading.layout`)
 
 Worker processes start by spawn: guard the entry point with `if __name__ == "__main__"`, and parse
 absl flags first.
@@ -27,15 +27,15 @@ import grain
 import numpy as np
 import polars as pl
 
-from recjax.data.batches import Assembler
-from recjax.data.choice import Choice, Index, Period, buckets_of
-from recjax.data.growth import vocabulary_hash
-from recjax.data.layout import BatchError, Capacity, Layout, capacity_levels
-from recjax.data.mixed import MixedSource, side_by_side
-from recjax.data.movelines import check_stages
-from recjax.data.order import Order, request_starts
-from recjax.data.prepared import Prepared
-from recjax.data.source import BatchSource
+from recjax.data.loading.batches import Assembler
+from recjax.data.loading.choice import Choice, Index, Period, buckets_of
+from recjax.data.loading.layout import BatchError, Capacity, Layout, capacity_levels
+from recjax.data.loading.mixed import MixedSource, side_by_side
+from recjax.data.loading.order import Order, request_starts
+from recjax.data.loading.source import BatchSource
+from recjax.data.store.growth import vocabulary_hash
+from recjax.data.store.movelines import check_stages
+from recjax.data.store.prepared import Prepared
 
 PROBES = 8  # batches looked at to size the unique-id lists
 COUNTER_NAMES = re.compile(r"(n|age)_.*|.*_(count|recency)")

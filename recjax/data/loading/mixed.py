@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from recjax.data.source import BatchSource
+from recjax.data.loading.source import BatchSource
 
 
 @dataclasses.dataclass(frozen=True)

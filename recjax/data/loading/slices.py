@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.store.prepared import DataError, Prepared
 from recjax.schema import MISSING, NUM_RESERVED, OOV, PAD, Feature, Schema
 
 EDGES = (1, 5, 20, 100)  # of history lengths

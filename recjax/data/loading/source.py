@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
-from recjax.data.batches import Assembler, Part
-from recjax.data.order import Order
-from recjax.data.prepared import Prepared
+from recjax.data.loading.batches import Assembler, Part
+from recjax.data.loading.order import Order
+from recjax.data.store.prepared import Prepared
 
 BLOCKS_CACHED = 16  # per process; a block is about a megabyte
 

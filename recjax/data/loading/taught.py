@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.prepared import DataError
+from recjax.data.store.prepared import DataError
 
 EARLIER = {"output": "logits", "best": False}  # answers without a question beside them
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import histories, negatives
-from recjax.data.histories import Timeline
-from recjax.data.log_files import MOMENT, RawLog
-from recjax.data.mapping import SESSION, LogMapping, seconds_of, span_of
-from recjax.data.prepared import DataError
-from recjax.data.whole import Whole
+from recjax.data.logs import negatives
+from recjax.data.logs.files import MOMENT, RawLog
+from recjax.data.logs.mapping import SESSION, LogMapping, seconds_of, span_of
+from recjax.data.logs.whole import Whole
+from recjax.data.store import histories
+from recjax.data.store.histories import Timeline
+from recjax.data.store.prepared import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +241,7 @@ def last_rows(e: Events) -> Timeline:
 def _drawn(
     e: Events, split: int, catalogue, last: Timeline | None, found: dict[str, Any]
 ) -> Places:
-    """Positives and draws of a split. Without `last` no source rows: all shards know them (`recjax.data.whole`)."""
+    """Positives and draws of a split. Without `last` no source rows: all shards know them (`recjax.data.logs.whole`)."""
     name, k = e.splits[split], e.mapping.negatives_per_positive
     rows = np.flatnonzero((e.split == split) & e.positive)
     kept = rows[catalogue.holds(e.item[rows])]

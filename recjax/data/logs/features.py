@@ -10,16 +10,16 @@ from absl import logging
 import numpy as np
 import polars as pl
 
-from recjax.data import histories
-from recjax.data.growth import NEW, Growth
-from recjax.data.histories import Counter, CounterIndex, Timeline
-from recjax.data.log_events import Events, Places, codes, events_at
-from recjax.data.log_files import read_table
-from recjax.data.log_values import as_id, as_number, as_vector
-from recjax.data.mapping import SESSION, LogMapping, span_of
-from recjax.data.prepared import DataError
-from recjax.data.vocabulary import Vocabulary
-from recjax.data.whole import SharedCounter, Whole, find_last_rows
+from recjax.data.logs.events import Events, Places, codes, events_at
+from recjax.data.logs.files import read_table
+from recjax.data.logs.mapping import SESSION, LogMapping, span_of
+from recjax.data.logs.values import as_id, as_number, as_vector
+from recjax.data.logs.whole import SharedCounter, Whole, find_last_rows
+from recjax.data.store import histories
+from recjax.data.store.growth import NEW, Growth
+from recjax.data.store.histories import Counter, CounterIndex, Timeline
+from recjax.data.store.prepared import DataError
+from recjax.data.store.vocabulary import Vocabulary
 from recjax.schema import MISSING, Feature, Schema
 
 LOG_Q = "log_q"

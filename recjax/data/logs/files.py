@@ -22,13 +22,13 @@ from etils import epath
 import numpy as np
 import polars as pl
 
-from recjax.data.log_values import as_id, as_moment, as_number, as_vector
-from recjax.data.mapping import LogMapping, seconds_of
-from recjax.data.prepared import DataError
+from recjax.data.logs.mapping import LogMapping, seconds_of
+from recjax.data.logs.values import as_id, as_moment, as_number, as_vector
+from recjax.data.store.prepared import DataError
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".parquet")
 FILE, ROW, REASON, COLUMN, MOMENT = "__file", "__row", "__reason", "__column", "__moment"
-PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.sharded`)
+PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.logs.sharded`)
 BAD_SHOWN = 8
 DAMAGED = (pl.exceptions.ComputeError, pl.exceptions.SchemaError)
 

@@ -8,7 +8,7 @@
     dense = {"price": "log1p"}
 
 Its names are the fields of `LogMapping`; nothing else is allowed but imports and names that begin with "_". The file is
-run, so it is trusted code. `recjax.data.suggest` writes a first one.
+run, so it is trusted code. `recjax.data.logs.suggest` writes a first one.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ import runpy
 import types
 from typing import Any
 
-from recjax.data.prepared import DataError
+from recjax.data.store.prepared import DataError
 from recjax.schema import TRANSFORMS
 
 NEGATIVES = ("impressions", "popular", "uniform")

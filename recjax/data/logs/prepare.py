@@ -1,4 +1,4 @@
-"""Your own logs, described by a mapping (`recjax.data.mapping`), as a prepared data set.
+"""Your own logs, described by a mapping (`recjax.data.logs.mapping`), as a prepared data set.
 
     python -m recjax.data.prepare --logs='path/*.parquet' --mapping=mapping.py --out=DIR
     python -m recjax.train --config=experiments/suan_logs.py --config.data.dir=DIR --workdir=runs/mine
@@ -7,7 +7,7 @@ Protocol. A *request* is a page, basket or request id of one user, or a user's r
 first row, and everything it sees happened strictly before. Training, validation and test follow each other in time.
 
 Negatives are the rows whose label is 0, or are drawn from the items that the training period's positives took
-(`recjax.data.negatives`). Where they are drawn, an item's columns in the log (its price, its category) are those of the
+(`recjax.data.logs.negatives`). Where they are drawn, an item's columns in the log (its price, its category) are those of the
 item's last row before the request, for positives and negatives alike: the row's own would tell which is which. For the
 same reason evaluation rows of items that no training request took are left out, and counted: no negative could be one.
 The log-probability of a draw is the label `log_q`, which no model reads.
@@ -30,15 +30,15 @@ from absl import logging
 import numpy as np
 import polars as pl
 
-from recjax.data import report, sharded
-from recjax.data.growth import NEW, Growth
-from recjax.data.log_events import Events, Places, catalogue_of, impressions
-from recjax.data.log_features import Encoded, columns, encode, fields, make_schema
-from recjax.data.log_files import RawLog, fingerprint, list_files, read_log
-from recjax.data.mapping import LogMapping, load_mapping
-from recjax.data.prepared import DataError, Prepared, is_prepared, prepared_path
-from recjax.data.vocabulary import frames
-from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
+from recjax.data.logs import report, sharded
+from recjax.data.logs.events import Events, Places, catalogue_of, impressions
+from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
+from recjax.data.logs.files import RawLog, fingerprint, list_files, read_log
+from recjax.data.logs.mapping import LogMapping, load_mapping
+from recjax.data.store.growth import NEW, Growth
+from recjax.data.store.prepared import DataError, Prepared, is_prepared, prepared_path
+from recjax.data.store.vocabulary import frames
+from recjax.data.store.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
 from recjax.schema import Schema
 
 NAME, VERSION = "logs", "1.0.0"
@@ -71,12 +71,12 @@ def prepare(
       unit: What the training order permutes, "impression" or "request" (rows of a request stay together).
       block_size: Impressions per record.
       partitions: Of the users.
-      shards: Prepare so many shards of users one after the other (`recjax.data.sharded`), each a partition; 0: the
+      shards: Prepare so many shards of users one after the other (`recjax.data.logs.sharded`), each a partition; 0: the
         whole log at once. The rows are the same; their numbering, training order and drawn negatives are not.
       runner: Of the shards' stages; None: this process.
       work: Folder for the stages' files, which all workers see; "": a temporary one beside `out_dir`.
       exact_dir: `out_dir` itself becomes the prepared directory.
-      head_room, extends, reclaim_days: How vocabularies go on from day to day (`recjax.data.growth`).
+      head_room, extends, reclaim_days: How vocabularies go on from day to day (`recjax.data.store.growth`).
 
     Raises:
       DataError: Files, columns or (with `strict`) rows are not as the mapping says.

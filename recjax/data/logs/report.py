@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from recjax.data import histories
-from recjax.data.log_events import Events, Places
-from recjax.data.log_features import Encoded, Field
-from recjax.data.log_files import FILE, MOMENT, ROW, RawLog, describe
+from recjax.data.logs.events import Events, Places
+from recjax.data.logs.features import Encoded, Field
+from recjax.data.logs.files import FILE, MOMENT, ROW, RawLog, describe
+from recjax.data.store import histories
 
 SUSPICIOUS = 0.95  # single-column AUC
 PROBED = 200_000  # training impressions a probe looks at

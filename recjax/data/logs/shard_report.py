@@ -1,6 +1,6 @@
 """The report of a log that was prepared in shards: each counts its own rows, and the counts are added.
 
-The figures are those of `recjax.data.report`, but for the probes, which look at the rows of one shard.
+The figures are those of `recjax.data.logs.report`, but for the probes, which look at the rows of one shard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import histories, report
-from recjax.data.log_events import Events, Places
-from recjax.data.log_features import Encoded
-from recjax.data.log_files import FILE, MOMENT, PLACE, ROW, describe
+from recjax.data.logs import report
+from recjax.data.logs.events import Events, Places
+from recjax.data.logs.features import Encoded
+from recjax.data.logs.files import FILE, MOMENT, PLACE, ROW, describe
+from recjax.data.store import histories
 
 IGNORED = (MOMENT, FILE, ROW, PLACE)
 

@@ -9,7 +9,7 @@ Users are dealt to shards by a checksum of their id, and a shard becomes a parti
     read    every piece of a log file: usable rows, dealt to shards
     sort    every shard: by time, without repeats; its values and request times
     count   every shard: values of its training rows, for vocabularies and the catalogue of negatives
-    index   every shard: what others ask it (`recjax.data.whole`)
+    index   every shard: what others ask it (`recjax.data.logs.whole`)
     make    every shard: timelines and blocks
 
 are maps over pieces or shards that read and write files of a work folder, and nothing else. So a runner only has to map:
@@ -36,9 +36,10 @@ from etils import epath
 import numpy as np
 import polars as pl
 
-from recjax.data import log_features, shard_report
-from recjax.data.growth import NEW, Growth
-from recjax.data.log_events import (
+from recjax.data.loading.mixed import side_by_side
+from recjax.data.logs import features as log_features
+from recjax.data.logs import shard_report
+from recjax.data.logs.events import (
     Events,
     catalogue_of,
     check_splits,
@@ -48,7 +49,7 @@ from recjax.data.log_events import (
     requests_of,
     split_begins,
 )
-from recjax.data.log_files import (
+from recjax.data.logs.files import (
     MOMENT,
     PLACE,
     ROW,
@@ -60,19 +61,12 @@ from recjax.data.log_files import (
     scan_rows,
     wanted_columns,
 )
-from recjax.data.mapping import LogMapping
-from recjax.data.mixed import side_by_side
-from recjax.data.prepared import PARTITION, DataError
-from recjax.data.vocabulary import Vocabulary, frames, occurrences
-from recjax.data.whole import (
-    Arrays,
-    Whole,
-    added,
-    index_arrays,
-    last_row_arrays,
-    union,
-)
-from recjax.data.writing import split_blocks
+from recjax.data.logs.mapping import LogMapping
+from recjax.data.logs.whole import Arrays, Whole, added, index_arrays, last_row_arrays, union
+from recjax.data.store.growth import NEW, Growth
+from recjax.data.store.prepared import PARTITION, DataError
+from recjax.data.store.vocabulary import Vocabulary, frames, occurrences
+from recjax.data.store.writing import split_blocks
 
 PIECE = 5_000_000
 
@@ -469,7 +463,7 @@ def run(
     """All stages; the finished job has the blocks, timelines and report.
 
     Raises:
-      DataError: As `recjax.data.logs.prepare`.
+      DataError: As `recjax.data.logs.prepare.prepare`.
     """
     wanted, latest = tuple(wanted_columns(files, m)), latest_second(m)
     pieces = pieces_of(files, m.separator)

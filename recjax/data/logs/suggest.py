@@ -11,9 +11,9 @@ import re
 import numpy as np
 import polars as pl
 
-from recjax.data.log_files import head
-from recjax.data.log_values import ISO, as_id, as_number, guess_unit
-from recjax.data.prepared import DataError
+from recjax.data.logs.files import head
+from recjax.data.logs.values import ISO, as_id, as_number, guess_unit
+from recjax.data.store.prepared import DataError
 
 ROWS = 20_000  # looked at, of the first file
 USER = r"(user|customer|client|member|visitor|household|shopper|buyer|account|person|uid|cust)"

@@ -2,8 +2,8 @@
 
 import polars as pl
 
-from recjax.data.mapping import UNITS, LogMapping
-from recjax.data.prepared import DataError
+from recjax.data.logs.mapping import UNITS, LogMapping
+from recjax.data.store.prepared import DataError
 
 ISO = (
     "%Y-%m-%d",

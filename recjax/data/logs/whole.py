@@ -12,8 +12,8 @@ import dataclasses
 import numpy as np
 import polars as pl
 
-from recjax.data.histories import NEVER, Clock, Counter, CounterIndex
-from recjax.data.vocabulary import Vocabulary
+from recjax.data.store.histories import NEVER, Clock, Counter, CounterIndex
+from recjax.data.store.vocabulary import Vocabulary
 
 Arrays = dict[str, np.ndarray]
 

@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import histories
-from recjax.data.histories import Counter, CounterIndex
-from recjax.data.log_events import codes
-from recjax.data.mapping import seconds_of
-from recjax.data.prepared import DataError
-from recjax.data.published import Job, Published, share_of_users
-from recjax.data.vocabulary import Vocabulary
-from recjax.data.writing import BLOCK_SIZE
+from recjax.data.logs.events import codes
+from recjax.data.logs.mapping import seconds_of
+from recjax.data.sets.published import Job, Published, share_of_users
+from recjax.data.store import histories
+from recjax.data.store.histories import Counter, CounterIndex
+from recjax.data.store.prepared import DataError
+from recjax.data.store.vocabulary import Vocabulary
+from recjax.data.store.writing import BLOCK_SIZE
 from recjax.schema import Feature, Schema
 
 FILES = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv")

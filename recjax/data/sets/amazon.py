@@ -26,9 +26,9 @@ from typing import Any
 
 import polars as pl
 
-from recjax.data.mapping import LogMapping
-from recjax.data.prepared import DataError
-from recjax.data.published import LOG, TEXT, Files, Published, prepare_log
+from recjax.data.logs.mapping import LogMapping
+from recjax.data.sets.published import LOG, TEXT, Files, Published, prepare_log
+from recjax.data.store.prepared import DataError
 from recjax.data.text import encoder
 
 VECTOR = "title_vector"
@@ -89,7 +89,7 @@ def prepare(
       category: As the files call it, such as Office_Products.
       core: Whether to read the 5-core rather than all reviews.
       text: Encoder of the titles, of `recjax.data.text`; "" for none.
-      **options: Of `recjax.data.published.prepare_log`.
+      **options: Of `recjax.data.sets.published.prepare_log`.
 
     Raises:
       DataError: Files are missing or not as described.

@@ -6,7 +6,7 @@ Format, from the files (github.com/AkaliKong/MiniOneRec, data/Amazon): `{categor
 history_item_id ("[1, 2]", at most ten), item_id and the same as titles and codes; `{category}.item.json`, item id -> title,
 description, brand, categories; `{category}.index.json`, item id -> its codes ["<a_60>", "<b_159>", "<c_203>"].
 
-Protocol. The splits are the publisher's, which are in time; there are no times (`recjax.data.sequences`). Where train.csv is
+Protocol. The splits are the publisher's, which are in time; there are no times (`recjax.data.sets.sequences`). Where train.csv is
 absent, training rows are the steps inside the histories of valid.csv, each later item after those before it, but for
 everything its user has as a target in valid.csv or test.csv: neither that item nor an item after it in a history is used.
 Negatives are drawn from the items of the training rows and of their histories. The texts are in the vocabulary of the
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.prepared import DataError
-from recjax.data.published import Job, Published
-from recjax.data.sequences import Rows, Sequences, next_item
-from recjax.data.writing import BLOCK_SIZE
+from recjax.data.sets.published import Job, Published
+from recjax.data.sets.sequences import Rows, Sequences, next_item
+from recjax.data.store.prepared import DataError
+from recjax.data.store.writing import BLOCK_SIZE
 
 COLUMNS = ("user_id", "history_item_id", "item_id")
 CODES = ("sid_1", "sid_2", "sid_3")

@@ -21,7 +21,7 @@ Negatives. Every positive is kept. There are two kinds of split, with the same p
   popularity tells nothing and personal taste is what is measured. The correction is the same with the row's own
   keep probability (`keep_probability`); a product never bought in the training weeks is never drawn.
 
-The draws are `recjax.data.exposures`, the raw tables `recjax.data.complete_journey_log`.
+The draws are `recjax.data.sets.exposures`, the raw tables `recjax.data.sets.complete_journey_log`.
 
 Features: household and demographics; store, hour, weekday; product, its hierarchy, display and mailer; causal
 counters (count and recency strictly before the visit); the household's purchases, all of them, as `history`.
@@ -41,8 +41,7 @@ from absl import app, flags, logging
 import numpy as np
 import polars as pl
 
-from recjax.data import histories
-from recjax.data.complete_journey_log import (
+from recjax.data.sets.complete_journey_log import (
     FILES,
     PROFILE,
     SIDES,
@@ -52,13 +51,14 @@ from recjax.data.complete_journey_log import (
     raw_events,
     read_log,
 )
-from recjax.data.event_log import USER, EventLog, ServedCounter
-from recjax.data.exposures import Opportunities, draw, opportunities
-from recjax.data.histories import Counter, CounterIndex, Timeline
-from recjax.data.prepared import Prepared, is_prepared, prepared_path
+from recjax.data.sets.exposures import Opportunities, draw, opportunities
+from recjax.data.store import histories
+from recjax.data.store.event_log import USER, EventLog, ServedCounter
+from recjax.data.store.histories import Counter, CounterIndex, Timeline
+from recjax.data.store.prepared import Prepared, is_prepared, prepared_path
+from recjax.data.store.vocabulary import Vocabulary, frames
+from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.data.text import WIDTH, Encoder, encoder
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "complete_journey", "1.0.0"

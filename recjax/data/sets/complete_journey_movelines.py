@@ -2,8 +2,8 @@
 
     python -m recjax.train --config=experiments/nif_complete_journey.py --workdir=runs/nif
 
-Opportunities, labels, negatives, counters and histories are those of `recjax.data.complete_journey`, row for row, but training is
-cut in two by time, because NIF's generator must not have seen the labels that its CTR model learns from (`recjax.data.movelines`):
+Opportunities, labels, negatives, counters and histories are those of `recjax.data.sets.complete_journey`, row for row, but training is
+cut in two by time, because NIF's generator must not have seen the labels that its CTR model learns from (`recjax.data.store.movelines`):
 
     stage 1   weeks 1-34 train_flow, 35-36 validation_flow; train_early, train_early_matched: impressions of weeks 1-36
     stage 2   weeks 37-47 train, train_matched: nearly all of the latest 300,000 training opportunities
@@ -28,13 +28,14 @@ from absl import logging
 import numpy as np
 import polars as pl
 
-from recjax.data import complete_journey, histories, movelines
-from recjax.data.complete_journey import WEEKS, Encoders
-from recjax.data.complete_journey_log import FILES, PRODUCT_BITS, Log, locate, read_log
-from recjax.data.exposures import Opportunities, draw, opportunities
-from recjax.data.prepared import is_prepared, prepared_path
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
+from recjax.data.sets import complete_journey
+from recjax.data.sets.complete_journey import WEEKS, Encoders
+from recjax.data.sets.complete_journey_log import FILES, PRODUCT_BITS, Log, locate, read_log
+from recjax.data.sets.exposures import Opportunities, draw, opportunities
+from recjax.data.store import histories, movelines
+from recjax.data.store.prepared import is_prepared, prepared_path
+from recjax.data.store.vocabulary import Vocabulary, frames
+from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "complete_journey_movelines", "1.1.0"
@@ -361,7 +362,7 @@ def prepare(
     Args:
       out_dir: Folder that holds prepared data sets.
       source: Folder with the parquet files; "" finds the installed wheel.
-      rate, seed, min_count, limit_households: As in `recjax.data.complete_journey`.
+      rate, seed, min_count, limit_households: As in `recjax.data.sets.complete_journey`.
       overlap: Stage 1 goes on through stage 2's weeks: the ablation that measures the leak.
       block_size: Impressions per record.
     """

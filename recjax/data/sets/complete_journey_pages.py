@@ -14,7 +14,7 @@ products are dropped. The *trigger* is the household's latest purchase in the de
 are days apart; the public code's 480 minutes would leave nothing): id 0, and CCN's learned null trigger, where there is none. Department is
 the scenario; it is no feature, and the pages of `held_out` are in no split but "test_unseen". Its products do occur in histories.
 
-Train weeks first_week..47, validation 48-49, test >= 50, as in `recjax.data.complete_journey`, whose vocabularies (training weeks),
+Train weeks first_week..47, validation 48-49, test >= 50, as in `recjax.data.sets.complete_journey`, whose vocabularies (training weeks),
 features, histories (all earlier purchases) and counters these are.
 """
 
@@ -28,13 +28,13 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from recjax.data import complete_journey as journey
-from recjax.data.complete_journey_log import FILES, CompleteJourney, Log, locate, read_log
-from recjax.data.exposures import Opportunities, opportunities
-from recjax.data.pages import latest_before, page_starts, pair_counts, sample_pages
-from recjax.data.prepared import DataError, is_prepared, prepared_path
-from recjax.data.vocabulary import frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
+from recjax.data.sets import complete_journey as journey
+from recjax.data.sets.complete_journey_log import FILES, CompleteJourney, Log, locate, read_log
+from recjax.data.sets.exposures import Opportunities, opportunities
+from recjax.data.store.pages import latest_before, page_starts, pair_counts, sample_pages
+from recjax.data.store.prepared import DataError, is_prepared, prepared_path
+from recjax.data.store.vocabulary import frames
+from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "complete_journey_pages", "1.0.0"
@@ -249,7 +249,7 @@ def prepare(
       seed: Of the draws and of the training order.
       block_size: Rows per record.
       partitions: Of the users.
-      min_count: As in `recjax.data.complete_journey`.
+      min_count: As in `recjax.data.sets.complete_journey`.
       limit_households: Only the first n household ids, for small sets; 0: all.
 
     Raises:

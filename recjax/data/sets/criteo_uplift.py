@@ -9,7 +9,7 @@ any name like it. TFDS ships no checksum; size and SHA-256 of the .gz below are 
 file verify (huggingface.co/datasets/criteo/criteo-uplift serves it), and were not checked here for want of the file.
 
 Protocol. `treatment` is what the lot decided, and is the arm; `exposure` is what came of it, and no feature. Labels are `visit`,
-then `conversion`. Features are dense; the splits are random, see `recjax.data.trials`.
+then `conversion`. Features are dense; the splits are random, see `recjax.data.sets.trials`.
 """
 
 import os
@@ -17,8 +17,8 @@ import pathlib
 
 from tensorflow_datasets.recommendation.criteo import criteo as tfds_criteo
 
-from recjax.data.published import File, Published
-from recjax.data.trials import Trial, prepare_trial
+from recjax.data.sets.published import File, Published
+from recjax.data.sets.trials import Trial, prepare_trial
 
 TRIAL = Trial(
     treatment="treatment",
@@ -52,7 +52,7 @@ def prepare(out_dir: str | os.PathLike, *, source: str = "", **options) -> pathl
     Args:
       out_dir: Folder that holds prepared data sets.
       source: Folder or archive with the CSV file.
-      **options: seed, block_size, fractions (`recjax.data.trials.prepare_trial`).
+      **options: seed, block_size, fractions (`recjax.data.sets.trials.prepare_trial`).
 
     Raises:
       DataError: The file is missing or not as described.

@@ -12,14 +12,14 @@ from absl import logging
 import numpy as np
 from scipy import optimize
 
-from recjax.data.complete_journey_log import (
+from recjax.data.sets.complete_journey_log import (
     LETTER_BITS,
     PRODUCT_BITS,
     WEEK_CODES,
     Log,
     store_week,
 )
-from recjax.data.prepared import DataError
+from recjax.data.store.prepared import DataError
 
 Split = slice  # of the visits
 Rows = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> (opportunities ascending, labels)

@@ -7,7 +7,7 @@ CSV with the columns below; any of the usual names is taken. TFDS ships no check
 
 Protocol. Labels are `visit`, which comes first, and `conversion`; nobody converts without a visit. `spend` is an outcome
 and therefore no feature. `history_segment` is `history` in classes; both are kept, as are all other columns. The trial
-has no times, so splits are random: see `recjax.data.trials`.
+has no times, so splits are random: see `recjax.data.sets.trials`.
 """
 
 import os
@@ -15,8 +15,8 @@ import pathlib
 
 from tensorflow_datasets.recommendation.hillstrom import hillstrom as tfds_hillstrom
 
-from recjax.data.published import Published
-from recjax.data.trials import Trial, prepare_trial
+from recjax.data.sets.published import Published
+from recjax.data.sets.trials import Trial, prepare_trial
 
 TRIAL = Trial(
     treatment="segment",
@@ -45,7 +45,7 @@ def prepare(out_dir: str | os.PathLike, *, source: str = "", **options) -> pathl
     Args:
       out_dir: Folder that holds prepared data sets.
       source: Folder with the CSV file; "" means $RECJAX_DATA/hillstrom.
-      **options: seed, block_size, fractions (`recjax.data.trials.prepare_trial`).
+      **options: seed, block_size, fractions (`recjax.data.sets.trials.prepare_trial`).
 
     Raises:
       DataError: The file is missing or not as described.

@@ -3,7 +3,7 @@
     python -m recjax.data.kuairand --source=KuaiRand-Pure --out=DIR
     RECJAX_DATA=FOLDER python -m recjax.data.kuairand --out=DIR
 
-`source` is a folder of either form (`recjax.data.kuairand_files`); "" means $RECJAX_DATA/kuairand-pure. As published, the
+`source` is a folder of either form (`recjax.data.sets.kuairand_files`); "" means $RECJAX_DATA/kuairand-pure. As published, the
 standard log goes from 8 April to 8 May 2022; the slice holds that of KuaiRand-Pure from 25 April on.
 
 Protocol. Rows are impressions; labels `is_click` (the main one), `long_view`, `like`, `follow`. The log holds the same
@@ -31,12 +31,12 @@ from absl import app, flags, logging
 import numpy as np
 import polars as pl
 
-from recjax.data import histories
-from recjax.data.histories import Counter, CounterIndex, Timeline
-from recjax.data.kuairand_files import KuaiRand, RawFiles, locate
-from recjax.data.prepared import DataError, is_prepared, prepared_path
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import BLOCK_SIZE, write_prepared
+from recjax.data.sets.kuairand_files import KuaiRand, RawFiles, locate
+from recjax.data.store import histories
+from recjax.data.store.histories import Counter, CounterIndex, Timeline
+from recjax.data.store.prepared import DataError, is_prepared, prepared_path
+from recjax.data.store.vocabulary import Vocabulary, frames
+from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "kuairand", "1.0.0"

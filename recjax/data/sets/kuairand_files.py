@@ -18,8 +18,8 @@ import pathlib
 
 import polars as pl
 
-from recjax.data.prepared import DataError
-from recjax.data.published import Published, find
+from recjax.data.sets.published import Published, find
+from recjax.data.store.prepared import DataError
 
 SLICE = ("val", "test", "item_features", "user_features", "user_sequences")
 LOGS = ("log_standard_4_08_to_4_21_*.csv", "log_standard_4_22_to_5_08_*.csv")

@@ -10,7 +10,7 @@ Gavin113/WWW2025_MMCTR, src/mmctr_dataloader.py, README.md); the files themselve
 
 Protocol. `test` is valid.parquet, on which solutions report; the challenge's own test has no labels and is not read. So that
 nothing is tuned on it, `validation` is all rows of a seeded draw of train.parquet's users. There are no times:
-see `recjax.data.sequences`. Equal histories of a user are stored once.
+see `recjax.data.sets.sequences`. Equal histories of a user are stored once.
 
 Every item of item_info.parquet, also one that training never saw, has an id in the space `item_emb`, which stands for its frozen
 vector: candidates and events carry that id and not the vector. `history_levels=True` also gives events the levels of their items
@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.prepared import DataError
-from recjax.data.published import Job, Published
-from recjax.data.sequences import Rows, Sequences
-from recjax.data.vocabulary import Vocabulary
-from recjax.data.writing import BLOCK_SIZE
+from recjax.data.sets.published import Job, Published
+from recjax.data.sets.sequences import Rows, Sequences
+from recjax.data.store.prepared import DataError
+from recjax.data.store.vocabulary import Vocabulary
+from recjax.data.store.writing import BLOCK_SIZE
 from recjax.schema import PAD, Feature, Schema
 
 ROWS = ("user_id", "item_seq", "item_id", "likes_level", "views_level", "label")

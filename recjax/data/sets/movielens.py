@@ -12,7 +12,7 @@ movies.csv (movieId,title,genres) in "csv"; ratings.dat, movies.dat, users.dat s
 u.user separated by tabs and "|" in 100k; the last two are Latin-1.
 
 Protocol. With `labels="watched"` a rating is a positive and negatives are drawn from the movies of the training period
-(`recjax.data.negatives`): what is watched next. With `labels="liked"` rows are the ratings themselves, 1 for more than
+(`recjax.data.logs.negatives`): what is watched next. With `labels="liked"` rows are the ratings themselves, 1 for more than
 `threshold` stars, 0 for fewer, as papers on CTR use MovieLens; ratings of exactly `threshold` stars are left out. Training,
 validation and test follow each other in time, 8:1:1 of the ratings. An item's genre is its first; titles are not used but
 for their year.
@@ -26,9 +26,9 @@ from typing import Any
 import polars as pl
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
-from recjax.data.mapping import LogMapping
-from recjax.data.prepared import DataError
-from recjax.data.published import LOG, File, Files, Published, prepare_log
+from recjax.data.logs.mapping import LogMapping
+from recjax.data.sets.published import LOG, File, Files, Published, prepare_log
+from recjax.data.store.prepared import DataError
 
 MAPPING = LogMapping(
     user="user",
@@ -89,7 +89,7 @@ def prepare(
       edition: "csv", "1m" or "100k" (module docstring).
       labels: "watched" or "liked" (module docstring).
       threshold: Stars that separate liked from not liked.
-      **options: Of `recjax.data.published.prepare_log`.
+      **options: Of `recjax.data.sets.published.prepare_log`.
 
     Raises:
       DataError: Files are missing or damaged.

@@ -7,15 +7,15 @@ columns click, conversion, treatment (0 to 4) and f0 to f98. What the features a
 and missing ones as 0. The README gives no checksum.
 
 Protocol. Arm 0 is taken for the control: the README does not say so, the paper (arXiv 2402.03379) and its ports do. The
-test is the publisher's; validation is a seeded draw from train.csv, see `recjax.data.trials`. Both files are held in memory
+test is the publisher's; validation is a seeded draw from train.csv, see `recjax.data.sets.trials`. Both files are held in memory
 as float32: 5.5 M rows of 102 numbers, 2.3 GB and as much again while they are written.
 """
 
 import os
 import pathlib
 
-from recjax.data.published import Published
-from recjax.data.trials import Trial, prepare_trial
+from recjax.data.sets.published import Published
+from recjax.data.sets.trials import Trial, prepare_trial
 
 TRIAL = Trial(
     treatment="treatment",
@@ -51,7 +51,7 @@ def prepare(out_dir: str | os.PathLike, *, source: str = "", **options) -> pathl
     Args:
       out_dir: Folder that holds prepared data sets.
       source: Folder or archive with train.csv and test.csv.
-      **options: seed, block_size, fractions (`recjax.data.trials.prepare_trial`).
+      **options: seed, block_size, fractions (`recjax.data.sets.trials.prepare_trial`).
 
     Raises:
       DataError: A file or column is missing.

@@ -22,9 +22,9 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from recjax.data.prepared import DataError
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import write_prepared
+from recjax.data.store.prepared import DataError
+from recjax.data.store.vocabulary import Vocabulary, frames
+from recjax.data.store.writing import write_prepared
 from recjax.schema import Feature, Schema
 
 LIST = "history"

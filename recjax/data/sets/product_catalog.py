@@ -1,4 +1,4 @@
-"""Products with aspects, their text vectors and a zero-shot split: what `recjax.data.product_graph` makes graphs of. NumPy only.
+"""Products with aspects, their text vectors and a zero-shot split: what `recjax.data.sets.product_graph` makes graphs of. NumPy only.
 
 An *aspect* is an attribute with its value within a category ("color: red" of Shirts).
 """
@@ -9,8 +9,8 @@ import functools
 
 import numpy as np
 
-from recjax.data import attribute_values
 from recjax.data import text as texts
+from recjax.data.sets import attribute_values
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}

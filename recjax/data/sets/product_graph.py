@@ -1,6 +1,6 @@
 """Graphs of products, aspects and categories: the batches that HyperPAVE trains on. NumPy only.
 
-Aspects are those of `recjax.data.product_catalog`. A batch is one category's graph and B products to score against C aspects each:
+Aspects are those of `recjax.data.sets.product_catalog`. A batch is one category's graph and B products to score against C aspects each:
 
     x      {type: float32 [N_type, F]}   text vectors of product, aspect and category nodes; zeros fill up
     id     {type: int32 [N_type]}        node numbers, for the control that learns an embedding per node
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import attribute_values, product_catalog
-from recjax.data.product_catalog import SPLITS, TRAIN, Catalog, GraphError
+from recjax.data.sets import attribute_values, product_catalog
+from recjax.data.sets.product_catalog import SPLITS, TRAIN, Catalog, GraphError
 from recjax.schema import NUM_RESERVED, OOV, Feature, IdSpace, Schema
 
 TYPES = ("product", "aspect", "category")

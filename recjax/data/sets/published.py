@@ -9,7 +9,7 @@ where each set comes from.
 
 A reader is a subclass of `Published` (import the class; TFDS would need TensorFlow to look it up by name) and a `prepare`.
 Those of logs are facts: a `LogMapping`, and a `stage` that writes the publisher's files as the tables that mapping names.
-The whole of `recjax.data.logs` (quarantine, histories, counters, drawn negatives, report) then holds for them.
+The whole of `recjax.data.logs.prepare` (quarantine, histories, counters, drawn negatives, report) then holds for them.
 """
 
 import ast
@@ -30,13 +30,13 @@ import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
 
-from recjax.data import logs
-from recjax.data.histories import Timeline
-from recjax.data.log_files import fingerprint, read_log
-from recjax.data.mapping import LogMapping
-from recjax.data.prepared import DataError, is_prepared, prepared_path
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import BLOCK_SIZE, BlockBuilder, write_prepared
+from recjax.data.logs import prepare as logs
+from recjax.data.logs.files import fingerprint, read_log
+from recjax.data.logs.mapping import LogMapping
+from recjax.data.store.histories import Timeline
+from recjax.data.store.prepared import DataError, is_prepared, prepared_path
+from recjax.data.store.vocabulary import Vocabulary, frames
+from recjax.data.store.writing import BLOCK_SIZE, BlockBuilder, write_prepared
 from recjax.schema import Schema, SchemaError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -61,7 +61,7 @@ class File:
 
 
 class Published(BlockBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """The TFDS builder of a published data set; its records are blocks of impressions (`recjax.data.prepared`).
+    """The TFDS builder of a published data set; its records are blocks of impressions (`recjax.data.store.prepared`).
 
     Attributes:
       name: Of the data set, and of its folder below the one that holds prepared data.
@@ -358,7 +358,7 @@ def main(argv: list[str]) -> None:
     tfds.disable_progress_bar()
     f = flags.FLAGS
     try:
-        module = importlib.import_module(f"recjax.data.{f.name}")
+        module = importlib.import_module(f"recjax.data.sets.{f.name}")
         options = dict(_option(text) for text in f.option)
         print(f"Prepared {module.prepare(f.out, source=f.source, **options)}")
     except ModuleNotFoundError:

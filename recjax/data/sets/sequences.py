@@ -1,8 +1,8 @@
 """Sets that come as sequences without times: who took what after what, and rows that ask for what comes next.
 
 `next_item` prepares those that hold nothing but sequences: an event that has others before it is a positive, and negatives
-are drawn for it as for anybody's own log (`recjax.data.negatives`). Time is the place in the sequence, in seconds from 0: the order holds, ages count events. A row's history is a *prefix* of
-one sequence, so the sequences are stored once and the loader cuts them; that is what `recjax.data.prepared` stores anyway.
+are drawn for it as for anybody's own log (`recjax.data.logs.negatives`). Time is the place in the sequence, in seconds from 0: the order holds, ages count events. A row's history is a *prefix* of
+one sequence, so the sequences are stored once and the loader cuts them; that is what `recjax.data.store.prepared` stores anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,12 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from recjax.data import histories, negatives
-from recjax.data.histories import Timeline
-from recjax.data.log_features import LOG_Q
-from recjax.data.published import Job
-from recjax.data.vocabulary import Vocabulary
+from recjax.data.logs import negatives
+from recjax.data.logs.features import LOG_Q
+from recjax.data.sets.published import Job
+from recjax.data.store import histories
+from recjax.data.store.histories import Timeline
+from recjax.data.store.vocabulary import Vocabulary
 from recjax.schema import MISSING, Feature, Schema
 
 

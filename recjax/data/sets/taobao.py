@@ -20,8 +20,8 @@ from typing import Any
 
 import polars as pl
 
-from recjax.data.mapping import LogMapping, seconds_of
-from recjax.data.published import LOG, Files, Published, prepare_log, share_of_users
+from recjax.data.logs.mapping import LogMapping, seconds_of
+from recjax.data.sets.published import LOG, Files, Published, prepare_log, share_of_users
 
 FILE = "UserBehavior.csv"
 COLUMNS = {"user": pl.Int64, "item": pl.Int64, "category": pl.Int64, "behavior": pl.String, "time": pl.Int64}  # fmt: skip
@@ -68,7 +68,7 @@ def prepare(
       out_dir: Folder that holds prepared data sets.
       source: Folder or archive with UserBehavior.csv.
       users: Share of the users to keep.
-      **options: Of `recjax.data.published.prepare_log`.
+      **options: Of `recjax.data.sets.published.prepare_log`.
 
     Raises:
       DataError: The file is missing or not as described.

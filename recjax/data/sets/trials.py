@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.prepared import DataError
-from recjax.data.published import Job, Published
-from recjax.data.vocabulary import Vocabulary
-from recjax.data.writing import BLOCK_SIZE
+from recjax.data.sets.published import Job, Published
+from recjax.data.store.prepared import DataError
+from recjax.data.store.vocabulary import Vocabulary
+from recjax.data.store.writing import BLOCK_SIZE
 from recjax.schema import NUM_RESERVED, Feature, Schema, padded_rows
 
 FRACTIONS = {"validation": 0.1, "test": 0.1}

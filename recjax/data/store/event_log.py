@@ -13,7 +13,7 @@ USER = "user"
 
 @dataclasses.dataclass(frozen=True)
 class ServedCounter:
-    """A causal counter as serving sees it; see `recjax.data.histories.Counter`.
+    """A causal counter as serving sees it; see `recjax.data.store.histories.Counter`.
 
     Attributes:
       features: The dense features it fills: count, recency.

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.vocabulary import Vocabulary
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

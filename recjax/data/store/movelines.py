@@ -24,9 +24,9 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from recjax.data.histories import Timeline, build_timeline
-from recjax.data.layout import BatchError
-from recjax.data.prepared import Prepared
+from recjax.data.loading.layout import BatchError
+from recjax.data.store.histories import Timeline, build_timeline
+from recjax.data.store.prepared import Prepared
 from recjax.schema import Feature
 
 LISTS = ("next", "uniform", "rejected")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from recjax.data.histories import Clock
+from recjax.data.store.histories import Clock
 
 
 def page_starts(page: np.ndarray) -> np.ndarray:

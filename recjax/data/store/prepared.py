@@ -20,7 +20,7 @@ feature keeps its trailing axes), stored as raw bytes, all of one partition:
 
 `row` is the impression's place in its split. Training splits lie in the order of one seeded permutation, so the
 first n rows are the nested subsets and reading once through is a single pass; the other splits lie in request order.
-`recjax.data.writing` makes such a directory; this module names its parts and reads them. No TensorFlow and no JAX.
+`recjax.data.store.writing` makes such a directory; this module names its parts and reads them. No TensorFlow and no JAX.
 """
 
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from absl import logging
 import numpy as np
 import polars as pl
 
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.store.prepared import DataError, Prepared
 from recjax.schema import NUM_RESERVED, OOV, Feature, Schema
 
 

@@ -1,6 +1,6 @@
 """Writes a prepared data set: checked columns become blocks in their order, and all of it appears by one rename.
 
-The form is `recjax.data.prepared`'s. A TFDS builder *class* that writes ArrayRecord needs no TensorFlow.
+The form is `recjax.data.store.prepared`'s. A TFDS builder *class* that writes ArrayRecord needs no TensorFlow.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 import tqdm
 
-from recjax.data.prepared import (
+from recjax.data.store.prepared import (
     PARTITION,
     DataError,
     column_dtypes,
@@ -63,7 +63,7 @@ def write_prepared(
       schema: Of the impressions.
       timelines: list -> one mapping per partition: `time` int64 [E] (seconds), the list's features [E],
         optionally `start` int64 [users + 1].
-      splits: split -> columns as in `recjax.data.prepared`, in any order, or a function that makes them (called
+      splits: split -> columns as in `recjax.data.store.prepared`, in any order, or a function that makes them (called
         once, when the split is written, so that one split at a time is in memory); `weight` (1.0), `request`
         (the row's number) and `partition` int [N] (0) have defaults, `row` is made here. Splits whose names
         start with "train" are permuted, the others sorted by request.
@@ -182,7 +182,7 @@ def _content_options(schema: Schema, timelines: Mapping, splits: Mapping) -> dic
 class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes blocks; everything else goes into TFDS's incomplete directory, so one rename publishes all.
 
-    `recjax.data.published` has subclasses that say what data it is.
+    `recjax.data.sets.published` has subclasses that say what data it is.
     """
 
     VERSION = None  # the config carries it

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.batches import windows
-from recjax.data.histories import (
+from recjax.data.loading.batches import windows
+from recjax.data.store.histories import (
     Counter,
     CounterIndex,
     Timeline,
@@ -32,8 +32,8 @@ from recjax.data.histories import (
     count_all,
     cutoffs,
 )
-from recjax.data.vocabulary import Vocabulary, frames
-from recjax.data.writing import write_prepared
+from recjax.data.store.vocabulary import Vocabulary, frames
+from recjax.data.store.writing import write_prepared
 from recjax.schema import Feature, Schema
 
 SIGNALS = ("latent", "match", "recency")

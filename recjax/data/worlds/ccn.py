@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.pages import pair_counts
-from recjax.data.synthetic.requests import EPOCH, space
-from recjax.data.writing import write_prepared
+from recjax.data.store.pages import pair_counts
+from recjax.data.store.writing import write_prepared
+from recjax.data.worlds.requests import EPOCH, space
 from recjax.schema import NUM_RESERVED, Feature, Schema
 
 LABELS = ("click", "oracle", "shuffled", "user_axis", "trigger_axis")

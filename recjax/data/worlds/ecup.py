@@ -5,7 +5,7 @@
     logit CVR|click = b + 0.7 x3 + r_t (0.2 + 0.8 x4),  r = 0, .2, .4, .6, .8
 
 a = -1.3169 and b = -2.0778 give the control of the published figures of MT-LIFT (click 23.75 %, conversion 3.07 %).
-The oracle, `python -m recjax.data.synthetic.ecup` (4 M people): TRUTH.
+The oracle, `python -m recjax.data.worlds.ecup` (4 M people): TRUTH.
 
 `chain` is the golden case of chain bias: half the people (H) always click and convert with 0.5; the others (L) click only
 with the coupon and convert with 0.1. Among clicks the coupon looks harmful, -0.20; over the chain it is worth +0.05.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.writing import write_prepared
+from recjax.data.store.writing import write_prepared
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema, padded_rows, spread
 
 VERSION = "1.0.0"
@@ -152,7 +152,7 @@ def prepare(out_dir: str | os.PathLike, *, source: str = "", **world: Any) -> pa
         {},
         splits,
         vocab=vocab,
-        report={"truth": "recjax.data.synthetic.ecup.levels"},
+        report={"truth": "recjax.data.worlds.ecup.levels"},
         options=dataclasses.asdict(planted),
         version=VERSION,
         seed=planted.seed,

@@ -7,7 +7,7 @@
 
 So a product's text is nearly noise, and the mean over its list is not. Measured without any training, mean
 (standard deviation) over seeds 0-4 of the mAP on the 8 unseen aspects, products that have one (`oracle`, by
-`python -m recjax.data.synthetic.hyperpave`): see ORACLE.
+`python -m recjax.data.worlds.hyperpave`): see ORACLE.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.product_catalog import Catalog, hold_out
-from recjax.data.product_graph import Data, Options
+from recjax.data.sets.product_catalog import Catalog, hold_out
+from recjax.data.sets.product_graph import Data, Options
 from recjax.data.text import unit
 
 ORACLE = {

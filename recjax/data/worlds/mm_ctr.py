@@ -1,6 +1,6 @@
 """The MM-CTR challenge's files in small, made up at random: their format, and nothing to learn.
 
-For running what reads them (`recjax.data.microlens`) where the challenge's own files are not: its tests and
+For running what reads them (`recjax.data.sets.microlens`) where the challenge's own files are not: its tests and
 experiments/qin_mm_ctr.py:runlocal.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import microlens
+from recjax.data.sets import microlens
 
 TAGS, WIDTH, LEVELS = 5, 128, 11  # tags an item, numbers a vector, levels
 

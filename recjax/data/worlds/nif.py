@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data import movelines
-from recjax.data.histories import build_timelines, cutoffs
-from recjax.data.synthetic.requests import EPOCH, space
-from recjax.data.writing import write_prepared
+from recjax.data.store import movelines
+from recjax.data.store.histories import build_timelines, cutoffs
+from recjax.data.store.writing import write_prepared
+from recjax.data.worlds.requests import EPOCH, space
 from recjax.schema import NUM_RESERVED, Feature, Schema
 
 STEP = 43_200  # seconds

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.synthetic.requests import LIST, Requests, space, write_requests
+from recjax.data.worlds.requests import LIST, Requests, space, write_requests
 from recjax.schema import NUM_RESERVED, OOV, Feature, Schema
 
 LABELS = ("click", "shuffled")  # what `World.label` may name

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.data.writing import write_prepared
+from recjax.data.store.writing import write_prepared
 from recjax.schema import NUM_RESERVED, IdSpace, Schema
 
 LIST = "history"

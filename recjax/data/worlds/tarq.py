@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.synthetic.requests import EPOCH, LIST, space
-from recjax.data.writing import write_prepared
+from recjax.data.store.writing import write_prepared
+from recjax.data.worlds.requests import EPOCH, LIST, space
 from recjax.schema import NUM_RESERVED, Feature, Schema
 
 LABELS = ("click", "shuffled")  # what `World.label` may name

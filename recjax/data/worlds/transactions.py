@@ -10,9 +10,9 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from recjax.data import logs
-from recjax.data.log_files import list_files
-from recjax.data.suggest import suggest
+from recjax.data.logs import prepare as logs
+from recjax.data.logs.files import list_files
+from recjax.data.logs.suggest import suggest
 
 DAY = 86_400
 FIRST = 1_704_067_200  # 1 January 2024

@@ -6,10 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recjax.data import batches
-from recjax.data.batches import Assembler, Part, widen
-from recjax.data.layout import BatchError, Layout, capacity_levels
-from recjax.data.packing import ALIGN, Spec, pack, unpack
+from recjax.data.loading import batches
+from recjax.data.loading.batches import Assembler, Part, widen
+from recjax.data.loading.layout import BatchError, Layout, capacity_levels
+from recjax.data.loading.transport import ALIGN, Spec, pack, unpack
 from recjax.schema import Feature, IdSpace, Schema
 
 SCHEMA = Schema(

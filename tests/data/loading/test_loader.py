@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import recjax.data
-from recjax.data import loader, open_data
-from recjax.data.layout import BatchError
-from recjax.data.loader import Data
-from recjax.data.order import Order, request_starts
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.synthetic import base
-from recjax.data.writing import write_prepared
+from recjax.data import open_data
+from recjax.data.loading import loader
+from recjax.data.loading.layout import BatchError
+from recjax.data.loading.loader import Data
+from recjax.data.loading.order import Order, request_starts
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.writing import write_prepared
+from recjax.data.worlds import base
 from recjax.schema import Feature, IdSpace, Schema
 
 WORLD = dict(users=300, items=80, impressions=4_000, events=15)
@@ -333,7 +334,7 @@ def test_padding_is_reported(data):
 def test_open_data_prepares_once_and_then_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("RECJAX_CACHE", str(tmp_path))
     cfg = dict(
-        name="synthetic.base",
+        name="worlds.base",
         dir="",
         history={"clicks": 5},
         prepare=dict(users=50, items=20, impressions=200),
@@ -423,7 +424,7 @@ def test_a_damaged_block_is_named(tmp_path):
 def test_the_data_plane_never_imports_jax(run_python):
     """Grain imports JAX where it finds it, so JAX is hidden: then importing it from here fails."""
     modules = [m.name for m in pkgutil.walk_packages(recjax.data.__path__, "recjax.data.")]
-    assert "recjax.data.loader" in modules
+    assert "recjax.data.loading.loader" in modules
     hide = "import sys; sys.modules['jax'] = sys.modules['flax'] = None\n"
     run_python(hide + "".join(f"import {m}\n" for m in modules), devices=1)
     with pytest.raises(AssertionError, match="import of (jax|flax) halted"):

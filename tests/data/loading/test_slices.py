@@ -9,16 +9,17 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from recjax import configs, evaluate, score, scored
-from recjax.data import slices as slices_
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.slices import make_slices
-from recjax.data.translate import Translated, translated
-from recjax.data.writing import write_prepared
-from recjax.evaluator import open_run
-from recjax.metrics import auc
+from recjax import configs, evaluate, score
+from recjax.data.loading import slices as slices_
+from recjax.data.loading.slices import make_slices
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.translate import Translated, translated
+from recjax.data.store.writing import write_prepared
+from recjax.evaluation import score_files
+from recjax.evaluation.metrics import auc
 from recjax.schema import OOV, Feature, IdSpace, Schema
-from recjax.train import train
+from recjax.training.loop import train
+from recjax.training.opening import open_run
 
 ITEMS, USERS, SCENES = 40, 30, 3
 TRAINED_ITEMS, TRAINED_USERS = 30, 20  # the others come in the test split only
@@ -205,7 +206,7 @@ def test_scored_by_three_hosts_it_measures_as_by_one(data, run, tmp_path):
     assert sorted(frame["row"]) == list(range(data.splits["test"]))
     assert auc(frame["logit"], frame["click"]) == pytest.approx(whole["test"]["auc"], abs=1e-6)
     (tmp_path / "s-00001-of-00003.parquet").unlink()
-    with pytest.raises(scored.ScoredError, match=r"parts \[1\] are missing; .*--shard=1/3"):
+    with pytest.raises(score_files.ScoredError, match=r"parts \[1\] are missing; .*--shard=1/3"):
         evaluate.evaluate_scores(pattern, str(data.path), [])
 
 
@@ -228,34 +229,22 @@ def test_parts_of_two_models_are_refused(data, run, tmp_path):
         (other, rf"same model \(newest step {step} of a run .*; newest step {step} of"),
     ):
         score.score("", str(data.path), out, run=str(wrong), shard=(1, 2))
-        with pytest.raises(scored.ScoredError, match=message):
+        with pytest.raises(score_files.ScoredError, match=message):
             evaluate.evaluate_scores(pattern, str(data.path), [])
     part = tmp_path / "s-00001-of-00002.parquet"
     table = pq.read_table(part)
-    said = json.loads(table.schema.metadata[scored.KEY])
+    said = json.loads(table.schema.metadata[score_files.KEY])
     del said["model"]
-    pq.write_table(scored.with_metadata(table, json.dumps(said).encode()), part)
+    pq.write_table(score_files.with_metadata(table, json.dumps(said).encode()), part)
     measured = evaluate.evaluate_scores(pattern, str(data.path), [])["test"]
     assert measured["evaluated"] == data.splits["test"]
-
-
-def test_a_checkpoint_saved_while_another_is_read_is_read_too(tmp_path, monkeypatch):
-    recent = tmp_path / "checkpoints" / "recent"
-    (recent / "5").mkdir(parents=True)
-
-    def slow(*_, **__):
-        (recent / "10").mkdir(exist_ok=True)
-        return tuple(sorted(p.name for p in recent.iterdir()))
-
-    monkeypatch.setattr(scored, "open_run", slow)
-    assert scored.open_at_step(tmp_path) == ("10", "5", 10)
 
 
 def test_an_artifact_measures_as_its_run(data, run, tmp_path):
     from recjax.data import open_data
     from recjax.serving import artifact
 
-    config, opened, system, trees = open_run(str(run))
+    config, opened, system, trees, _ = open_run(str(run))
     batch = next(iter(open_data(config.data).batches("train", 8)))
     vocab = {s: opened.vocabulary(s) for s in ("user", "item", "scene")}
     artifact.export_artifact(

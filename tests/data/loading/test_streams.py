@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from recjax import configs
-from recjax.data.layout import BatchError
-from recjax.data.loader import Data
-from recjax.data.mixed import side_by_side
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import base
-from recjax.run import Interrupted, read_jsonl
-from recjax.train import Trainer, train
+from recjax.data.loading.layout import BatchError
+from recjax.data.loading.loader import Data
+from recjax.data.loading.mixed import side_by_side
+from recjax.data.store.prepared import Prepared
+from recjax.data.worlds import base
+from recjax.runtime.run import Interrupted, read_jsonl
+from recjax.training.loop import Trainer, train
 from tests.data.test_loader import assert_equal_streams, rows
 
 WORLD = dict(users=300, items=80, impressions=4_000, events=15, days=20)
@@ -206,7 +206,7 @@ class StopInThePeriod(Trainer):
 def test_training_goes_on_day_by_day_and_resumes_exactly(path, tmp_path, monkeypatch):
     whole = train(config(path), str(tmp_path / "whole"))
     with monkeypatch.context() as m:
-        m.setattr("recjax.train.Trainer", StopInThePeriod)
+        m.setattr("recjax.training.loop.Trainer", StopInThePeriod)
         with pytest.raises(Interrupted):
             train(config(path), str(tmp_path / "cut"))
     resumed = train(config(path), str(tmp_path / "cut"))

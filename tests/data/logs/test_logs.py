@@ -8,13 +8,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import logs, negatives, open_data, suggest
-from recjax.data.log_files import describe, fingerprint, list_files, read_log
-from recjax.data.log_values import as_moment
-from recjax.data.mapping import LogMapping, load_mapping
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.report import SUSPICIOUS, auc, report_text
-from recjax.data.synthetic.transactions import DAY, FIRST, transactions
+from recjax.data import open_data
+from recjax.data.logs import negatives, suggest
+from recjax.data.logs import prepare as logs
+from recjax.data.logs.files import describe, fingerprint, list_files, read_log
+from recjax.data.logs.mapping import LogMapping, load_mapping
+from recjax.data.logs.report import SUSPICIOUS, auc, report_text
+from recjax.data.logs.values import as_moment
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.worlds.transactions import DAY, FIRST, transactions
 from recjax.schema import MISSING
 
 SPLIT = """split = {"validation": "2024-02-10", "test": "2024-02-20"}\n"""
@@ -712,7 +714,7 @@ def test_times_in_every_form(column, options):
 
 
 def test_the_page_shows_a_mapping_that_works(tmp_path, shop):
-    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "your_own_logs.md"
+    page = pathlib.Path(__file__).resolve().parents[3] / "docs" / "your_own_logs.md"
     mapping = page.read_text().split("```python\n")[1].split("```")[0]
     frame = shop.rename({"item_id": "article", "timestamp": "sold_at"})
     assert set(prepare(tmp_path, frame, mapping).splits) == {"train", "validation", "test"}

@@ -14,11 +14,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import log_files, logs, sharded
-from recjax.data.log_files import list_files
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.synthetic.transactions import DAY, FIRST, transactions
-from recjax.data.whole import find_last_rows, last_row_arrays
+from recjax.data.logs import files as log_files
+from recjax.data.logs import prepare as logs
+from recjax.data.logs import sharded
+from recjax.data.logs.files import list_files
+from recjax.data.logs.whole import find_last_rows, last_row_arrays
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.worlds.transactions import DAY, FIRST, transactions
 
 SPLIT = 'split = {"validation": "2024-02-10", "test": "2024-02-20"}\n'
 SHOP = (

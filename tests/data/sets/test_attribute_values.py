@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from recjax import configs
-from recjax.data import attribute_values, open_data, text
-from recjax.data.attribute_values import SourceError, read
+from recjax.data import open_data, text
+from recjax.data.sets import attribute_values
+from recjax.data.sets.attribute_values import SourceError, read
 
 MAVE = {
     "id": "B0002H0A3S",

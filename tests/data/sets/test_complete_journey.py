@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import complete_journey as cj
-from recjax.data import exposures
-from recjax.data.complete_journey_log import text_of_product
-from recjax.data.histories import NEVER
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.sets import complete_journey as cj
+from recjax.data.sets import exposures
+from recjax.data.sets.complete_journey_log import text_of_product
+from recjax.data.store.histories import NEVER
+from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.text import hashed
 from recjax.schema import MISSING, OOV
 
@@ -458,7 +458,7 @@ def test_missing_source_is_named(tmp_path):
 
 def test_command_line(source, tmp_path, run_python):
     done = run_python(
-        "recjax.data.complete_journey", f"--out={tmp_path}", f"--source={source}", "--rate=1:1"
+        "recjax.data.sets.complete_journey", f"--out={tmp_path}", f"--source={source}", "--rate=1:1"
     )
     assert Prepared(done.stdout.strip().splitlines()[-1]).splits["train"] > 0
 

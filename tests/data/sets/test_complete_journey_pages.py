@@ -4,12 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import complete_journey as cj
-from recjax.data import complete_journey_pages as cjp
-from recjax.data import exposures
-from recjax.data.loader import Data
-from recjax.data.pages import page_starts, pair_counts
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.loading.loader import Data
+from recjax.data.sets import complete_journey as cj
+from recjax.data.sets import complete_journey_pages as cjp
+from recjax.data.sets import exposures
+from recjax.data.store.pages import page_starts, pair_counts
+from recjax.data.store.prepared import DataError, Prepared
 from tests.data.test_complete_journey import save, small_log
 
 HELD_OUT = "DRUG"

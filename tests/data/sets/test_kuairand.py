@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import kuairand as kr
-from recjax.data.histories import NEVER
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.sets import kuairand as kr
+from recjax.data.store.histories import NEVER
+from recjax.data.store.prepared import DataError, Prepared
 from recjax.schema import OOV
 from tests.reading import info_of, train_on
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from recjax import metrics
-from recjax.data import next_item
-from recjax.data.loader import Data
-from recjax.data.prepared import DataError, Prepared
+from recjax.data.loading.loader import Data
+from recjax.data.sets import next_item
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.evaluation import metrics
 
 
 def test_a_user_of_five_gives_two_training_pairs_one_to_validate_and_one_to_test():

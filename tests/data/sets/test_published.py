@@ -17,15 +17,15 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
 import recjax.data
-from recjax.data import alimama, amazon, movielens, taobao
-from recjax.data.mapping import seconds_of
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.published import Published
+from recjax.data.logs.mapping import seconds_of
+from recjax.data.sets import alimama, amazon, movielens, taobao
+from recjax.data.sets.published import Published
+from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.text import hashed
 from recjax.schema import MISSING
 from tests.reading import columns_of, decoded, info_of, train_on
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
+REPO = pathlib.Path(__file__).resolve().parents[3]
 
 # ---------------------------------------------------------------------------------------- MovieLens
 
@@ -349,7 +349,7 @@ def readers() -> dict[str, type[Published]]:
 
 
 def _module(name: str):
-    return importlib.import_module(f"recjax.data.{name}")
+    return importlib.import_module(f"recjax.data.sets.{name}")
 
 
 def test_every_reader_is_documented_and_can_be_named():
@@ -364,7 +364,7 @@ def test_every_reader_is_documented_and_can_be_named():
 
 
 def test_the_command_prepares_a_set_and_refuses_in_one_sentence(ml, tmp_path, run_python):
-    args = ("recjax.data.published", "--name=movielens", f"--source={ml}", f"--out={tmp_path}")
+    args = ("recjax.data.sets.published", "--name=movielens", f"--source={ml}", f"--out={tmp_path}")
     done = run_python(*args, "--option=labels=liked", "--option=min_count=1", devices=1)
     path = done.stdout.split("Prepared ")[1].strip()
     assert Prepared(path).schema.labels == ("liked",)

@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import amazon_sid, microlens, open_data
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.synthetic.mm_ctr import write_files
+from recjax.data import open_data
+from recjax.data.sets import amazon_sid, microlens
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.worlds.mm_ctr import write_files
 from recjax.schema import NUM_RESERVED
 from tests.reading import columns_of, decoded
 

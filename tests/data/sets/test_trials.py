@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import criteo_uplift, hillstrom, mt_lift, open_data
-from recjax.data.prepared import DataError, Prepared
+from recjax.data import open_data
+from recjax.data.sets import criteo_uplift, hillstrom, mt_lift
+from recjax.data.store.prepared import DataError, Prepared
 from tests.reading import columns_of, decoded, info_of, train_on
 
 

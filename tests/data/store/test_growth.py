@@ -5,14 +5,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax import checkpoint, configs
-from recjax.data import logs
-from recjax.data.growth import Growth
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.vocabulary import DAY
-from recjax.run import Run, RunError, Stop
+from recjax import configs
+from recjax.data.logs import prepare as logs
+from recjax.data.store.growth import Growth
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.vocabulary import DAY
+from recjax.runtime import checkpoint
+from recjax.runtime.run import Run, RunError, Stop
 from recjax.schema import SchemaError
-from recjax.train import Trainer, train
+from recjax.training.loop import Trainer, train
 
 FIRST = 1_700_000_000 // DAY * DAY
 MAPPING = """

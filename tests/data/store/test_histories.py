@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import histories
-from recjax.data.batches import Assembler, Part
-from recjax.data.histories import NEVER, Clock, Counter, CounterIndex
-from recjax.data.layout import Layout
+from recjax.data.loading.batches import Assembler, Part
+from recjax.data.loading.layout import Layout
+from recjax.data.store import histories
+from recjax.data.store.histories import NEVER, Clock, Counter, CounterIndex
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
 
 USERS, ITEMS = 4, 3  # few users, items and seconds: ties and duplicates in every example

@@ -6,11 +6,12 @@ import types
 import numpy as np
 import pytest
 
-from recjax.data import complete_journey_movelines, movelines
-from recjax.data.layout import BatchError
-from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import nif
+from recjax.data.loading.layout import BatchError
+from recjax.data.loading.loader import Data
+from recjax.data.sets import complete_journey_movelines
+from recjax.data.store import movelines
+from recjax.data.store.prepared import Prepared
+from recjax.data.worlds import nif
 
 LENGTHS = dict(history=6, moveline=8, next=8, uniform=4, rejected=4)
 USERS = 30

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recjax.data import pages
+from recjax.data.store import pages
 
 
 def some_pages(rng, count=40, longest=9):

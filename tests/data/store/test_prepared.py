@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data import open_data, prepared, vocabulary, writing
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.vocabulary import DAY, Vocabulary
-from recjax.data.writing import write_prepared
+from recjax.data import open_data
+from recjax.data.store import prepared, vocabulary, writing
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.vocabulary import DAY, Vocabulary
+from recjax.data.store.writing import write_prepared
 from recjax.schema import MISSING, OOV, Feature, IdSpace, Schema, SchemaError
 
 ROWS, EVENTS = 1000, 60
@@ -275,7 +276,7 @@ def test_bad_columns_are_refused(tmp_path, change, words):
 def test_needs_neither_tensorflow_nor_jax(tmp_path, run_python):
     data = write(tmp_path)
     run_python(
-        "import sys; from recjax.data.prepared import Prepared\n"
+        "import sys; from recjax.data.store.prepared import Prepared\n"
         f"assert len(Prepared({os.fspath(data.path)!r}).block('train', 0)['item']) == 64\n"
         "loaded = {'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
         "assert not loaded, loaded"

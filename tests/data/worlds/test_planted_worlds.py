@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from recjax.correlation import ctc
-from recjax.data.loader import Data
-from recjax.data.prepared import DataError, Prepared
-from recjax.data.synthetic import aw_moe, ccn, nif, qin, tin
-from recjax.data.writing import write_prepared
-from recjax.metrics import auc, gauc
+from recjax.data.loading.loader import Data
+from recjax.data.store.prepared import DataError, Prepared
+from recjax.data.store.writing import write_prepared
+from recjax.data.worlds import aw_moe, ccn, nif, qin, tin
+from recjax.evaluation.correlation import ctc
+from recjax.evaluation.metrics import auc, gauc
 from recjax.schema import NUM_RESERVED
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import tarq
-from recjax.metrics import auc
+from recjax.data.loading.loader import Data
+from recjax.data.store.prepared import Prepared
+from recjax.data.worlds import tarq
+from recjax.evaluation.metrics import auc
 
 
 def figures(world, n=60_000, seed=0):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from recjax.data.loader import Data
-from recjax.data.prepared import Prepared
-from recjax.data.synthetic import base
-from recjax.data.synthetic.base import DAY, World, build
+from recjax.data.loading.loader import Data
+from recjax.data.store.prepared import Prepared
+from recjax.data.worlds import base
+from recjax.data.worlds.base import DAY, World, build
 
 SMALL = dict(users=400, items=100, impressions=8_000, events=20)
 
