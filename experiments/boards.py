@@ -43,3 +43,15 @@ def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")
 
 def deviation(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def pyplot():
+    """matplotlib.pyplot, which draws to files alone. Ask for it before what takes long: it ends a command that lacks it."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise SystemExit("error: figures need matplotlib; pip install -e '.[scaling]'") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    return plt

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from scipy.stats import spearmanr
 
+from experiments.boards import pyplot
 from experiments.compare import Entry, entry
 from recjax import embedding
 from recjax.evaluation import correlation
@@ -122,11 +123,7 @@ def agreement(measure: Grid, model: Grid, least: int) -> float:
 
 def draw(grids: dict[str, Grid], names: dict[int, str], targets: Sequence[int], out: epath.Path):
     """One row of heat maps a target category, one column a grid; each scaled to [0, 1] as the authors' are."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     shape = len(targets), len(grids)
     figure, axes = plt.subplots(*shape, figsize=(3.2 * shape[1], 2.6 * shape[0]), squeeze=False)
     shown = list(names)
@@ -190,6 +187,7 @@ def run(
 
 
 def main(_) -> None:
+    pyplot()  # before the hours of training
     set_up()
     found = run(
         [entry(t, _SET.value) for t in _CONFIG.value],

@@ -15,7 +15,7 @@ from absl import app, flags
 from etils import epath
 import numpy as np
 
-from experiments.boards import config_of, deviation, scored
+from experiments.boards import config_of, deviation, pyplot, scored
 from recjax import configs
 from recjax.evaluation import ranking, uplift
 from recjax.evaluation.comparison import half_width
@@ -75,11 +75,7 @@ def curve(rows: dict[str, np.ndarray], task: str) -> np.ndarray:
 
 def draw(curves: dict[str, dict[str, list]], path: epath.Path) -> None:
     """One panel a task."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     fig, panels = plt.subplots(1, len(TASKS), figsize=(11, 4.2))
     for panel, task in zip(panels, TASKS, strict=True):
         for name, of in curves.items():
@@ -93,6 +89,7 @@ def draw(curves: dict[str, dict[str, list]], path: epath.Path) -> None:
 
 
 def main(_) -> None:
+    pyplot()  # before the hours of training
     set_up()
     root = epath.Path(_WORKDIR.value)
     root.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ from recjax.runtime.run import flat, plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
 from recjax.teach import teach
 from recjax.training.loop import train
+from scaling import report
 from scaling.law import laws
 from scaling.plan import sweep as sweeps
 from scaling.plan import together
@@ -404,6 +405,7 @@ def sweep_of(root: epath.Path) -> tuple[dict, list[dict]]:
 def main(_) -> None:
     from scaling import run  # which itself distils
 
+    report.require()
     set_up()
     root = epath.Path(_SWEEP.value)
     distill(

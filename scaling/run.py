@@ -18,13 +18,11 @@ from recjax.data import open_data
 from recjax.runtime.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench, export
 from recjax.training import transfer
-from scaling import distill
+from scaling import distill, report
 from scaling.distill import cached
-from scaling.law import decisions as decide
-from scaling.law import fit, laws
+from scaling.law import decisions, fit, laws
 from scaling.plan import processes, study, sweep
 from scaling.plan.grades import LADDER
-from scaling.report import page as report
 
 
 def law_stage(
@@ -35,12 +33,12 @@ def law_stage(
     flat_fits = [f for axis in found.pop("axes").values() for f in axis]
     try:
         timed = sorted(root.glob("distil/latency-*.json"))  # scaling.distill's, by grade
-        latency = decide.read_latency(timed[0]) if timed else None
-        decisions = decide.study(rows, metric=metrics[0], latency_ms=latency)
+        latency = decisions.read_latency(timed[0]) if timed else None
+        answers = decisions.answers(rows, metric=metrics[0], latency_ms=latency)
     except fit.FitError as e:
-        decisions = {}
+        answers = {}
         logging.warning("no joint law, so no decisions: %s", e)
-    for name, value in (("fit", flat_fits), ("laws", found), ("decisions", decisions)):
+    for name, value in (("fit", flat_fits), ("laws", found), ("decisions", answers)):
         write_text(root / f"{name}.json", json.dumps(plain(value), indent=1))
 
 
@@ -146,6 +144,8 @@ def publish(root: epath.Path, students: epath.Path, candidates: int) -> str:
 
 def write(config: ConfigDict, root: epath.Path) -> str:
     """The report, from the files of the stages; returns its path."""
+    from scaling.report import page  # its libraries are an extra
+
     rows = read_jsonl(root / "trials.jsonl")
     results, latency, served = distilled(root)
     context = dict(
@@ -160,7 +160,7 @@ def write(config: ConfigDict, root: epath.Path) -> str:
         grade_law_command=config.grade_law_command,
         commands=commands(config, str(root), served),
     )
-    return report.write_report(str(root), context)
+    return page.write_report(str(root), context)
 
 
 def commands(config: ConfigDict, workdir: str, served: epath.Path | None) -> list[dict]:
@@ -224,6 +224,7 @@ def run(
 
 
 def main(_) -> None:
+    report.require()
     set_up()
     config = _CONFIG.value
     with config.unlocked():

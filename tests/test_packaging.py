@@ -68,10 +68,21 @@ def test_constraints_cover_every_requirement_and_name_no_index():
     pinned = {normal(line) for line in text.splitlines() if "==" in line}
     extras = PROJECT["project"]["optional-dependencies"]
     for name in PROJECT["project"]["dependencies"] + [
-        r for e in ("test", "serve", "notebooks") for r in extras[e]
+        r for e in ("test", "scaling", "serve", "notebooks") for r in extras[e]
     ]:
         assert normal(name) in pinned | {"recjax"}, f"constraints.txt does not pin {name}"
     assert "://" not in text and not re.search(r"^\s*(-|git\+)", text, re.M)
+
+
+def test_the_library_needs_nothing_of_the_reports():
+    """`pip install recjax` brings what recjax imports; charts and pages are the extra that the README's command names."""
+    core = {normal(r) for r in PROJECT["project"]["dependencies"]}
+    extra = {normal(r) for r in PROJECT["project"]["optional-dependencies"]["scaling"]}
+    assert extra == {"jinja2", "matplotlib"} and not extra & core
+    imports = re.compile(rf"^\s*(?:import|from) ({'|'.join(extra)}|markupsafe)\b", re.M)
+    found = [p for p in (REPO / "recjax").rglob("*.py") if imports.search(p.read_text())]
+    assert not found
+    assert re.search(r"pip install -e '\.\[scaling\]' && python -m scaling\.run", readme())
 
 
 def normal(requirement: str) -> str:

@@ -1,12 +1,8 @@
-"""What to buy next, from a finished sweep: python -m scaling.decide --sweep=DIR --target=0.70
+"""What to buy next: what to expect of a size, the cheapest training for a target, what doubling a size is worth.
 
-    python -m scaling.decide --sweep=DIR --grade=2 --history=50 --examples=3e6      what to expect there
-    python -m scaling.decide --sweep=DIR --target=0.70                              the cheapest training that reaches it
-    python -m scaling.decide --sweep=DIR --grade=1 --history=20 --examples=1.4e6    ... and which size to double next
-    python -m scaling.decide --sweep=DIR --latency=latency.json                     AUC against serving latency
-
-Answers come from the joint law in block parameters, examples and history, which is refitted from trials.jsonl, and carry
+Answers come from the joint law in block parameters, examples and history, which is fitted to the sweep's rows, and carry
 its intervals; an answer outside the measured sizes says how far. FLOPs are training FLOPs, three times the forward ones.
+`python -m scaling.decide` prints them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +11,8 @@ import json
 import math
 from typing import Any
 
-from absl import app, flags
 from etils import epath
 
-from recjax.runtime.run import read_jsonl
 from scaling.law import laws
 from scaling.law.fit import FitError, count
 from scaling.law.joint import JointFit
@@ -212,7 +206,7 @@ def doubling_sentence(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return text + f" More {laws.NAMES[rows[0]['axis']]} first."
 
 
-def study(
+def answers(
     rows: Sequence[Row],
     metric: str = "auc",
     latency_ms: Mapping[str, float] | None = None,
@@ -257,46 +251,42 @@ def read_latency(path: str) -> dict[str, float]:
     return out
 
 
-def main(_) -> None:
-    path = epath.Path(_SWEEP.value) / "trials.jsonl"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give the --workdir of a scaling.run")
-    rows, metric = read_jsonl(path), _METRIC.value
+def advice(
+    rows: Sequence[Row], metric: str, *, grade: str = "", history: int = 0, examples: float = 0.0,
+    target: float | None = None, latency_ms: Mapping[str, float] | None = None,
+) -> list[str]:  # fmt: skip
+    """The answers as lines to print: the law, what to expect, what to double, and what reaches a target.
+
+    Args:
+      rows: Of trials.jsonl.
+      metric: Its column.
+      grade, history: Only options of this grade ("": any) and this length (0: any).
+      examples: To train on; 0: the most measured.
+      target: Value of the metric to reach; None: not asked.
+      latency_ms: As of `frontier`; None: not asked.
+
+    Raises:
+      FitError: The rows support no joint law.
+      ValueError: Nothing of that grade and length was measured.
+    """
     law, choices = laws.joint_law(rows, metric), options(rows)
-    print(law.formula, f"  (R2 {law.r2:.3f}, {law.points} points of {law.runs} runs)")
-    examples = _EXAMPLES.value or law.spans["examples"][1]
+    examples = examples or law.spans["examples"][1]
     chosen = [
-        o
-        for o in choices
-        if o.grade == (_GRADE.value or o.grade) and o.history == (_HISTORY.value or o.history)
+        o for o in choices if o.grade == (grade or o.grade) and o.history == (history or o.history)
     ]
     if not chosen:
-        raise ValueError(f"--grade={_GRADE.value} --history={_HISTORY.value} was not measured; there are "
-                         + ", ".join(f"{o.grade}/{o.history}" for o in choices))  # fmt: skip
-    for o in chosen:
-        print(sentence(metric, expected(law, o, examples)))
+        measured = ", ".join(f"{o.grade}/{o.history}" for o in choices)
+        raise ValueError(
+            f"--grade={grade} --history={history} was not measured; there are {measured or 'none of the ladder'}"
+        )
     best = max(chosen, key=lambda o: law.sign * law.predict(_of(law, o.sizes(examples))))
-    print(
-        doubling_sentence(metric, doubling(law, choices, best, examples)),
-        f"(from grade {best.grade})",
-    )
-    if _TARGET.value is not None:
-        found = cheapest(law, choices, _TARGET.value)
-        print(cheapest_sentence(metric, _TARGET.value, found))
-    if _LATENCY.value:
-        for r in frontier(law, choices, read_latency(_LATENCY.value), examples):
-            print(
-                f"{r['ms']:8.2f} ms  {sentence(metric, r)}" + ("" if r["best"] else "  (dominated)")
-            )
-
-
-if __name__ == "__main__":
-    _SWEEP = flags.DEFINE_string("sweep", None, "sweep directory")
-    _METRIC = flags.DEFINE_string("metric", "auc", "column of trials.jsonl")
-    _TARGET = flags.DEFINE_float("target", None, "value of the metric to reach")
-    _GRADE = flags.DEFINE_string("grade", "", "only this grade")
-    _HISTORY = flags.DEFINE_integer("history", 0, "only this length")
-    _EXAMPLES = flags.DEFINE_float("examples", 0, "to train on; default: the most measured")
-    _LATENCY = flags.DEFINE_string("latency", "", "JSON of {grade: ms a request}")
-    flags.mark_flag_as_required("sweep")
-    app.run(main)
+    twice = doubling_sentence(metric, doubling(law, choices, best, examples))
+    out = [f"{law.formula}   (R2 {law.r2:.3f}, {law.points} points of {law.runs} runs)"]
+    out += [sentence(metric, expected(law, o, examples)) for o in chosen]
+    out.append(f"{twice} (from grade {best.grade})")
+    if target is not None:
+        out.append(cheapest_sentence(metric, target, cheapest(law, choices, target)))
+    for r in frontier(law, choices, latency_ms or {}, examples):
+        text = f"{r['ms']:8.2f} ms  {sentence(metric, r)}"
+        out.append(text if r["best"] else f"{text}  (dominated)")
+    return out

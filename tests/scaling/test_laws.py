@@ -257,7 +257,7 @@ def test_the_frontier_drops_what_is_slower_and_no_better(law, rows):
 
 
 def test_the_whole_section_is_json_and_speaks(rows):
-    found = decisions.study(rows, latency_ms={"0": 1.0}, draws=20)
+    found = decisions.answers(rows, latency_ms={"0": 1.0}, draws=20)
     assert len(found["sentences"]) == 3 and len(found["frontier"]) == 1
     json.dumps(found, allow_nan=False)
 
@@ -279,4 +279,4 @@ def test_latency_files_of_either_form(tmp_path):
 
 def test_too_few_rows_are_refused():
     with pytest.raises(fit.FitError):
-        decisions.study(scored([row("0", 0, n) for n in POINTS]))
+        decisions.answers(scored([row("0", 0, n) for n in POINTS]))

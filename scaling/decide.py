@@ -1,0 +1,48 @@
+"""What to buy next, from a finished sweep: python -m scaling.decide --sweep=DIR --target=0.70
+
+    python -m scaling.decide --sweep=DIR --grade=2 --history=50 --examples=3e6      what to expect there
+    python -m scaling.decide --sweep=DIR --target=0.70                              the cheapest training that reaches it
+    python -m scaling.decide --sweep=DIR --grade=1 --history=20 --examples=1.4e6    ... and which size to double next
+    python -m scaling.decide --sweep=DIR --latency=latency.json                     AUC against serving latency
+
+The answers are those of `scaling.law.decisions`, from the sweep's trials.jsonl.
+"""
+
+import sys
+
+from absl import app, flags
+from etils import epath
+
+from recjax.runtime.run import read_jsonl
+from scaling.law import decisions
+
+
+def main(_) -> None:
+    path = epath.Path(_SWEEP.value) / "trials.jsonl"
+    if not path.exists():
+        sys.exit(f"error: {path} does not exist; give the --workdir of a scaling.run as --sweep")
+    try:
+        lines = decisions.advice(
+            read_jsonl(path),
+            _METRIC.value,
+            grade=_GRADE.value,
+            history=_HISTORY.value,
+            examples=_EXAMPLES.value,
+            target=_TARGET.value,
+            latency_ms=decisions.read_latency(_LATENCY.value) if _LATENCY.value else None,
+        )
+    except (ValueError, OSError) as e:
+        sys.exit(f"error: {e}")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    _SWEEP = flags.DEFINE_string("sweep", None, "sweep directory")
+    _METRIC = flags.DEFINE_string("metric", "auc", "column of trials.jsonl")
+    _TARGET = flags.DEFINE_float("target", None, "value of the metric to reach")
+    _GRADE = flags.DEFINE_string("grade", "", "only this grade")
+    _HISTORY = flags.DEFINE_integer("history", 0, "only this length")
+    _EXAMPLES = flags.DEFINE_float("examples", 0, "to train on; default: the most measured")
+    _LATENCY = flags.DEFINE_string("latency", "", "JSON of {grade: ms a request}")
+    flags.mark_flag_as_required("sweep")
+    app.run(main)
