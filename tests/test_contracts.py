@@ -449,5 +449,5 @@ def test_schema_round_trip():
 def test_open_data_names_an_unknown_set():
     c = configs.base()
     c.data.name = "nosuch"
-    with pytest.raises(ValueError, match="recjax.data.nosuch"):
+    with pytest.raises(ValueError, match="recjax.data.sets.nosuch"):
         open_data(c.data)

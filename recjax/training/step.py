@@ -11,6 +11,7 @@ import numpy as np
 from recjax import embedding
 from recjax.system import Sums, System
 from recjax.training import optim
+from recjax.training.keys import stream
 
 Tree = Any
 
@@ -54,7 +55,8 @@ def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Arr
         state = jax.tree.map(real, state, before)
         return (state, total, weight + w), jax.tree.map(lambda x: real(x, 0.0), sums)
 
-    zeros = jax.tree.map(jnp.zeros_like, (trees["dense"], rows))
+    # float32: many small parts would be lost in a bfloat16 sum
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (trees["dense"], rows))
     (state, total, weight), sums = jax.lax.scan(
         body, (trees["state"], zeros, 0.0), jnp.arange(count)
     )
@@ -78,11 +80,10 @@ def make_step(
     def step_fn(
         trees: Tree, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
     ):
-        rng = jax.random.fold_in(key, step)
         batch = embedding.exchange_ids(batch, plan)
         rows = embedding.gather(system.tables, trees["tables"], batch, plan)
         (g_dense, g_rows), state, new = gradients(
-            system, trees, rows, batch, rng, config.train.microbatches
+            system, trees, rows, batch, stream(key, "loss", step), config.train.microbatches
         )
         merged = embedding.merge(system.tables, batch, g_rows, plan)
         g_rows = {p: m.grads for p, m in merged.items()}
@@ -101,11 +102,16 @@ def make_step(
         )
         rates = {path: lr_scale * f(step) for path, f in factors.items()}
         tables = embedding.apply(
-            system.tables, trees["tables"], merged, rates, plan, jax.random.fold_in(rng, 2)
+            system.tables,
+            trees["tables"],
+            merged,
+            rates,
+            plan,
+            stream(key, "stochastic_rounding", step),
         )
         trees = dict(trees, dense=dense, tables=tables, state=state, opt=opt)
         if system.after_step is not None:
-            trees = system.after_step(trees, jax.random.fold_in(rng, 1))
+            trees = system.after_step(trees, stream(key, "after_step", step))
         return trees, jax.tree.map(jnp.add, sums, new)
 
     return step_fn
@@ -115,8 +121,9 @@ def init_trees(
     system: System, config: ConfigDict, example: dict, plan: embedding.Plan | None = None
 ) -> Tree:
     """Fresh trees from the seed and one batch's shapes; the tables are on the mesh already."""
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    tables = jax.jit(lambda k: embedding.init(k, system.tables, system.schema, plan))(keys[0])
+    key = jax.random.key(config.seed)
+    fresh = jax.jit(lambda k: embedding.init(k, system.tables, system.schema, plan))
+    tables = fresh(stream(key, "tables_init"))
 
     @jax.jit
     def init(key, tables, batch):
@@ -124,7 +131,7 @@ def init_trees(
         dense, state = system.init(key, rows, batch)
         return dense, state, optim.transform(config.opt).init(dense)
 
-    dense, state, opt = init(keys[1], tables, example)
+    dense, state, opt = init(stream(key, "dense_init"), tables, example)
     return dict(dense=dense, tables=tables, state=state, frozen={}, opt=opt)
 
 
