@@ -30,6 +30,7 @@ import numpy as np
 from recjax import embedding, models
 from recjax.data import open_data
 from recjax.evaluation.comparison import half_width
+from recjax.runtime.identity import Use, without
 from recjax.runtime.run import flat, plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
 from recjax.teach import teach
@@ -295,9 +296,8 @@ def pick(quality_of: Mapping[str, float], ms_of: Mapping[str, float], budget_ms:
 def made_of(spec: Spec, experiment: Any, root: epath.Path) -> Any:
     """What a distillation depends on, for `cached`: not where the sweep or its data lie."""
     teachers = [os.path.relpath(t, root) for t in spec.teachers]
-    config = flat(plain(experiment))
-    where = {k: v for k, v in config.items() if k not in sweeps.PLACES}
-    return [{**dataclasses.asdict(spec), "teachers": teachers}, where]
+    config = without(flat(plain(experiment)), Use.PLACE)
+    return [{**dataclasses.asdict(spec), "teachers": teachers}, config]
 
 
 def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: bool = False) -> Any:

@@ -20,19 +20,7 @@ import ml_collections
 import numpy as np
 
 from recjax.data import canonical_name
-
-# Keys that may change between the start of a run and its resumption: they do not change the result.
-FREE_KEYS = (
-    "data.workers",
-    "data.dir",
-    "data.source",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep",
-)
-# May change too, until the run is finished: what is judged then. Apart from FREE_KEYS, because
-# scaling.plan.together leaves those out of the config.json of runs that are there already.
-LATE_KEYS = ("eval.final",)
+from recjax.runtime.identity import Use, may
 
 
 def set_up() -> None:
@@ -201,11 +189,11 @@ class Run:
         old, new = flat(json.loads(path.read_text())), flat(self.config)
         for config in (old, new):  # a run that began before a module moved goes on
             config["data.name"] = canonical_name(config.get("data.name", ""))
-        free = FREE_KEYS if self.summary else FREE_KEYS + LATE_KEYS
+        free = Use.FREE if self.summary else Use.FREE | Use.LATE
         for key in sorted(old.keys() | new.keys()):
             if key not in old and not new[key]:  # came with a later version, and is left alone
                 continue
-            if old.get(key) != new.get(key) and key not in free:
+            if old.get(key) != new.get(key) and not may(key, free):
                 raise RunError(
                     f"{path} has {key}={old.get(key)!r} but this command has {new.get(key)!r}; "
                     "use the same config to go on, or a new --workdir"

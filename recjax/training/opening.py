@@ -22,7 +22,8 @@ from recjax.evaluation.evaluator import Evaluator
 from recjax.evaluation.probability import probability
 from recjax.runtime import checkpoint, hosts
 from recjax.runtime import mesh as meshes
-from recjax.runtime.run import FREE_KEYS, Stop, flat, plain
+from recjax.runtime.identity import Use, without
+from recjax.runtime.run import Stop, flat, plain
 from recjax.system import System
 from recjax.training import transfer
 
@@ -166,7 +167,7 @@ class RunScorer:
 
 def _digest(config: Mapping[str, Any]) -> str:
     """Of what a run's values depend on: the rest of config.json may change."""
-    kept = {k: v for k, v in flat(plain(config)).items() if k not in (*FREE_KEYS, "eval.final")}
+    kept = without(flat(plain(config)), Use.FREE | Use.LATE)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

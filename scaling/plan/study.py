@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 
 from recjax import configs
 from recjax.data import open_data
+from recjax.runtime.identity import Use, may
 from recjax.schema import Schema
 from scaling.plan import grades, sweep
 
 AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "kind")
-NOT_A_VARIANT = ("opt.", "eval.", "needs")  # how a trial was trained or judged, not what it is
 
 
 def opened(config: ConfigDict) -> tuple[Schema, str]:
@@ -93,7 +93,7 @@ def trial(
         history=history,
         lr=c.opt.lr,
         kind=row.get("kind", "pass"),
-        variant=", ".join(f"{k}={v}" for k, v in own.items() if not k.startswith(NOT_A_VARIANT)),
+        variant=", ".join(f"{k}={v}" for k, v in own.items() if not may(k, Use.RECIPE)),
         data=data,
         **grades.count(schema, c.model, c.data.history),
     )

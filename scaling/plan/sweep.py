@@ -24,12 +24,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from recjax import configs
+from recjax.runtime.identity import Use, without
 from recjax.runtime.run import Busy, Interrupted, RunError, flat, plain, read_jsonl, write_text
 from recjax.training.loop import train
 from scaling.plan import together
 
 FACTS = ("n_blocks", "n_dense", "n_embedding", "flops_per_example", "seed")
-PLACES = ("data.workers", "data.dir", "data.source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,8 @@ class Trial:
         Keys at their defaults are left out, so that a key added later does not disown finished trials.
         """
         usual = flat(plain(configs.base()))
-        keys = flat(plain(self.config))
-        keys = {
-            k: v for k, v in keys.items() if k not in PLACES and (k not in usual or usual[k] != v)
-        }
+        keys = without(flat(plain(self.config)), Use.PLACE)
+        keys = {k: v for k, v in keys.items() if k not in usual or usual[k] != v}
         keys["data"] = self.columns.get("data")
         if self.cooldown:
             keys["cooldown"] = self.cooldown

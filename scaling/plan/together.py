@@ -33,14 +33,14 @@ from recjax.data import open_data
 from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
-from recjax.runtime.run import FREE_KEYS, Run, Stop, flat, plain, read_jsonl
+from recjax.runtime.identity import Use, keys, without
+from recjax.runtime.run import Run, Stop, flat, plain, read_jsonl
 from recjax.system import System
 from recjax.training import transfer
 from recjax.training.loop import count
 from recjax.training.step import forward_flops, init_trees, make_step, zero_sums
 
 Tree = Any
-MEMBER_KEYS = ("seed", "opt.lr", "model.table.lr")  # what members of one program may differ in
 CHUNK = 16  # steps a call
 
 
@@ -54,9 +54,8 @@ class Event(NamedTuple):
 
 def shape(config: ConfigDict) -> tuple:
     """Trials with equal shapes can share a program: the config without what members may differ in."""
-    return tuple(
-        sorted((k, repr(v)) for k, v in flat(plain(config)).items() if k not in MEMBER_KEYS)
-    )
+    own = without(flat(plain(config)), Use.MEMBER)
+    return tuple(sorted((k, repr(v)) for k, v in own.items()))
 
 
 def suits(config: ConfigDict) -> bool:
@@ -107,7 +106,7 @@ def train_together(
 def _lasting(config: ConfigDict) -> dict:
     """A member's config without what may change before it is resumed."""
     out = plain(config)
-    for key in FREE_KEYS:
+    for key in keys(Use.FREE):
         section, name = key.split(".")
         out.get(section, {}).pop(name, None)
     return out
