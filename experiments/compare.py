@@ -34,7 +34,7 @@ from scipy.special import expit
 from recjax import configs
 from recjax.evaluation import comparison, kept_scores, metrics
 from recjax.evaluation.kept_scores import Rows
-from recjax.models import plain as hashable
+from recjax.models.parts.building import plain as hashable
 from recjax.runtime.run import Interrupted, plain, set_up, write_text
 from recjax.training import opening
 from recjax.training.loop import train

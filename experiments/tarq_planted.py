@@ -8,7 +8,7 @@ The oracle's test AUC is 0.79; a mean over the history, which two towers can car
     P=experiments/tarq_planted.py
     python -m experiments.compare --config="$P model.variant=two_tower" --config=$P --config="$P model.variant=target_attention" \\
         --config="$P model.readout=low_rank" --config="$P model.readout=scalar" --config="$P:k128 model.align=0" --config=$P:k128 \\
-        --config="$P model.distil=0" --config="$P model.align=1" --split=test --seeds=3 --workdir=runs/compare/tarq_planted
+        --config="$P model.distill=0" --config="$P model.align=1" --split=test --seeds=3 --workdir=runs/compare/tarq_planted
     python -m recjax.train --config=$P --config.data.prepare.label=shuffled --workdir=runs/tarq_shuffled
     python -m experiments.tarq_board --workdir=runs/compare/tarq_planted       # HR@100, codes in use, codes of other items
 """

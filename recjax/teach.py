@@ -3,7 +3,7 @@
 Any run of the library with an output "logits" (a pair's is its student's; --output=teacher takes the other side). The
 answers go to <run>/logits/<data hash>/<split>.npy, and students are trained on them by
 
-    python -m recjax.train --config=experiments/distil_complete_journey.py:offline \
+    python -m recjax.train --config=experiments/distill_complete_journey.py:offline \
         --config.data.teachers="('runs/suan',)" --config.data.train=train_matched --workdir=runs/student
 
 What was answered already is not asked again, nor after SIGTERM or Ctrl-C. A run has one file a split: asked for another

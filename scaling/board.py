@@ -62,7 +62,7 @@ def config_of(
     config = ConfigDict(base.to_dict())
     config.seed = seed
     if role == "distilled":
-        model = dict(name="distil_offline", student=model, **soft)
+        model = dict(name="distillation_offline", student=model, **soft)
         config.data.teachers = teachers
     config.model = ConfigDict(model)
     return config

@@ -30,6 +30,7 @@ import numpy as np
 from recjax import embedding, models
 from recjax.data import open_data
 from recjax.evaluation.comparison import half_width
+from recjax.models.parts import building
 from recjax.runtime.identity import Use, without
 from recjax.runtime.run import flat, plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench
@@ -47,7 +48,7 @@ STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep nam
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What to distil.
+    """What to distill.
 
     Attributes:
       teacher, student: Grades.
@@ -70,7 +71,7 @@ class Spec:
     teachers: Sequence[str] = ()
 
     def __post_init__(self):
-        models.check_choice("distillation", "mode", self.mode, MODES)
+        building.check_choice("distillation", "mode", self.mode, MODES)
         if self.mode == "offline" and not self.teachers:
             raise ValueError("offline distillation needs finished teachers; give their workdirs")
 
@@ -96,9 +97,9 @@ def configs_of(base: ConfigDict, spec: Spec, soft: Mapping[str, float], seed: in
     student = light(base.model.to_dict(), spec.student, spec.student_options)
     if spec.mode == "online":
         teacher = {**base.model.to_dict(), **LADDER[spec.teacher].options()}
-        model = dict(name="distil", teacher=teacher, student=student, **soft)
+        model = dict(name="distillation_online", teacher=teacher, student=student, **soft)
     elif soft["weight"]:
-        model = dict(name="distil_offline", student=student, **soft)
+        model = dict(name="distillation_offline", student=student, **soft)
         config.data.teachers = tuple(map(str, spec.teachers))
     else:
         model = student

@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
     c = configs.base()
     c.data.name, c.data.dir, c.data.history = "", str(write(folder, rows=ROWS).path), 4
     side = dict(name="logistic", table=dict(lr=0.5))
-    c.model = dict(name="distil", teacher=side, student=dict(name="logistic"))
+    c.model = dict(name="distillation_online", teacher=side, student=dict(name="logistic"))
     c.train.batch, c.train.epochs = BATCH, 2
     c.eval.batch, c.eval.every, c.eval.splits, c.eval.final = BATCH, 4, ("test",), ()
     train(c, str(folder / "run"))

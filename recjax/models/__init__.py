@@ -1,4 +1,4 @@
-"""Papers as systems, one file each. `build` finds the file by name.
+"""Models as systems, one file each, most of them a paper's; `build` finds the file by name. What they share is in `parts`.
 
 A model file ends in
 
@@ -7,20 +7,19 @@ A model file ends in
 where `table` goes to `Schema.tables` (dim, owner, optimizer, lr, l2, init_scale).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-import dataclasses
+from collections.abc import Mapping
 import importlib
 import inspect
 import pkgutil
 from typing import Any
 
-from flax import linen as nn
-import jax.numpy as jnp
+from recjax.models.parts import building
+from recjax.schema import Schema
+from recjax.system import System
 
-from recjax.layers import fields
-from recjax.layers.mlp import ACTIVATIONS, NORMS
-from recjax.schema import Schema, SchemaError, Table
-from recjax.system import System, pointwise, with_correlation
+# What saved configs may still say: names of models, and options of one model.
+RENAMED = {"distil": "distillation_online", "distil_offline": "distillation_offline"}
+RENAMED_OPTIONS = {"tarq": {"distil": "distill"}}
 
 
 def build(schema: Schema, cfg_model: Mapping[str, Any]) -> System:
@@ -34,117 +33,30 @@ def build(schema: Schema, cfg_model: Mapping[str, Any]) -> System:
     Raises:
       ValueError: no such model, or an option it does not take; the message lists those it does.
     """
-    options = {k: plain(v) for k, v in cfg_model.items()}
+    options = building.plain(with_new_names(cfg_model))
     name = options.pop("name", "")
     make = _module(name).build
     parameters = inspect.signature(make).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        check_options(name, options, accepted)
+        building.check_options(name, options, accepted)
     return make(schema, **options)
+
+
+def with_new_names(cfg_model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model config as it is written today, of one that may be older than a renaming."""
+    name = cfg_model.get("name", "").removeprefix(f"{__name__}.")
+    options = RENAMED_OPTIONS.get(name, {})
+    new = {options.get(k, k): v for k, v in cfg_model.items()}
+    return new | {"name": RENAMED.get(name, name)} if name else new
 
 
 def _module(name: str):
     if "." in name:
         return importlib.import_module(name)
-    files = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    files = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
     if name not in files:
         raise ValueError(
             f"model.name={name!r} is unknown; use one of {', '.join(files)}, or a dotted path"
         )
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def plain(value: Any) -> Any:
-    """Configs hold mappings and lists; modules want dicts and hashable tuples."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
-        return {k: plain(v) for k, v in value.items()}
-    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def check_options(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
-    """Raises ValueError naming the first option `name` does not take, and all it does."""
-    for option in given:
-        if option not in accepted:
-            raise ValueError(
-                f"model {name!r} has no option {option!r}; it takes {', '.join(sorted(accepted))}"
-            )
-
-
-def check_choice(name: str, option: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises ValueError when `value` is none of `choices`."""
-    if value not in choices:
-        raise ValueError(
-            f"model {name!r}: {option}={value!r} is not one of {', '.join(map(repr, choices))}"
-        )
-
-
-def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[str, ...]:
-    """Fields of a Flax module that a config may set: all but Flax's own and the `internal` ones."""
-    hidden = {"parent", "name", *internal}
-    return tuple(f.name for f in dataclasses.fields(module) if f.name not in hidden)
-
-
-def width_of(tables: Sequence[Table]) -> int:
-    """Width of the tables that are trained: vectors of the data have their own."""
-    return next((t.dim for t in tables if not t.frozen), tables[0].dim)
-
-
-def make_tables(schema: Schema, table: Mapping[str, Any], *, dim: int = 8) -> tuple[Table, ...]:
-    """`schema.tables` with a model's default width."""
-    try:
-        return schema.tables(**{"dim": dim, **table})
-    except TypeError as e:
-        accepted = [f.name for f in dataclasses.fields(Table) if f.name != "id_space"]
-        raise SchemaError(f"model.table: {e}; it takes {', '.join(accepted)}") from None
-
-
-def make_heads(schema: Schema, labels: Iterable[str] | None) -> dict[str, str]:
-    """Output -> label: "logits" for the first (default: the schema's first), else its own name."""
-    labels = tuple(labels or schema.labels[:1])
-    if not labels:
-        raise SchemaError("the schema has no label to predict; give a feature the role label")
-    for label in labels:
-        if schema.feature(label).role != "label":
-            raise SchemaError(f"{label!r} is no label; the labels are {', '.join(schema.labels)}")
-    return {"logits": labels[0], **{name: name for name in labels[1:]}}
-
-
-def ranker(
-    name: str,
-    module_type: type[nn.Module],
-    schema: Schema,
-    *,
-    table: Mapping[str, Any] = {},
-    compute_dtype: str = "float32",
-    param_dtype: str = "float32",
-    labels: Iterable[str] | None = None,
-    **options,
-) -> System:
-    """The system of a module that scores a candidate against a history, and says how much each event counts.
-
-    Args:
-      name: Of the model, for messages.
-      module_type: Has the fields schema, outputs, history, head_norm, head_activation, dense_norm, dtype, param_dtype and a
-        method `correlation`.
-      schema: Needs a history list with an id space that a candidate feature shares, and a label.
-      table: To `Schema.tables`.
-      compute_dtype: Of activations.
-      param_dtype: Of dense parameters.
-      labels: One output each, "logits" for the first; default: the schema's first.
-      **options: The module's other fields.
-    """
-    accepted = module_options(module_type, ("schema", "outputs", "dtype", "param_dtype"))
-    check_options(name, options, (*accepted, "table", "compute_dtype", "param_dtype", "labels"))
-    heads = make_heads(schema, labels)
-    tables = make_tables(schema, table)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
-    options["history"] = fields.history_list(schema, options.get("history", ""))
-    module = module_type(schema=schema, outputs=tuple(heads), **dtypes, **options)
-    check_choice(name, "head_norm", module.head_norm, NORMS)
-    check_choice(name, "head_activation", module.head_activation, ACTIVATIONS)
-    check_choice(name, "dense_norm", module.dense_norm, ("batchnorm", "identity"))
-    fields.check_shared_fields(name, schema, module.history)
-    owner = tables[0].owner
-    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
-    return with_correlation(system, module, owner)

@@ -40,13 +40,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.inputs import Batch, Inputs, embed
 from recjax.layers import fields, sphere
 from recjax.layers.flow import affinity
 from recjax.layers.mlp import MLP, Logits
 from recjax.layers.moveline import Attention, Encoders, Fields
-from recjax.models.nif import OWNER, Generator, generator_tables, user_of
+from recjax.models.parts import building
+from recjax.models.parts.nif_generator import OWNER, Generator, generator_tables, user_of
 from recjax.schema import Schema, Table
 from recjax.system import Export, Objective, Rows, System, bce, mean, weights_of
 
@@ -457,14 +457,14 @@ def build(
       user_key, time_key, cutoff_key: Group keys: whose, when (seconds), and after how many events of the moveline.
     """
     for option, value in dict(flow=flow, tsp_order=tsp_order, tsp_pairs=tsp_pairs).items():
-        models.check_choice("amen", option, value, CHOICES[option])
+        building.check_choice("amen", option, value, CHOICES[option])
     if width % (2 * heads):
         raise ValueError(f"amen: heads={heads} must divide width={width} into even parts")
     if min(tsp_window, tsp_decay) <= 0 or min(tsp, tsp_did, sam_weight) < 0:
         raise ValueError("amen wants tsp_window and tsp_decay > 0 seconds, and weights >= 0")
     found = Fields.of(schema, moveline_with_item)
     types: dict[str, Any] = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
-    tables: tuple[Table, ...] = models.make_tables(schema, {"init_scale": 0.1, **table}, dim=16)
+    tables: tuple[Table, ...] = building.make_tables(schema, {"init_scale": 0.1, **table}, dim=16)
     generator = None
     if flow != "none":
         generator = Generator(found, slots, width, heads, layers, decoder, **types)

@@ -36,12 +36,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.contrast import info_nce, keep_events, other_users
 from recjax.layers.experts import AttentionGate, Experts, PlainGate, pairs
 from recjax.layers.mlp import MLP
+from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, System, bce, mean, pointwise, weights_of
 
@@ -310,16 +310,16 @@ def build(
       user_key: Group key of users; default: a group named "user" or "user_key", or like a profile id; else none.
       **options: Fields of `AWMoE`.
     """
-    accepted = models.module_options(AWMoE, INTERNAL)
-    models.check_options("aw_moe", options, (*accepted, *_NAMED))
-    heads = models.make_heads(schema, [label] if label else None)
-    tables = models.make_tables(schema, table, dim=16)
+    accepted = building.module_options(AWMoE, INTERNAL)
+    building.check_options("aw_moe", options, (*accepted, *_NAMED))
+    heads = building.make_heads(schema, [label] if label else None)
+    tables = building.make_tables(schema, table, dim=16)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     options["history"] = fields.history_list(schema, options.get("history", ""))
     options["category"] = options.get("category") or smallest_candidate(schema)
     module = AWMoE(schema=schema, **dtypes, **options)
     check(module)
-    models.check_choice("aw_moe", "ranking", ranking, RANKINGS)
+    building.check_choice("aw_moe", "ranking", ranking, RANKINGS)
     key = find_user_key(schema) if user_key is None else user_key
     if key and key not in schema.groups:
         raise SchemaError(f"user_key={key!r} is no group; the groups are {schema.groups}")
@@ -406,7 +406,7 @@ def gate_exports(schema: Schema, module: AWMoE, look_up) -> dict[str, Export]:
 def check(module: AWMoE) -> None:
     """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
     for option, choices in CHOICES.items():
-        models.check_choice("aw_moe", option, getattr(module, option), choices)
+        building.check_choice("aw_moe", option, getattr(module, option), choices)
     fields.check_shared_fields("aw_moe", module.schema, module.history)
     if module.experts < 1 or not module.gate_unit or module.gate_temperature <= 0:
         raise ValueError(

@@ -20,12 +20,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers import fields
 from recjax.layers.attention import REACHABLE_BUCKETS, time_buckets
 from recjax.layers.mlp import MLP, Logits
 from recjax.layers.transformer import Probe, TransformerBlock
+from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -114,5 +114,5 @@ class BST(nn.Module):
 
 
 def build(schema: Schema, **options) -> System:
-    """BST as a system; options: those of `models.ranker` and the fields of `BST`."""
-    return models.ranker("bst", BST, schema, **options)
+    """BST as a system; options: those of `building.ranker` and the fields of `BST`."""
+    return building.ranker("bst", BST, schema, **options)

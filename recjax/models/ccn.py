@@ -43,11 +43,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.inputs import Batch, Inputs, embed, raw_ids
 from recjax.layers import fields, items, pairs
 from recjax.layers.mlp import ACTIVATIONS, MLP, MaskedBatchNorm
 from recjax.layers.target_attention import MultiHeadTargetAttention
+from recjax.models.parts import building
 from recjax.schema import PAD, Feature, Schema, SchemaError
 from recjax.system import Export, Sums, System, bce, mean, pointwise, weights_of
 
@@ -305,11 +305,11 @@ class Collaboration:
     seen_filter: str = ""
 
     def __post_init__(self):
-        models.check_choice("ccn", "loss", self.loss, ("decoupled", "supcon"))
-        models.check_choice(
+        building.check_choice("ccn", "loss", self.loss, ("decoupled", "supcon"))
+        building.check_choice(
             "ccn", "att_classes", self.att_classes, ("both", "cc_only", "unbalanced")
         )
-        models.check_choice("ccn", "scope", self.scope, ("page", "batch"))
+        building.check_choice("ccn", "scope", self.scope, ("page", "batch"))
         if not (self.alpha >= 0 and self.beta >= 0 and self.tau > 0):
             raise ValueError(
                 f"ccn wants alpha >= 0, beta >= 0 and tau > 0, got {self.alpha}, {self.beta} and {self.tau}"
@@ -372,12 +372,12 @@ def build(
       "score_conditioned" (candidates under an h that was computed before). Where the trigger has ids, evaluation also gives
       the share of each page's ten best that are of the trigger's category.
     """
-    accepted = (*models.module_options(CCN, INTERNAL), *_TERMS)
+    accepted = (*building.module_options(CCN, INTERNAL), *_TERMS)
     named = ("table", "compute_dtype", "param_dtype", "label")
-    models.check_options("ccn", options, (*accepted, *named))
+    building.check_options("ccn", options, (*accepted, *named))
     term = Collaboration(**{k: options.pop(k) for k in _TERMS if k in options})
-    heads = models.make_heads(schema, [label] if label else None)
-    tables = models.make_tables(schema, table, dim=16)
+    heads = building.make_heads(schema, [label] if label else None)
+    tables = building.make_tables(schema, table, dim=16)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     options["history"] = clicked_list(schema, options.get("history", ""), options.get("prototypes"))
     module = CCN(schema=schema, **dtypes, **options)
@@ -470,7 +470,7 @@ def top_share(scores: np.ndarray, group: np.ndarray, hit: np.ndarray, k: int = 1
 def check(module: CCN, term: Collaboration) -> None:
     """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
     for option, choices in CHOICES.items():
-        models.check_choice("ccn", option, getattr(module, option), choices)
+        building.check_choice("ccn", option, getattr(module, option), choices)
     if module.heads < 1 or module.width % module.heads:
         raise ValueError(f"ccn: heads={module.heads} does not divide the width {module.width}")
     _ = module.item_fields

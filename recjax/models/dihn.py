@@ -24,12 +24,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers import fields, items
 from recjax.layers.mlp import ACTIVATIONS, MLP
 from recjax.layers.target_attention import ActivationUnit
 from recjax.layers.transformer import TransformerBlock
+from recjax.models.parts import building
 from recjax.schema import PAD, Feature, Schema, SchemaError
 from recjax.system import System, bce, mean, pointwise, weights_of
 
@@ -135,9 +135,9 @@ def build(
       **options: Fields of `DIHN`.
     """
     named = ("table", "compute_dtype", "param_dtype", "label", "aux")
-    models.check_options("dihn", options, (*models.module_options(DIHN, INTERNAL), *named))
-    heads = models.make_heads(schema, [label] if label else None)
-    tables = models.make_tables(schema, table)
+    building.check_options("dihn", options, (*building.module_options(DIHN, INTERNAL), *named))
+    heads = building.make_heads(schema, [label] if label else None)
+    tables = building.make_tables(schema, table)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     options["history"] = fields.history_list(schema, options.get("history", ""))
     module = DIHN(schema=schema, **dtypes, **options)
@@ -202,8 +202,8 @@ def with_same_category(look_up, module: DIHN, category: Feature):
 
 def check(module: DIHN, aux: float) -> None:
     """Raises ValueError on options that contradict each other."""
-    models.check_choice("dihn", "head_activation", module.head_activation, ACTIVATIONS)
-    models.check_choice("dihn", "dense_norm", module.dense_norm, ("batchnorm", "identity"))
+    building.check_choice("dihn", "head_activation", module.head_activation, ACTIVATIONS)
+    building.check_choice("dihn", "dense_norm", module.dense_norm, ("batchnorm", "identity"))
     if module.heads < 1 or module.width % module.heads:
         raise ValueError(f"dihn: heads={module.heads} does not divide the width {module.width}")
     if aux < 0:

@@ -18,11 +18,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers import fields
 from recjax.layers.mlp import ACTIVATIONS, MLP, Logits
 from recjax.layers.target_attention import ActivationUnit
+from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -92,7 +92,7 @@ class DIN(nn.Module):
 
 
 def build(schema: Schema, **options) -> System:
-    """DIN as a system; options: those of `models.ranker` and the fields of `DIN`."""
+    """DIN as a system; options: those of `building.ranker` and the fields of `DIN`."""
     unit = options.get("attention_activation", DIN.attention_activation)
-    models.check_choice("din", "attention_activation", unit, ACTIVATIONS)
-    return models.ranker("din", DIN, schema, **options)
+    building.check_choice("din", "attention_activation", unit, ACTIVATIONS)
+    return building.ranker("din", DIN, schema, **options)

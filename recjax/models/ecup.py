@@ -39,10 +39,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers.tabular import FieldVectors
-from recjax.models.arms import Arms, Propensity, arms_of, tables_of
+from recjax.models.parts import building
+from recjax.models.parts.arms import Arms, Propensity, arms_of, tables_of
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -229,15 +229,15 @@ def build(
       A system with the outputs "logits" (click) and "ctcvr" [B, C] under the given arm, probabilities of every
       arm and effects; the function "arms" serves the latter without reading a treatment.
     """
-    accepted = models.module_options(ECUP, INTERNAL)
+    accepted = building.module_options(ECUP, INTERNAL)
     more = ("table", "compute_dtype", "param_dtype", "control", "weight", "propensity")
-    models.check_options("ecup", options, (*accepted, *more))
+    building.check_options("ecup", options, (*accepted, *more))
     ids = arms_of("ecup", schema, control)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     module = ECUP(schema=schema, arms=len(ids), **dtypes, **options)
-    models.check_choice("ecup", "fuse", module.fuse, ("concat", "hadamard"))
-    models.check_choice("ecup", "gate", module.gate, ("after", "before"))
-    models.check_choice("ecup", "norm", module.norm, ("batchnorm", "identity"))
+    building.check_choice("ecup", "fuse", module.fuse, ("concat", "hadamard"))
+    building.check_choice("ecup", "gate", module.gate, ("after", "before"))
+    building.check_choice("ecup", "norm", module.norm, ("batchnorm", "identity"))
     if module.width % module.heads:
         raise ValueError(
             f"model 'ecup': width {module.width} is no multiple of {module.heads} heads"

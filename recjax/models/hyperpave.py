@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.evaluation import metrics, ranking
 from recjax.layers.hypergraph import (
     NORMALISATIONS,
@@ -46,6 +45,7 @@ from recjax.layers.hypergraph import (
     Incidence,
     take,
 )
+from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
 
@@ -282,8 +282,10 @@ def build(
       A system with the output "logits" [B, C] and the functions "score" (a whole graph), "catalog" (aspect
       vectors and category context, when the catalogue changes) and "extract" (new products against them).
     """
-    accepted = models.module_options(HyperPAVE, INTERNAL)
-    models.check_options("hyperpave", options, (*accepted, "table", "compute_dtype", "param_dtype"))
+    accepted = building.module_options(HyperPAVE, INTERNAL)
+    building.check_options(
+        "hyperpave", options, (*accepted, "table", "compute_dtype", "param_dtype")
+    )
     if table:
         raise SchemaError("hyperpave has no embedding tables: leave model.table out")
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
@@ -302,7 +304,7 @@ def check(module: HyperPAVE) -> None:
         features=("text", "id"),
     )
     for option, values in choices.items():
-        models.check_choice("hyperpave", option, getattr(module, option), values)
+        building.check_choice("hyperpave", option, getattr(module, option), values)
     if module.attention and module.normalise != "row":
         raise ValueError("model 'hyperpave': attention=True needs normalise='row'")
 

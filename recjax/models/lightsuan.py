@@ -20,9 +20,9 @@ form instead: the same numbers.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from recjax import models
 from recjax.layers.local_dilated import LocalDilated
 from recjax.models import suan
+from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -66,8 +66,8 @@ def build(
         "param_dtype",
         "labels",
     )
-    accepted = set(models.module_options(suan.SUAN, suan.INTERNAL)) - {"causal"}
-    models.check_options("lightsuan", options, (*accepted, *own))
+    accepted = set(building.module_options(suan.SUAN, suan.INTERNAL)) - {"causal"}
+    building.check_options("lightsuan", options, (*accepted, *own))
     pattern = LocalDilated(local, dilation, anchor, sparse)
     options = {**options, "gate_pool": gate_pool}
     return suan.make_system(schema, table, compute_dtype, param_dtype, labels, pattern, options)

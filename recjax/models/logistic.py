@@ -14,9 +14,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers.fields import OtherFeatures
+from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System, pointwise
 
@@ -79,9 +79,9 @@ def build(
     dense_norm: str = "batchnorm",
 ) -> System:
     """Logistic regression as a system; `table` may set anything but dim, which is 1."""
-    models.check_choice("logistic", "dense_norm", dense_norm, ("batchnorm", "identity"))
-    heads = models.make_heads(schema, labels)
-    tables = models.make_tables(schema, {**table, "dim": 1})
+    building.check_choice("logistic", "dense_norm", dense_norm, ("batchnorm", "identity"))
+    heads = building.make_heads(schema, labels)
+    tables = building.make_tables(schema, {**table, "dim": 1})
     module = Logistic(schema, tuple(heads), dense_norm, jnp.dtype(compute_dtype))
     return pointwise(
         schema,

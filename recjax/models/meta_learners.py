@@ -22,11 +22,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers.mlp import MLP
 from recjax.layers.tabular import FieldVectors
-from recjax.models.arms import Arms, Propensity, arms_of, tables_of
+from recjax.models.parts import building
+from recjax.models.parts.arms import Arms, Propensity, arms_of, tables_of
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -159,10 +159,10 @@ def build(
     **options,
 ) -> System:
     """A meta-learner as a system; the arguments and outputs of `recjax.models.ecup.build`, options of `MetaLearner`."""
-    accepted = models.module_options(MetaLearner, INTERNAL)
+    accepted = building.module_options(MetaLearner, INTERNAL)
     more = ("table", "compute_dtype", "param_dtype", "control", "weight", "propensity")
-    models.check_options("meta_learners", options, (*accepted, *more))
-    models.check_choice("meta_learners", "kind", options.get("kind", "s"), KINDS)
+    building.check_options("meta_learners", options, (*accepted, *more))
+    building.check_choice("meta_learners", "kind", options.get("kind", "s"), KINDS)
     ids = arms_of("meta_learners", schema, control)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     module = MetaLearner(schema=schema, arms=len(ids), **dtypes, **options)

@@ -39,11 +39,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.embedding import lanes
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.quadratic import ASTA, QuadraticLayer, glorot
+from recjax.models.parts import building
 from recjax.schema import PAD, Schema, Table
 from recjax.system import System, bce, mean, pointwise, weights_of, with_correlation
 
@@ -210,19 +210,19 @@ def build(
       labels: One output each, "logits" for the first; default: the schema's first.
       **options: Fields of `QIN`.
     """
-    accepted = models.module_options(QIN, INTERNAL)
-    models.check_options("qin", options, (*accepted, *OWN))
-    models.check_choice("qin", "vectors", vectors, VECTORS)
-    models.check_choice("qin", "embedding", embedding, EMBEDDING)
+    accepted = building.module_options(QIN, INTERNAL)
+    building.check_options("qin", options, (*accepted, *OWN))
+    building.check_choice("qin", "vectors", vectors, VECTORS)
+    building.check_choice("qin", "embedding", embedding, EMBEDDING)
     if vectors != "none" and not any(space.vectors for space in schema.id_spaces):
         raise ValueError(
             f"qin: vectors={vectors!r}, and no id space of the data has vectors; prepare it with them (data.prepare.text of "
             "The Complete Journey), or set model.vectors=none"
         )
-    heads = models.make_heads(schema, labels)
+    heads = building.make_heads(schema, labels)
     table = dict(init_scale=1e-4, optimizer="lazy_adam", lr=2e-3, l2=penalty) | dict(table)
     seen = schema if vectors != "none" else without_vectors(schema)
-    tables = models.make_tables(seen, table, dim=128)
+    tables = building.make_tables(seen, table, dim=128)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     options["history"] = fields.history_list(seen, options.get("history", ""))
     dim = next((t.dim for t in tables if not t.frozen), 128)
@@ -250,7 +250,7 @@ def build(
 def check(module: QIN) -> None:
     """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
     for option, choices in CHOICES.items():
-        models.check_choice("qin", option, getattr(module, option), choices)
+        building.check_choice("qin", option, getattr(module, option), choices)
     fields.check_shared_fields("qin", module.schema, module.history)
     shared = {c.name for _, c in fields.shared_fields(module.schema, module.history)}
     for name in (*module.item_fields, *module.context_fields):

@@ -21,11 +21,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.inputs import Inputs
 from recjax.layers import fields
 from recjax.layers.mlp import MLP, Logits
 from recjax.layers.transformer import Probe, TransformerBlock
+from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System
 
@@ -103,5 +103,5 @@ class SASRec(nn.Module):
 
 
 def build(schema: Schema, **options) -> System:
-    """SASRec as a system; options: those of `models.ranker` and the fields of `SASRec`."""
-    return models.ranker("sasrec", SASRec, schema, **options)
+    """SASRec as a system; options: those of `building.ranker` and the fields of `SASRec`."""
+    return building.ranker("sasrec", SASRec, schema, **options)

@@ -44,7 +44,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.attention import (
@@ -58,6 +57,7 @@ from recjax.layers.attention import (
 )
 from recjax.layers.mlp import MLP, Logits, ReluFFN, SwiGLU
 from recjax.layers.norm import make_norm
+from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, System, pointwise
 
@@ -439,7 +439,7 @@ class SUAN(nn.Module):
             if self.remat
             else UnifiedAttentionBlock
         )
-        own = models.module_options(UnifiedAttentionBlock, ("width", "pattern"))
+        own = building.module_options(UnifiedAttentionBlock, ("width", "pattern"))
         options = {name: getattr(self, name) for name in own}
         self.layers = [
             block(width=self.model_width, pattern=self.attention_pattern, **options)
@@ -611,8 +611,8 @@ def build(
       labels: One output each, "logits" for the first; default: the schema's first.
       **options: Fields of `SUAN`.
     """
-    accepted = models.module_options(SUAN, INTERNAL)
-    models.check_options(
+    accepted = building.module_options(SUAN, INTERNAL)
+    building.check_options(
         "suan", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
     )
     return make_system(schema, table, compute_dtype, param_dtype, labels, None, options)
@@ -620,11 +620,11 @@ def build(
 
 def make_system(schema, table, compute_dtype, param_dtype, labels, pattern, options) -> System:
     """`build` with an attention pattern (LightSUAN's)."""
-    heads = models.make_heads(schema, labels)
-    tables = models.make_tables(schema, table)
+    heads = building.make_heads(schema, labels)
+    tables = building.make_tables(schema, table)
     module = SUAN(
         schema=schema,
-        dim=models.width_of(tables),
+        dim=building.width_of(tables),
         outputs=tuple(heads),
         pattern=pattern,
         dtype=jnp.dtype(compute_dtype),
@@ -640,7 +640,7 @@ def make_system(schema, table, compute_dtype, param_dtype, labels, pattern, opti
 def check(module: SUAN) -> None:
     """Raises ValueError or SchemaError on options that contradict each other or the schema."""
     for option, choices in CHOICES.items():
-        models.check_choice("suan", option, getattr(module, option), choices)
+        building.check_choice("suan", option, getattr(module, option), choices)
     schema, width = module.schema, module.model_width
     if width % module.heads or width < 4:
         raise ValueError(

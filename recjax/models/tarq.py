@@ -11,7 +11,7 @@ results: offline AUC 0.799, 0.014 above two towers; codes in use 59 % without an
     z = residual codes of c in X^0 .. X^{L-1}                   recjax.layers.residual_quantizer [code]
     T^l = MHA(X^l, H, H),  h_rq = sum_l T^l[z_l]                personalised codebook            [code: shapes, sum]
     s = v_user . v_item + u_item . h_rq / sqrt(D) + b,  u_item = W v_item                        [ours]
-    L = BCE(s) + BCE(teacher) + vq (L_vq + L_rec) + distil ||h_rq - sg(h_tar)||^2 + align A      [code; weights: ours]
+    L = BCE(s) + BCE(teacher) + vq (L_vq + L_rec) + distill ||h_rq - sg(h_tar)||^2 + align A      [code; weights: ours]
 
 Attending from the L K code vectors costs the same for ten candidates and for a hundred thousand; a candidate then costs
 L look-ups. A sum of attentions is the attention of the sum only where attention is linear; the gap is what distillation
@@ -49,12 +49,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.inputs import Batch, Inputs, embed
 from recjax.layers import fields
 from recjax.layers import residual_quantizer as rq
 from recjax.layers.attention import masked_softmax
 from recjax.layers.mlp import MLP, MaskedBatchNorm
+from recjax.models.parts import building
 from recjax.schema import Feature, Schema, SchemaError
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
 
@@ -499,10 +499,10 @@ def values(inputs: Inputs, features: Iterable[Feature]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Of the losses beside the two cross-entropies; `distil` is twice what the code's 1/2 makes of it."""
+    """Of the losses beside the two cross-entropies; `distill` is twice what the code's 1/2 makes of it."""
 
     vq: float = 0.1
-    distil: float = 0.05
+    distill: float = 0.05
     align: float = 0.01
 
     def __post_init__(self):
@@ -534,16 +534,16 @@ def build(
       label: Predicted; default: the schema's first.
       **options: Fields of `TARQ` and `Weights`.
     """
-    accepted = models.module_options(TARQ, INTERNAL)
+    accepted = building.module_options(TARQ, INTERNAL)
     common = ("table", "compute_dtype", "param_dtype", "label")
-    models.check_options("tarq", options, (*accepted, *LOSSES, *common))
+    building.check_options("tarq", options, (*accepted, *LOSSES, *common))
     weights = Weights(**{k: options.pop(k) for k in LOSSES if k in options})
-    heads = models.make_heads(schema, [label] if label else None)
-    tables = models.make_tables(schema, table)
+    heads = building.make_heads(schema, [label] if label else None)
+    tables = building.make_tables(schema, table)
     options["history"] = fields.history_list(schema, options.get("history", ""))
     items = own_features(schema, options.get("item_features", ()))
     options["item_features"] = tuple(f.name for f in items)
-    dim = models.width_of(tables)
+    dim = building.width_of(tables)
     width = sum(schema.width(f, dim) if f.kind == "id" else f.vector for f in items)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     module = TARQ(schema=schema, item_width=width, **dtypes, **options)
@@ -570,7 +570,7 @@ def own_features(schema: Schema, names: Iterable[str]) -> list[Feature]:
 def check(module: TARQ) -> None:
     """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
     for option, choices in CHOICES.items():
-        models.check_choice("tarq", option, getattr(module, option), choices)
+        building.check_choice("tarq", option, getattr(module, option), choices)
     events = [f.name for f in module.schema.select("history", list=module.history)]
     for name in module.event_features:
         if name not in events:
@@ -657,7 +657,7 @@ class Functions:
         terms = [
             ("vq", w.vq, out["vq"]),
             ("reconstruction", w.vq, squared(out["decoded"] - stop(out["x"]))),
-            ("distil", w.distil, squared(out["h_rq"] - stop(out["h_tar"]))),
+            ("distill", w.distill, squared(out["h_rq"] - stop(out["h_tar"]))),
         ]
         if w.align > 0:
             c = stop(out["c"]) if self.module.align_sg_item else out["c"]

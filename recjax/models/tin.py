@@ -36,11 +36,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import models
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.attention import masked_softmax
 from recjax.layers.mlp import ACTIVATIONS, MLP, Logits
+from recjax.models.parts import building
 from recjax.schema import Schema, Table
 from recjax.system import System, pointwise, with_correlation
 
@@ -216,13 +216,13 @@ def build(
       labels: One output each, "logits" for the first; default: the schema's first.
       **options: Fields of `TIN`.
     """
-    accepted = models.module_options(TIN, INTERNAL)
-    models.check_options(
+    accepted = building.module_options(TIN, INTERNAL)
+    building.check_options(
         "tin", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
     )
-    heads = models.make_heads(schema, labels)
+    heads = building.make_heads(schema, labels)
     table = {"init_scale": 0.1, **table}
-    tables = models.make_tables(schema, table)
+    tables = building.make_tables(schema, table)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     options["history"] = fields.history_list(schema, options.get("history", ""))
     module = TIN(schema=schema, outputs=tuple(heads), **dtypes, **options)
@@ -268,10 +268,10 @@ def with_bias(look_up, module: TIN, bias: Table):
 def check(module: TIN, tables: tuple[Table, ...]) -> None:
     """Raises ValueError (SchemaError) on options that contradict each other or the schema."""
     for option, choices in CHOICES.items():
-        models.check_choice("tin", option, getattr(module, option), choices)
+        building.check_choice("tin", option, getattr(module, option), choices)
     fields.check_shared_fields("tin", module.schema, module.history)
     both = fields.shared_fields(module.schema, module.history)
-    width = sum(module.schema.width(f, models.width_of(tables)) for f, _ in both)
+    width = sum(module.schema.width(f, building.width_of(tables)) for f, _ in both)
     if module.heads < 1 or width % module.heads:
         raise ValueError(f"tin: heads={module.heads} does not divide the width {width}")
     if module.max_len < 1:

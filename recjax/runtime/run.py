@@ -19,6 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from recjax import models
 from recjax.data import canonical_name
 from recjax.runtime.identity import Use, may
 
@@ -127,6 +128,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _with_new_names(config: dict) -> dict[str, Any]:
+    """A flat config with the names of today: a run that began before a module was renamed goes on."""
+    model = models.with_new_names(config.get("model", {}))
+    new = flat({**config, "model": model})
+    return new | {"data.name": canonical_name(new.get("data.name", ""))}
+
+
 def flat(config: dict, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     out = {}
@@ -186,9 +194,7 @@ class Run:
             if jax.process_index() == 0:
                 write_text(path, json.dumps(self.config, indent=1))
             return
-        old, new = flat(json.loads(path.read_text())), flat(self.config)
-        for config in (old, new):  # a run that began before a module moved goes on
-            config["data.name"] = canonical_name(config.get("data.name", ""))
+        old, new = _with_new_names(json.loads(path.read_text())), _with_new_names(self.config)
         free = Use.FREE if self.summary else Use.FREE | Use.LATE
         for key in sorted(old.keys() | new.keys()):
             if key not in old and not new[key]:  # came with a later version, and is left alone

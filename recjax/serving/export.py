@@ -16,11 +16,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from recjax import models
 from recjax.data import module_of
 from recjax.data.loading.layout import BatchError
 from recjax.data.store.event_log import EventLog
-from recjax.models import distil
+from recjax.models import distillation_online
+from recjax.models.parts import building
 from recjax.runtime.run import set_up
 from recjax.serving import artifact, catalogue
 from recjax.serving.quantize import FORMATS
@@ -52,7 +52,7 @@ def export_run(
       ArtifactError, FileNotFoundError: Saying what is missing.
     """
     config, data, system, trees, _ = open_run(run, data_dir, best=best)
-    if config.model.name == "distil":
+    if config.model.name in ("distillation_online", "distil"):
         system, trees = _student(data.schema, config, trees)
     log = _event_log(config, data) if snapshot else None
     used = {t.id_space for t in system.tables}
@@ -78,8 +78,8 @@ def export_run(
 
 def _student(schema, config: ConfigDict, trees: Mapping[str, Any]):
     """Its functions, parameters and tables: serving costs what the student costs."""
-    options = {k: v for k, v in models.plain(config.model).items() if k != "name"}
-    system = distil.student_only(schema, **options)
+    options = {k: v for k, v in building.plain(config.model).items() if k != "name"}
+    system = distillation_online.student_only(schema, **options)
     return system, dict(
         dense=trees["dense"]["student"],
         state=trees["state"].get("student", {}),

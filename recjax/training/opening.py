@@ -1,4 +1,4 @@
-"""A finished run, opened: its config, data, system and trees, to evaluate, score, teach, distil or export it."""
+"""A finished run, opened: its config, data, system and trees, to evaluate, score, teach, distill or export it."""
 
 from collections.abc import Mapping, Sequence
 import functools

@@ -8,9 +8,9 @@ generator is not trained, and is counted in its FLOPs alone).
 from collections.abc import Mapping
 from typing import Any
 
-from recjax import models
 from recjax.layers import fields
 from recjax.layers.moveline import BUCKETS, Fields
+from recjax.models.parts import building
 from recjax.schema import Schema
 
 MODELS = ("nif", "amen")
@@ -25,9 +25,9 @@ def count(schema: Schema, model: Mapping[str, Any], lengths: Mapping[str, int]) 
       model: `name` and options.
       lengths: list -> events read.
     """
-    o = {**DEFAULTS, **{k: models.plain(v) for k, v in model.items()}}
+    o = {**DEFAULTS, **{k: building.plain(v) for k, v in model.items()}}
     found = Fields.of(schema, o["moveline_with_item"])
-    dim = models.make_tables(schema, o["table"], dim=16)[0].dim
+    dim = building.make_tables(schema, o["table"], dim=16)[0].dim
     return (_Nif if o["name"] == "nif" else _Amen)(schema, found, o, dim, lengths).count()
 
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from recjax import models
 from recjax.layers import fields
 from recjax.models import lightsuan, suan
+from recjax.models.parts import building
 from recjax.schema import Schema
 from scaling.plan import flow_grades
 
@@ -147,7 +147,7 @@ class _Shape:
 
     @classmethod
     def of(cls, schema: Schema, model: Mapping[str, Any], history: int) -> "_Shape":
-        options = {k: models.plain(v) for k, v in model.items()}
+        options = {k: building.plain(v) for k, v in model.items()}
         name, table = options.pop("name"), options.pop("table", {})
         if name not in ("suan", "lightsuan"):
             raise KeyError(f"model {name!r} is not counted; suan, lightsuan, nif and amen are")
@@ -156,8 +156,8 @@ class _Shape:
             own = {f.name for f in dataclasses.fields(lightsuan.LocalDilated)}
             pattern = lightsuan.LocalDilated(**{k: options.pop(k) for k in own & options.keys()})
             options.setdefault("gate_pool", "causal")
-        known = models.module_options(suan.SUAN, suan.INTERNAL)
-        dim = models.make_tables(schema, table)[0].dim
+        known = building.module_options(suan.SUAN, suan.INTERNAL)
+        dim = building.make_tables(schema, table)[0].dim
         module = suan.SUAN(schema, dim=dim, **{k: options[k] for k in known if k in options})
         ids = lambda *roles: len(schema.select(*roles, kind="id"))  # noqa: E731
         events = fields.history_list(schema, module.history)

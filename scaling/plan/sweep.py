@@ -252,7 +252,7 @@ def member_rows(
 
 
 def run_dir(root: epath.PathLike, row: Mapping[str, Any]) -> epath.Path:
-    """The run directory of one row's trial, to evaluate, export or distil from."""
+    """The run directory of one row's trial, to evaluate, export or distill from."""
     shared = epath.Path(root) / "runs" / (row["parent"] or row["run"])
     own = shared / "members" / str(row["member"])
     return own if own.exists() else shared

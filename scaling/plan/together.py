@@ -245,7 +245,7 @@ class Together:
         self.run.finish(self.facts())
 
     def publish(self, member: int) -> None:
-        """The member's end as a run directory of its own, to evaluate, distil from or export."""
+        """The member's end as a run directory of its own, to evaluate, distill from or export."""
         config = self.configs[member]
         trees = jax.tree.map(lambda x: x[member], self.trees)
         control = dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=self.step)

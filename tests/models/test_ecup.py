@@ -14,7 +14,7 @@ from recjax.data.worlds import ecup as worlds
 from recjax.evaluation import uplift
 from recjax.evaluation.evaluator import Evaluator
 from recjax.models import ecup
-from recjax.models.arms import Arms, arms_of, tables_of
+from recjax.models.parts.arms import Arms, arms_of, tables_of
 from recjax.runtime import mesh as meshes
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact

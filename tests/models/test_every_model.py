@@ -33,7 +33,9 @@ CONFIGS = {
         name="tarq", width=8, levels=2, codes=6, tower=(8,), encoder=(8,), teacher_head=(8,)
     ),
     "qin": dict(name="qin", vectors="none", table=dict(dim=8), layers=1, dense_norm="identity"),
-    "distil": dict(name="distil", teacher=dict(name="din", **HEAD), student=LIGHT),
+    "distillation": dict(
+        name="distillation_online", teacher=dict(name="din", **HEAD), student=LIGHT
+    ),
 }
 
 
@@ -78,7 +80,7 @@ def test_an_empty_history_is_finite(name):
     assert finite((loss, state, grads, m.outputs(empty)))
 
 
-@pytest.mark.parametrize("name", ["suan", "din", "tin", "aw_moe", "distil"])
+@pytest.mark.parametrize("name", ["suan", "din", "tin", "aw_moe", "distillation"])
 def test_one_batch_can_be_overfitted(name):
     """From the entropy of knowing nothing to almost none."""
     system = models.build(SCHEMA, CONFIGS[name])

@@ -16,7 +16,9 @@ from recjax.inputs import embed
 from recjax.layers import flow as flows
 from recjax.layers import sphere
 from recjax.layers.moveline import Encoders, Fields, gap_buckets, log_buckets
-from recjax.models import amen, nif
+from recjax.models import amen
+from recjax.models.parts.nif_generator import Generator
+from recjax.models.parts.nif_stage import hit_rates
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
@@ -417,9 +419,9 @@ def test_the_flow(decoder):
 
 def test_teacher_forcing_with_its_own_output_is_the_free_run():
     m, batch = generator(decoder="ar"), W.batch()
-    module = nif.Generator(Fields.of(SCHEMA), 4, 8, 2, 1, "ar")
+    module = Generator(Fields.of(SCHEMA), 4, 8, 2, 1, "ar")
     inputs = embed(Fields.of(SCHEMA).part_of(SCHEMA), m.rows(batch), batch, owner="generator")
-    run = jit(lambda t: module.apply({"params": m.dense}, inputs, t, method=nif.Generator.flow))
+    run = jit(lambda t: module.apply({"params": m.dense}, inputs, t, method=Generator.flow))
     own = run(flow(m, W))
     close(own, flow(m, W), 1e-5)
     assert far(run(-flow(m, W))[:, 1:], flow(m, W)[:, 1:])
@@ -498,7 +500,7 @@ def test_empty_lists_are_finite(make):
 
 def test_hit_rates():
     rank, real = np.array([[0, 9], [10, 49], [60, 0]]), np.array([[1, 1], [1, 1], [1, 0]])
-    got = nif.hit_rates(dict(rank=rank, real=real, nce=np.where(real, 2.0, 99.0)))
+    got = hit_rates(dict(rank=rank, real=real, nce=np.where(real, 2.0, 99.0)))
     assert (got["nce_loss"], got["hr10"], got["hr50"], got["targets"]) == (2.0, 2 / 5, 4 / 5, 5)
     assert (got["hr10/slot_1"], got["hr10/slot_2"]) == (1 / 3, 1 / 2)
 

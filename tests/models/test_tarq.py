@@ -243,7 +243,7 @@ def test_gradients_of_alignment():
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_which_parts_each_loss_trains(stopped):
-    """distil: the student alone; align: codebooks, the student and, unless stopped, the encoder; neither: the teacher."""
+    """distill: the student alone; align: codebooks, the student and, unless stopped, the encoder; neither: the teacher."""
     m = model()
     module = module_of(align_sg_item=stopped)
     batch = W.batch()
@@ -264,7 +264,7 @@ def test_which_parts_each_loss_trains(stopped):
 
     history = {"event", "self_attention"}
     encoder = {"encode_mlp", "encode_out"}
-    assert trained("distil") == {"student_attention", "quantizer", *history}
+    assert trained("distill") == {"student_attention", "quantizer", *history}
     align = {"student_attention", "quantizer", *history}
     assert trained("align") == (align if stopped else align | encoder)
     if not stopped:
@@ -345,7 +345,7 @@ def test_the_loss_is_the_sum_of_its_parts():
     value = {k: float(n / d) for k, (n, d) in sums.items()}
     want = value["loss"] + value["loss/teacher"]
     want += 0.1 * (value["loss/vq"] + value["loss/reconstruction"])
-    want += 0.05 * value["loss/distil"] + 0.01 * value["loss/align"]
+    want += 0.05 * value["loss/distill"] + 0.01 * value["loss/align"]
     assert float(total) == pytest.approx(want, rel=1e-5)
     codes, errors = (np.asarray(m.outputs(W)[k]) for k in ("codes", "errors"))
     used = np.mean([len(np.unique(codes[..., i])) / 6 for i in range(2)])

@@ -1,6 +1,6 @@
 """Offline distillation: a student trained on labels and on what finished teachers answered.
 
-The loss of `recjax.models.distil` with the teachers' term read from the batch (`recjax.data.loading.taught`): with t the
+The loss of `recjax.models.distillation_online` with the teachers' term read from the batch (`recjax.data.loading.taught`): with t the
 temperature and K teachers
 
     loss = BCE(z_s, y) + weight t^2 BCE(z_s / t, mean over teachers of sigmoid(z_k / t))
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import models
-from recjax.models.distil import Softening
+from recjax.models.distillation_online import Softening
 from recjax.schema import Schema
 from recjax.system import System, bce, mean, weights_of
 
@@ -39,7 +39,7 @@ def build(
     Args:
       schema: Of the batches; a batch without teachers (evaluation, export) trains on labels alone.
       student: Model config, `name` and options.
-      temperature, weight, schedule, schedule_examples: See `distil.Softening`.
+      temperature, weight, schedule, schedule_examples: See `distillation_online.Softening`.
       table: Default for the student's `table`.
       compute_dtype: Default for the student.
     """
@@ -49,7 +49,7 @@ def build(
     system = models.build(schema, config)
     if system.forward is None or system.setup or system.after_step or system.on_eval:
         raise ValueError(
-            f"distil_offline: model {config['name']!r} cannot be the student: it is not trained by "
+            f"distillation: model {config['name']!r} cannot be the student: it is not trained by "
             "cross-entropy alone (System.forward, no hooks)"
         )
     own = lambda fn: _on_own_state(fn, soften)  # noqa: E731
@@ -92,7 +92,7 @@ def _loss(system: System, soften: Softening):
             target = targets(batch["teacher"], soften.temperature)
             term = bce(outs[main.output] / soften.temperature, target, weights)
             total = total + soften.factor(progress) * mean(*term)
-            sums["loss/distil"] = term
+            sums["loss/distill"] = term
         return total, ({**changed, **soften.advance(progress, batch)}, sums)
 
     return loss

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 
 from recjax import models
 from recjax.inputs import Batch
+from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError, Table
 from recjax.system import Export, Objective, System, bce, mean, weights_of
 
 SIDES = ("teacher", "student")
 SCHEDULES = ("constant", "decay", "warmup")
-PROGRESS = "distil"  # in the state: examples seen
+PROGRESS = "distil"  # in the state, as in saved runs: examples seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,14 @@ class Softening:
     def __post_init__(self):
         if self.temperature <= 0 or self.weight < 0:
             raise ValueError(
-                "distil wants temperature > 0 and weight >= 0, "
+                "distillation wants temperature > 0 and weight >= 0, "
                 f"got {self.temperature} and {self.weight}"
             )
-        models.check_choice("distil", "schedule", self.schedule, SCHEDULES)
+        building.check_choice("distillation", "schedule", self.schedule, SCHEDULES)
         if self.schedule != "constant" and self.examples < 1:
-            raise ValueError(f"distil: schedule={self.schedule!r} needs schedule_examples > 0")
+            raise ValueError(
+                f"distillation: schedule={self.schedule!r} needs schedule_examples > 0"
+            )
 
     def progress(self) -> dict[str, jax.Array]:
         """What the state must hold: the examples seen, if the schedule asks."""
@@ -148,7 +151,7 @@ def _side(schema, side, config, owner, table, compute_dtype) -> System:
     system = models.build(schema, config)
     if system.forward is None or system.setup or system.after_step or system.on_eval:
         raise ValueError(
-            f"distil: model {config['name']!r} cannot be the {side}: it is not trained by "
+            f"distillation: model {config['name']!r} cannot be the {side}: it is not trained by "
             "cross-entropy alone (System.forward, no hooks)"
         )
     return system
@@ -202,7 +205,7 @@ class Pair:
                     outs["student"][o.output], outs["teacher"][o.output], weights_of(batch)
                 )
                 total = total + self.soften.factor(progress) * mean(*term)
-                sums["/".join(filter(None, ("loss/distil", o.name)))] = term
+                sums["/".join(filter(None, ("loss/distill", o.name)))] = term
         return total, (changed, sums)
 
     def soft(self, z_s, z_t, weights):

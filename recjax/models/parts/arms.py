@@ -12,10 +12,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax import models
 from recjax.evaluation import uplift
 from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers.tabular import each_candidate, numbers_of
+from recjax.models.parts import building
 from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
 
@@ -277,7 +277,7 @@ def arms_of(name: str, schema: Schema, control: int) -> tuple[int, ...]:
 def tables_of(schema: Schema, table: Mapping[str, Any], width: int) -> tuple:
     """Tables of all id spaces but the treatment's, which is a dense parameter."""
     known = schema.without([f.name for f in schema.select("treatment")])
-    tables = models.make_tables(known, table, dim=width)
+    tables = building.make_tables(known, table, dim=width)
     if any(t.dim != width for t in tables):
         raise SchemaError(f"model.table.dim must be the model's width, {width}")
     return tables

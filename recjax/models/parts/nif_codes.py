@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from recjax.inputs import embed_targets, take
 from recjax.layers import residual_quantizer as rq
 from recjax.layers.flow import Pool, rank, shared_negatives
-from recjax.models import nif
+from recjax.models.parts import nif_stage
+from recjax.models.parts.nif_generator import Generator
 from recjax.schema import Table
 from recjax.system import Objective, Select, System, mean
 
@@ -28,7 +29,7 @@ BANK = 4096  # points from which the codebooks begin
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage(nif.Stage):
+class Stage(nif_stage.Stage):
     """Stage 1 with codes."""
 
     @property
@@ -56,13 +57,13 @@ class Stage(nif.Stage):
                 "init_from, as experiments/nif_complete_journey.py:codes does"
             )
         e = self.module.clone(codes=())
-        points = e.apply({"params": frozen[TARGET]}, summed, method=nif.Generator.points)
+        points = e.apply({"params": frozen[TARGET]}, summed, method=Generator.points)
         return jax.lax.stop_gradient(points)
 
     def named(self, dense, rows, batch) -> jax.Array:
         """Log-probabilities of codes, float32 [B, K, levels, size]."""
         inputs = self.look_up(rows, batch)
-        logits = self.module.apply({"params": dense}, inputs, method=nif.Generator.name_codes)
+        logits = self.module.apply({"params": dense}, inputs, method=Generator.name_codes)
         return jax.nn.log_softmax(logits, axis=-1)
 
     def code_pools(self, state, frozen, rows, batch, train: bool = False):
@@ -101,7 +102,7 @@ class Stage(nif.Stage):
         onehot = jax.nn.one_hot(codes, names.shape[-1])
         logits = jax.nn.logsumexp(jnp.einsum("bkls,bcls->bkc", names, onehot), axis=1)
         measured = {"nce": -best, "rank": ranks, "real": targets.real}
-        return {"logits": logits, **nif.by_candidate(logits, measured)}
+        return {"logits": logits, **nif_stage.by_candidate(logits, measured)}
 
     def candidate_rows(self, rows, batch) -> jax.Array:
         """Summed frozen id embeddings of the candidates, [B, C, dim]."""
@@ -130,7 +131,7 @@ def rank_by_codes(names, best, targets: Pool, uniform: Pool, user) -> jax.Array:
     return rank(score, best - 1e-5, shared, allowed)
 
 
-def make_system(stage: nif.Stage, tables: tuple[Table, ...], patience: int) -> System:
+def make_system(stage: nif_stage.Stage, tables: tuple[Table, ...], patience: int) -> System:
     """The control, with frozen tables target/<id space> beside the generator's own."""
     own = Stage(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)})
     spaces = {h.id_space for h, _ in stage.reader.fields.items}
@@ -149,6 +150,6 @@ def make_system(stage: nif.Stage, tables: tuple[Table, ...], patience: int) -> S
         select=Select("nce_loss", "min", patience),
         exports={k: v for k, v in own.exports().items() if k != "item"},
         after_step=rq.after_step(own.quantizer, ()),
-        measure=nif.hit_rates,
+        measure=nif_stage.hit_rates,
         kept=("nce", "rank", "real"),
     )

@@ -1,6 +1,6 @@
 """Distillation on The Complete Journey: a SUAN teaches a LightSUAN, on the same batches or beforehand.
 
-    python -m recjax.train --config=experiments/distil_complete_journey.py --workdir=runs/distil
+    python -m recjax.train --config=experiments/distill_complete_journey.py --workdir=runs/distill
 
 `--config.model.weight=0` trains the same two side by side, undistilled: the control. `:offline` is the student alone, taught
 by finished runs that were asked about its training split (`python -m recjax.teach`), named in `data.teachers`.
@@ -21,9 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
         **dict(head=(64, 32), head_norm="rms", head_activation="silu"),
     }
     if "offline" in parts:
-        c.model = ConfigDict(dict(name="distil_offline", temperature=1.0, weight=0.3))
+        c.model = ConfigDict(dict(name="distillation_offline", temperature=1.0, weight=0.3))
     else:
-        c.model = ConfigDict(dict(name="distil", temperature=2.0, weight=1.0))
+        c.model = ConfigDict(dict(name="distillation_online", temperature=2.0, weight=1.0))
         c.model.teacher = {**suan, "blocks": 2}
     c.model.student = student
     return c

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recjax import models
-from recjax.models import distil
+from recjax.models import distillation_online
 from recjax.schema import SchemaError
 from recjax.training import optim
 from tests.models.worlds import SCHEMA, close, far, jit, make, world
@@ -23,7 +23,7 @@ OPTIONS = dict(teacher=TEACHER, student=STUDENT, student_history=5)
 @functools.cache
 def model(weight=1.0, temperature=2.0):
     system = models.build(
-        SCHEMA, dict(name="distil", weight=weight, temperature=temperature, **OPTIONS)
+        SCHEMA, dict(name="distillation_online", weight=weight, temperature=temperature, **OPTIONS)
     )
     return make(system, W)
 
@@ -32,7 +32,7 @@ def alone(side):
     """The side as a model of its own, with its share of the pair's values."""
     pair = model()
     if side == "student":
-        system = distil.student_only(SCHEMA, weight=3.0, **OPTIONS)
+        system = distillation_online.student_only(SCHEMA, weight=3.0, **OPTIONS)
     else:
         system = models.build(SCHEMA, {**TEACHER, "table": {"owner": "teacher"}})
     tables = {k: v for k, v in pair.tables.items() if k.startswith(f"{side}/")}
@@ -66,13 +66,13 @@ def test_weight_zero_is_independent_training(side):
 def test_the_loss_is_three_cross_entropies():
     (loss, _, sums), _ = model(weight=0.7, temperature=3.0).loss_and_grads(W)
     terms = {k: float(a / b) for k, (a, b) in sums.items()}
-    assert set(terms) == {"loss", "loss/teacher", "loss/distil"}
-    want = terms["loss"] + terms["loss/teacher"] + 0.7 * 9 * terms["loss/distil"]
+    assert set(terms) == {"loss", "loss/teacher", "loss/distill"}
+    want = terms["loss"] + terms["loss/teacher"] + 0.7 * 9 * terms["loss/distill"]
     np.testing.assert_allclose(loss, want, rtol=1e-6)
 
 
 def soft_gradient(z_s, z_t, temperature):
-    pair = distil.Pair(None, None, distil.Softening(temperature, 1.0))
+    pair = distillation_online.Pair(None, None, distillation_online.Softening(temperature, 1.0))
     z_s, z_t = jnp.asarray(z_s), jnp.asarray(z_t)
     return jax.grad(lambda s: temperature**2 * pair.soft(s, z_t, jnp.ones_like(s))[0])(z_s)
 
@@ -92,7 +92,7 @@ def test_the_student_serves_alone():
     student, pair = alone("student"), model()
     close(student.logits(W), pair.logits(W), 1e-6)
     close(alone("teacher").logits(W), pair.outputs(W)["teacher"], 1e-6)
-    plain = make(models.build(SCHEMA, STUDENT), distil_world())
+    plain = make(models.build(SCHEMA, STUDENT), distill_world())
     assert jax.tree.map(np.shape, plain.dense) == jax.tree.map(np.shape, pair.dense["student"])
     assert all(t.owner == "student" for t in student.system.tables)
     assert set(pair.system.exports) == {"score", "prefix", "candidates"}
@@ -109,7 +109,7 @@ def test_the_student_serves_alone():
     close(out["logits"], pair.logits(W))
 
 
-def distil_world():
+def distill_world():
     """W as the student sees it: its last five events."""
     history = {f.name: W.raw[f.name][:, -5:] for f in SCHEMA.select("history")}
     return W.replace(**history, mask=W.mask[:, -5:], age=W.age[:, -5:])
@@ -121,7 +121,7 @@ def test_the_student_sees_its_last_events_only():
     before, after = pair.outputs(W), pair.outputs(W.replace(past_item=items))
     close(before["logits"], after["logits"], 1e-6)
     assert far(before["teacher"], after["teacher"])
-    close(alone("student").logits(distil_world()), before["logits"], 1e-6)
+    close(alone("student").logits(distill_world()), before["logits"], 1e-6)
 
 
 def test_cost_of_serving_is_the_student_s():
@@ -150,7 +150,9 @@ def test_groups_keep_gradients_apart():
 
 
 def test_shared_embeddings_are_the_student_s():
-    system = models.build(SCHEMA, dict(name="distil", **OPTIONS, share_embeddings=True))
+    system = models.build(
+        SCHEMA, dict(name="distillation_online", **OPTIONS, share_embeddings=True)
+    )
     assert {t.owner for t in system.tables} == {"student"}
     assert len(system.tables) == 5
     m = make(system, W)
@@ -159,7 +161,7 @@ def test_shared_embeddings_are_the_student_s():
         models.build(
             SCHEMA,
             dict(
-                name="distil",
+                name="distillation_online",
                 teacher=TEACHER,
                 student={**STUDENT, "table": {"dim": 4}},
                 share_embeddings=True,
@@ -169,15 +171,20 @@ def test_shared_embeddings_are_the_student_s():
 
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="temperature > 0"):
-        models.build(SCHEMA, dict(name="distil", **OPTIONS, temperature=0.0))
-    with pytest.raises(ValueError, match="'distil' cannot be the teacher"):
+        models.build(SCHEMA, dict(name="distillation_online", **OPTIONS, temperature=0.0))
+    with pytest.raises(ValueError, match="'distillation_online' cannot be the teacher"):
         models.build(
-            SCHEMA, dict(name="distil", student=STUDENT, teacher=dict(name="distil", **OPTIONS))
+            SCHEMA,
+            dict(
+                name="distillation_online",
+                student=STUDENT,
+                teacher=dict(name="distillation_online", **OPTIONS),
+            ),
         )
 
 
 def offline(**options):
-    return models.build(SCHEMA, dict(name="distil_offline", student=STUDENT, **options))
+    return models.build(SCHEMA, dict(name="distillation_offline", student=STUDENT, **options))
 
 
 def taught(*logits):
@@ -196,7 +203,7 @@ def test_offline_is_the_third_term_of_the_pair():
     z = np.random.default_rng(0).normal(size=W.batch()["valid"].shape).astype(np.float32)
     total, (_, sums) = offline_loss(m.system, m, taught(z))
     terms = {k: float(a / b) for k, (a, b) in sums.items()}
-    np.testing.assert_allclose(total, terms["loss"] + 0.7 * 9 * terms["loss/distil"], rtol=1e-6)
+    np.testing.assert_allclose(total, terms["loss"] + 0.7 * 9 * terms["loss/distill"], rtol=1e-6)
     twice = offline_loss(m.system, m, taught(z, z))[0]
     np.testing.assert_allclose(twice, total, rtol=1e-6)
     assert abs(offline_loss(m.system, m, taught(z, z + 3))[0] - total) > 1e-3  # a second one counts
@@ -213,10 +220,21 @@ def test_schedules_follow_the_examples_seen():
         for _ in factors:
             total, (state, sums) = offline_loss(m.system, m, taught(z), state)
             terms = {k: float(a / b) for k, (a, b) in sums.items()}
-            got.append((float(total) - terms["loss"]) / (0.5 * terms["loss/distil"]))
+            got.append((float(total) - terms["loss"]) / (0.5 * terms["loss/distill"]))
         np.testing.assert_allclose(got, factors, atol=1e-4)
         assert (
             m.outputs(W)["logits"].shape == W.batch()["valid"].shape
         )  # the count is no collection
     with pytest.raises(ValueError, match="needs schedule_examples"):
         offline(schedule="decay")
+
+
+def test_a_config_saved_before_the_renaming_builds():
+    """Saved runs name the models "distil" and "distil_offline", also by their path."""
+    for old in ("distil", "recjax.models.distil"):
+        system = models.build(SCHEMA, dict(name=old, **OPTIONS))
+        assert {t.owner for t in system.tables} == {"teacher", "student"}
+    system = models.build(SCHEMA, dict(name="distil_offline", student=STUDENT))
+    assert system.tables == models.build(SCHEMA, STUDENT).tables
+    tarq = models.with_new_names(dict(name="tarq", distil=0.5))
+    assert tarq == dict(name="tarq", distill=0.5)

@@ -1,0 +1,108 @@
+"""What the `build` functions of the model files share: options checked, tables and heads made of a schema."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from recjax.layers import fields
+from recjax.layers.mlp import ACTIVATIONS, NORMS
+from recjax.schema import Schema, SchemaError, Table
+from recjax.system import System, pointwise, with_correlation
+
+
+def plain(value: Any) -> Any:
+    """Configs hold mappings and lists; modules want dicts and hashable tuples."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {k: plain(v) for k, v in value.items()}
+    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def check_options(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+    """Raises ValueError naming the first option `name` does not take, and all it does."""
+    for option in given:
+        if option not in accepted:
+            raise ValueError(
+                f"model {name!r} has no option {option!r}; it takes {', '.join(sorted(accepted))}"
+            )
+
+
+def check_choice(name: str, option: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError when `value` is none of `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"model {name!r}: {option}={value!r} is not one of {', '.join(map(repr, choices))}"
+        )
+
+
+def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[str, ...]:
+    """Fields of a Flax module that a config may set: all but Flax's own and the `internal` ones."""
+    hidden = {"parent", "name", *internal}
+    return tuple(f.name for f in dataclasses.fields(module) if f.name not in hidden)
+
+
+def width_of(tables: Sequence[Table]) -> int:
+    """Width of the tables that are trained: vectors of the data have their own."""
+    return next((t.dim for t in tables if not t.frozen), tables[0].dim)
+
+
+def make_tables(schema: Schema, table: Mapping[str, Any], *, dim: int = 8) -> tuple[Table, ...]:
+    """`schema.tables` with a model's default width."""
+    try:
+        return schema.tables(**{"dim": dim, **table})
+    except TypeError as e:
+        accepted = [f.name for f in dataclasses.fields(Table) if f.name != "id_space"]
+        raise SchemaError(f"model.table: {e}; it takes {', '.join(accepted)}") from None
+
+
+def make_heads(schema: Schema, labels: Iterable[str] | None) -> dict[str, str]:
+    """Output -> label: "logits" for the first (default: the schema's first), else its own name."""
+    labels = tuple(labels or schema.labels[:1])
+    if not labels:
+        raise SchemaError("the schema has no label to predict; give a feature the role label")
+    for label in labels:
+        if schema.feature(label).role != "label":
+            raise SchemaError(f"{label!r} is no label; the labels are {', '.join(schema.labels)}")
+    return {"logits": labels[0], **{name: name for name in labels[1:]}}
+
+
+def ranker(
+    name: str,
+    module_type: type[nn.Module],
+    schema: Schema,
+    *,
+    table: Mapping[str, Any] = {},
+    compute_dtype: str = "float32",
+    param_dtype: str = "float32",
+    labels: Iterable[str] | None = None,
+    **options,
+) -> System:
+    """The system of a module that scores a candidate against a history, and says how much each event counts.
+
+    Args:
+      name: Of the model, for messages.
+      module_type: Has the fields schema, outputs, history, head_norm, head_activation, dense_norm, dtype, param_dtype and a
+        method `correlation`.
+      schema: Needs a history list with an id space that a candidate feature shares, and a label.
+      table: To `Schema.tables`.
+      compute_dtype: Of activations.
+      param_dtype: Of dense parameters.
+      labels: One output each, "logits" for the first; default: the schema's first.
+      **options: The module's other fields.
+    """
+    accepted = module_options(module_type, ("schema", "outputs", "dtype", "param_dtype"))
+    check_options(name, options, (*accepted, "table", "compute_dtype", "param_dtype", "labels"))
+    heads = make_heads(schema, labels)
+    tables = make_tables(schema, table)
+    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    options["history"] = fields.history_list(schema, options.get("history", ""))
+    module = module_type(schema=schema, outputs=tuple(heads), **dtypes, **options)
+    check_choice(name, "head_norm", module.head_norm, NORMS)
+    check_choice(name, "head_activation", module.head_activation, ACTIVATIONS)
+    check_choice(name, "dense_norm", module.dense_norm, ("batchnorm", "identity"))
+    fields.check_shared_fields(name, schema, module.history)
+    owner = tables[0].owner
+    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
+    return with_correlation(system, module, owner)
