@@ -11,19 +11,15 @@ The answers are those of `scaling.law.decisions`, from the sweep's trials.jsonl.
 import sys
 
 from absl import app, flags
-from etils import epath
 
-from recjax.runtime.run import read_jsonl
 from scaling.law import decisions
+from scaling.plan import rows
 
 
 def main(_) -> None:
-    path = epath.Path(_SWEEP.value) / "trials.jsonl"
-    if not path.exists():
-        sys.exit(f"error: {path} does not exist; give the --workdir of a scaling.run as --sweep")
     try:
         lines = decisions.advice(
-            read_jsonl(path),
+            rows.read(_SWEEP.value),
             _METRIC.value,
             grade=_GRADE.value,
             history=_HISTORY.value,

@@ -37,10 +37,10 @@ from recjax.serving import artifact, bench
 from recjax.teach import teach
 from recjax.training.loop import train
 from scaling import report
-from scaling.law import laws
 from scaling.plan import sweep as sweeps
 from scaling.plan import together
 from scaling.plan.grades import LADDER
+from scaling.plan.rows import base_rows, on_ladder
 
 MODES = ("offline", "online")
 STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep names none
@@ -398,9 +398,9 @@ def sweep_of(root: epath.Path) -> tuple[dict, list[dict]]:
                 f"{root / name} does not exist; give the --workdir of a python -m scaling.run that has finished"
             )
     config = json.loads((root / "sweep.json").read_text())
-    rows = laws.base_rows(read_jsonl(root / "trials.jsonl"), kind="pass")
+    rows = base_rows(read_jsonl(root / "trials.jsonl"), kind="pass")
     history = config["experiment"]["data"]["history"]
-    return config, [r for r in rows if laws.on_ladder(r) and r.get("history", history) == history]
+    return config, [r for r in rows if on_ladder(r) and r.get("history", history) == history]
 
 
 def main(_) -> None:

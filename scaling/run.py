@@ -23,13 +23,14 @@ from scaling.distill import cached
 from scaling.law import decisions, fit, laws
 from scaling.plan import processes, study, sweep
 from scaling.plan.grades import LADDER
+from scaling.plan.rows import on_ladder
 
 
 def law_stage(
     rows: list[dict], root: epath.Path, metrics: tuple[str, str] = ("auc", "logloss")
 ) -> None:
     """Fits everything the rows support: fit.json (a law per axis and slice), laws.json, decisions.json."""
-    found = laws.study(rows, metrics[0], second=metrics[1])
+    found = laws.fit_all(rows, metrics[0], second=metrics[1])
     flat_fits = [f for axis in found.pop("axes").values() for f in axis]
     try:
         timed = sorted(root.glob("distil/latency-*.json"))  # scaling.distill's, by grade
@@ -67,7 +68,7 @@ def grade_table(rows: list[dict]) -> dict[str, dict]:
     )
     first: dict[str, dict] = {}
     for r in rows:
-        if laws.on_ladder(r) and not r.get("variant"):
+        if on_ladder(r) and not r.get("variant"):
             first.setdefault(r["grade"], {k: r[k] for k in names if k in r})
     return {g: first[g] for g in LADDER if g in first}
 

@@ -1,5 +1,6 @@
 """Every command that a document, a docstring or a notebook names exists, and so does every config it is given."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 import re
@@ -44,6 +45,20 @@ def test_it_runs_as_a_module(name):
     spec = importlib.util.find_spec(name)
     assert spec is not None, f"{COMMANDS[name]} names python -m {name}, which does not exist"
     assert '__name__ == "__main__"' in Path(spec.origin).read_text(), f"{name} is no command"
+
+
+IMPORT = re.compile(rf"^\s*\"?from ((?:{OWN})[\w.]*) import ([\w, ]+)", re.M)
+IMPORTS = [
+    (p.relative_to(REPO), module, name.split(" as ")[0].strip())
+    for p in FILES if p.suffix in (".ipynb", ".md")
+    for module, names in IMPORT.findall(p.read_text()) for name in names.split(",")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, module, name", IMPORTS, ids=str)
+def test_imports_of_documents_and_notebooks_resolve(file, module, name):
+    found = importlib.import_module(module)
+    assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}")
 
 
 def test_configs_of_commands_exist():

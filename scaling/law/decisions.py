@@ -17,8 +17,7 @@ from scaling.law import laws
 from scaling.law.fit import FitError, count
 from scaling.law.joint import JointFit
 from scaling.plan.grades import LADDER, TRAIN_FACTOR
-
-Row = Mapping[str, Any]
+from scaling.plan.rows import Row, base_rows, on_ladder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Option:
 def options(rows: Iterable[Row]) -> list[Option]:
     """The rungs and lengths that the sweep measured; costs between them are not guessed."""
     found = {}
-    for r in laws.base_rows(list(rows)):
-        if laws.on_ladder(r):
+    for r in base_rows(list(rows)):
+        if on_ladder(r):
             key = r["grade"], r["history"]
             found[key] = Option(*key, r["n_blocks"], r["flops_per_example"])
     order = list(LADDER)

@@ -23,8 +23,8 @@ from recjax.evaluation.comparison import half_width
 from recjax.runtime.run import plain
 from scaling.law import fit, joint, rivals
 from scaling.plan.grades import LADDER
+from scaling.plan.rows import Row, base_rows, kinds_apart, measured_kind, on_ladder
 
-Row = Mapping[str, Any]
 NAMES = {
     "examples": "examples",
     "n_blocks": "block parameters",
@@ -32,8 +32,6 @@ NAMES = {
     "width": "width",
     "history": "events of history",
 }
-# A plan may set further kinds apart.
-KINDS = ("pass", "cooldown", "independent", "rate", "distil", "train")
 AS_RELEASED = "as released"  # the model itself, among its variants
 CONTROLS = {
     "examples": ("grade", "blocks", "width", "history"),
@@ -44,28 +42,6 @@ CONTROLS = {
 }
 
 
-def measured_kind(rows: Iterable[Row]) -> str:
-    """The kind of row that laws are fitted to."""
-    return "cooldown" if any(r["kind"] == "cooldown" for r in rows) else "pass"
-
-
-def base_rows(rows: Sequence[Row], kind: str = "") -> list[Row]:
-    """The rows of one kind ("": the kind that laws are fitted to) without ablations; of a kind set apart, all."""
-    kind = kind or measured_kind(rows)
-    apart = kind not in KINDS
-    return [r for r in rows if r["kind"] == kind and (apart or not r.get("variant"))]
-
-
-def on_ladder(row: Row) -> bool:
-    rung = LADDER.get(row.get("grade", ""))
-    if rung is None:
-        return False
-    return (row.get("blocks", rung.blocks), row.get("width", rung.width)) == (
-        rung.blocks,
-        rung.width,
-    )
-
-
 def slices(rows: Sequence[Row], axis: str) -> dict[tuple, list[Row]]:
     """Rows by the values of the axis's controls; those with enough sizes for a law."""
     found: dict[tuple, list[Row]] = {}
@@ -73,12 +49,6 @@ def slices(rows: Sequence[Row], axis: str) -> dict[tuple, list[Row]]:
         if axis != "n_blocks" or on_ladder(r):
             found.setdefault(tuple(r.get(c) for c in CONTROLS[axis]), []).append(r)
     return {k: v for k, v in found.items() if len({r.get(axis) for r in v}) >= fit.MIN_SIZES}
-
-
-def kinds_apart(rows: Sequence[Row]) -> list[str]:
-    """Kinds that a plan set apart, by the name of their forks where they have any."""
-    found = dict.fromkeys(r["kind"] for r in rows if r["kind"] not in KINDS)
-    return [k for k in found if f"{k} cooldown" not in found]
 
 
 def axis_laws(
@@ -93,7 +63,7 @@ def axis_laws(
         label = f"{kind}: " * bool(kind) + named(axis, values)
         try:
             x, y = fit.points(chosen, axis, metric)
-            law = rivals.study(x, y, axis=axis, metric=metric, **options)
+            law = rivals.fit_judged(x, y, axis=axis, metric=metric, **options)
         except fit.FitError as e:
             logging.warning("%s: no law: %s", label, e)
             continue
@@ -303,7 +273,7 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
         for values, chosen in slices(own, "examples").items():
             try:
                 x, y = fit.points(chosen, "examples", metric)
-                law = rivals.study(x, y, axis="examples", metric=metric)
+                law = rivals.fit_judged(x, y, axis="examples", metric=metric)
             except fit.FitError as e:
                 logging.warning("%s, %s: no law: %s", variant, named("examples", values), e)
                 continue
@@ -313,7 +283,7 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
     return out if len(out) > 1 else []
 
 
-def study(
+def fit_all(
     rows: Sequence[Row], metric: str = "auc", draws: int = 120, second: str = "logloss"
 ) -> dict[str, Any]:
     """All of it as JSON, with a joint law of `second` too; what cannot be fitted says why."""

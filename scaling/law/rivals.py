@@ -110,7 +110,7 @@ def leave_largest_out(x, y, **options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def study(x, y, **options) -> LawFit:
+def fit_judged(x, y, **options) -> LawFit:
     """`fit_law` with its held-out prediction and rivals: what the report shows."""
     law = fit_law(x, y, **options)
     try:

@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 from recjax.runtime.run import write_text
 from scaling.law.fit import count
-from scaling.law.laws import NAMES, on_ladder
+from scaling.law.laws import NAMES
 from scaling.plan.grades import TRAIN_FACTOR
+from scaling.plan.rows import measured_kind, on_ladder
 from scaling.report import charts
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -261,7 +262,7 @@ def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
 
     Of the ladder's own models at the most frequent history length.
     """
-    kinds = {"cooldown"} if any(r.get("kind") == "cooldown" for r in trials) else {"pass", "train"}
+    kind = measured_kind(trials)
     trials = [r for r in trials if "blocks" not in r or on_ladder(r)]
     usual = usual_history(trials)
     found: dict[tuple[Any, Any], list[float]] = {}
@@ -271,7 +272,7 @@ def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
             isinstance(y, int | float)
             and math.isfinite(y)
             and None not in key
-            and r.get("kind") in kinds
+            and r.get("kind") == kind
             and not r.get("variant")
             and r.get("history") in (None, usual)
         ):

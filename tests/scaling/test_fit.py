@@ -171,14 +171,14 @@ def test_intervals_widen_away_from_the_points_and_for_new_runs():
 
 
 def test_study_is_plain_json():
-    law = rivals.study(*sweep(1))
+    law = rivals.fit_judged(*sweep(1))
     text = json.dumps(law.to_json(), allow_nan=False)
     back = json.loads(text)
     assert back["E"] == law.E
     assert back["holdout"]["inside"] is True
     assert set(back["competitors"]) == set(rivals.FAMILIES)
     assert back["law"].startswith("auc = 0.7")
-    few = rivals.study(*sweep(1, sizes=SIZES[:4]))
+    few = rivals.fit_judged(*sweep(1, sizes=SIZES[:4]))
     assert "no held-out prediction" in few.holdout["why"]
 
 
@@ -189,7 +189,7 @@ def test_points_of_trials():
     rows = [
         {"run": "a", "kind": "train", "examples": 10, "auc": 0.6},
         {"run": "b", "kind": "train", "examples": 5, "metrics": {"auc": 0.5}},
-        {"run": "c", "kind": "distil", "examples": 5, "auc": 0.9},
+        {"run": "c", "kind": "rate", "examples": 5, "auc": 0.9},
         {"run": "d", "kind": "train", "examples": 7, "auc": None},
     ]
     x, y = fit.points(rows, "examples", "auc", kind="train")

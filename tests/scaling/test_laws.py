@@ -7,6 +7,7 @@ import pytest
 
 from scaling.law import decisions, fit, laws
 from scaling.plan.grades import LADDER
+from scaling.plan.rows import base_rows, kinds_apart
 
 POINTS = (10_000, 30_000, 90_000, 270_000, 810_000)
 FLOPS = 6  # forward FLOPs per block parameter and event: enough to order options
@@ -100,13 +101,13 @@ def test_other_data_has_laws_of_its_own(rows):
             for n in POINTS
         ]
     )
-    assert laws.kinds_apart([*rows, *apart]) == ["natural cooldown"]
+    assert kinds_apart([*rows, *apart]) == ["natural cooldown"]
     found = laws.axis_laws([*rows, *apart], "examples", "auc", "natural cooldown")
     assert [(f["label"], f["points"], f["headline"]) for f in found] == [
         ("natural cooldown: grade 0, history 20", 15, False)
     ]
     assert len(laws.axis_laws([*rows, *apart], "examples", "auc")) == 5
-    assert not any(r["variant"] for r in laws.base_rows(rows, "cooldown"))
+    assert not any(r["variant"] for r in base_rows(rows, "cooldown"))
 
 
 def test_the_joint_law_and_its_held_out_sizes(rows):
@@ -166,7 +167,7 @@ def test_a_variant_is_compared_where_both_were_measured(rows):
 
 
 def test_a_study_says_what_it_cannot_fit():
-    found = laws.study(scored([row("0", s, n) for s in range(2) for n in POINTS[:2]]), draws=3)
+    found = laws.fit_all(scored([row("0", s, n) for s in range(2) for n in POINTS[:2]]), draws=3)
     assert "1 values of 'n_blocks'" in found["joint"]["auc"]["why"]
     assert not any(found["axes"].values())
     json.dumps(found, allow_nan=False)

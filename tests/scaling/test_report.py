@@ -21,16 +21,16 @@ def trials():
     sizes = (10_000, 30_000, 100_000, 300_000, 1_000_000)
     rows = [
         {
-            "run": f"suan-{grade}-s{seed}", "member": seed, "parent": None, "kind": "train", "grade": grade,
+            "run": f"suan-{grade}-s{seed}", "member": seed, "parent": None, "kind": "pass", "grade": grade,
             "examples": n, "auc": 0.73 + 0.01 * grade - 2 * n**-0.35 + 0.001 * rng.normal(), "logloss": 0.3,
         }
         for grade in (0, 1, 2) for n in sizes for seed in range(3)
     ]  # fmt: skip
-    rows.append({"run": EVIL, "kind": "distil", "grade": 0, "examples": 10_000, "auc": 0.99})
+    rows.append({"run": EVIL, "kind": "rate", "grade": 0, "examples": 10_000, "auc": 0.99})
     rows.append(
         {
             "run": "nan",
-            "kind": "train",
+            "kind": "pass",
             "grade": 0,
             "examples": 10_000,
             "auc": None,
@@ -42,8 +42,8 @@ def trials():
 
 def context():
     rows = trials()
-    x, y = fit.points(rows, "examples", "auc", kind="train", grade=1)
-    law = rivals.study(x, y)
+    x, y = fit.points(rows, "examples", "auc", kind="pass", grade=1)
+    law = rivals.fit_judged(x, y)
     rows[0] = {k: v for k, v in rows[0].items() if k not in ("auc", "logloss")} | {
         "metrics": {"auc": rows[0]["auc"], "logloss": rows[0]["logloss"]}
     }
@@ -112,7 +112,7 @@ def test_the_numbers_are_there(written):
         [
             r["auc"]
             for r in trials()
-            if r["kind"] == "train" and r["grade"] == 2 and r["examples"] == 100_000
+            if r["kind"] == "pass" and r["grade"] == 2 and r["examples"] == 100_000
         ]
     )
     for expected in (
@@ -122,7 +122,7 @@ def test_the_numbers_are_there(written):
         "--config.history=100", "47 trials", "diverged", "broken power", "2 CPU cores",
     ):  # fmt: skip
         assert expected in text, expected
-    assert "0.9900 ±" not in text  # the distilled trial is not in the grid
+    assert "0.9900 ±" not in text  # a trial of the rates is not in the grid
 
 
 def test_the_grid_reads_nested_metrics(written):
