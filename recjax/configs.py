@@ -29,6 +29,8 @@ def base() -> ConfigDict:
     c.data.counters = True  # causal counters as dense features
     c.data.length_buckets = ()  # shorter history lengths: a batch holds requests of one, padded to it only
     c.data.candidates = 1  # C: candidates of a request grouped in one row of the batch
+    # Vectors that rows begin from (python -m recjax.data.vectors): (id space, name, "frozen" | "trained", scale)
+    c.data.vectors = ()
     c.data.workers = 0  # reader processes; the stream is the same for any number
     c.data.train = (
         "train"  # the split to train on; "train_matched" has popularity-matched negatives

@@ -71,15 +71,17 @@ class IdSpace:
       name: Unique within the schema.
       size: Ids, the reserved ones included.
       rows: Allocated capacity, at least `size`; 0: enough.
-      vectors: Width of the frozen vector that each id stands for (an encoder's of a text or an image), 0 for none.
-        The data brings them (`Prepared.vectors`), once an id and not once an event; tables over such a space hold
-        them and are never trained. The reserved ids' are zero.
+      vectors: Width of the vector that each id stands for (an encoder's of a text or an image, or what users took
+        together), 0 for none. The data brings them (`Prepared.vectors`), once an id and not once an event; tables
+        over such a space begin as them. The reserved ids' are zero.
+      trained: Whether tables over a space with vectors are trained on from there; else they stay as they are.
     """
 
     name: str
     size: int
     rows: int = 0
     vectors: int = 0
+    trained: bool = False
 
     def __post_init__(self):
         if self.size < NUM_RESERVED:
@@ -88,6 +90,10 @@ class IdSpace:
             )
         if not self.rows:
             object.__setattr__(self, "rows", padded_rows(self.size))
+        if self.trained and not self.vectors:
+            raise SchemaError(
+                f"id space {self.name!r}: trained says how vectors are used; it has none"
+            )
         if self.rows < self.size:
             raise SchemaError(
                 f"id space {self.name!r}: {self.rows} rows cannot hold {self.size} ids"
@@ -276,14 +282,15 @@ class Schema:
         return self.space(feature.id_space).vectors or dim
 
     def tables(self, dim: int, owner: str = "", **options) -> tuple[Table, ...]:
-        """One table of width `dim` for each id space that an input feature uses; vectors of the data stay as they are."""
+        """One table of width `dim` for each id space that an input feature uses, of its vectors' width where it has them."""
         used = dict.fromkeys(f.id_space for f in self.features if f.id_space and f.role != "target")
-        widths = {s: self.space(s).vectors for s in used}
         kept = {**options, "optimizer": "frozen", "init_scale": 0.0}
-        return tuple(
-            Table(id_space=s, dim=widths[s] or dim, owner=owner, **(kept if widths[s] else options))
-            for s in used
-        )
+
+        def table(space: IdSpace) -> Table:
+            chosen = kept if space.vectors and not space.trained else options
+            return Table(id_space=space.name, dim=space.vectors or dim, owner=owner, **chosen)
+
+        return tuple(table(self.space(s)) for s in used)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)

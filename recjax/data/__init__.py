@@ -55,12 +55,14 @@ def open_data(
     # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
     from recjax.data.loading.loader import Data
     from recjax.data.loading.taught import Taught
+    from recjax.data.store.item_vectors import with_vectors
     from recjax.data.store.prepared import Prepared
     from recjax.data.store.translate import translated
 
     prepared = Prepared(config.get("dir", "") or _prepare(module, config))
     if config.get("dir", ""):
         _warn_of_other_options(prepared, config.get("prepare", {}))
+    prepared = with_vectors(prepared, config.get("vectors", ()))
     data = Data(
         prepared if ids_of is None else translated(prepared, ids_of.prepared),
         history=config.get("history", 50),

@@ -624,7 +624,7 @@ def make_system(schema, table, compute_dtype, param_dtype, labels, pattern, opti
     tables = building.make_tables(schema, table)
     module = SUAN(
         schema=schema,
-        dim=building.width_of(tables),
+        dim=building.width_of(schema, tables),
         outputs=tuple(heads),
         pattern=pattern,
         dtype=jnp.dtype(compute_dtype),

@@ -543,7 +543,7 @@ def build(
     options["history"] = fields.history_list(schema, options.get("history", ""))
     items = own_features(schema, options.get("item_features", ()))
     options["item_features"] = tuple(f.name for f in items)
-    dim = building.width_of(tables)
+    dim = building.width_of(schema, tables)
     width = sum(schema.width(f, dim) if f.kind == "id" else f.vector for f in items)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     module = TARQ(schema=schema, item_width=width, **dtypes, **options)

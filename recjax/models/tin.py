@@ -271,7 +271,7 @@ def check(module: TIN, tables: tuple[Table, ...]) -> None:
         building.check_choice("tin", option, getattr(module, option), choices)
     fields.check_shared_fields("tin", module.schema, module.history)
     both = fields.shared_fields(module.schema, module.history)
-    width = sum(module.schema.width(f, building.width_of(tables)) for f, _ in both)
+    width = sum(module.schema.width(f, building.width_of(module.schema, tables)) for f, _ in both)
     if module.heads < 1 or width % module.heads:
         raise ValueError(f"tin: heads={module.heads} does not divide the width {width}")
     if module.max_len < 1:

@@ -60,11 +60,17 @@ def check_data(meta: dict, data, where: epath.PathLike) -> None:
 def check_resumed(meta: dict, data, where: epath.PathLike) -> None:
     """As `check_data`; raises also when a run that goes on would read other data than it began with."""
     check_data(meta, data, where)
-    began, now = meta.get("identity", {}).get("hash"), data.identity.get("hash")
-    if began is not None and began != now:
+    began = meta.get("identity", {})
+    if began.get("hash") is not None and began["hash"] != data.identity.get("hash"):
         raise RunError(
-            f"the run in {where} began with data {began!r}, but this command opens data {now!r}; give the data it "
-            "began with (data.dir: they may have moved), or start a new --workdir"
+            f"the run in {where} began with data {began['hash']!r}, but this command opens data "
+            f"{data.identity.get('hash')!r}; give the data it began with (data.dir: they may have moved), or start a "
+            "new --workdir"
+        )
+    if began.get("vectors", {}) != data.identity.get("vectors", {}):
+        raise RunError(
+            f"the run in {where} began with other item vectors (data.vectors) than lie beside the data now; make them "
+            "again as they were, or start a new --workdir"
         )
 
 
@@ -225,13 +231,13 @@ def start(
 
 
 def with_vectors(tables: Tree, system: System, data) -> Tree:
-    """`tables` with the data's frozen vectors, of id spaces that have them (`IdSpace.vectors`)."""
+    """`tables` with the data's vectors, of id spaces that have them (`IdSpace.vectors`)."""
     out = dict(tables)
     for t in system.tables:
         if system.schema.space(t.id_space).vectors:
             old = tables[t.path]["rows"]  # packed, perhaps: the same bytes
-            vectors = np.asarray(data.vectors(t.id_space))
-            out[t.path] = {"rows": jnp.asarray(vectors, old.dtype).reshape(old.shape)}
+            vectors = jnp.asarray(data.vectors(t.id_space), old.dtype).reshape(old.shape)
+            out[t.path] = {**tables[t.path], "rows": vectors}
     return out
 
 

@@ -12,10 +12,11 @@ A group of k items gives each pair 1 / (k - 1), so that a large basket says no m
 NumPy and SciPy only. The command is `recjax.data.vectors`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -317,6 +318,19 @@ def load(data: Prepared, space: str, name: str) -> np.ndarray:
     Raises:
       DataError: There are none of that name, they are damaged, or they are of other ids.
     """
+    file = data.path / "item_vectors" / file_name(name) / "vectors.npy"
+    about = read_about(data, space, name)
+    try:
+        vectors = np.load(file)
+    except (OSError, ValueError):
+        raise DataError(f"{file} is damaged; make it again") from None
+    if hashlib.sha256(vectors.tobytes()).hexdigest() != about["sha256"]:
+        raise DataError(f"{file} is damaged; make it again")
+    return vectors
+
+
+def read_about(data: Prepared, space: str, name: str) -> dict[str, Any]:
+    """What vectors kept beside the data are made of; raises DataError as `load` does."""
     folder = data.path / "item_vectors" / file_name(name)
     if not (folder / "about.json").exists():
         there = sorted(p.name for p in (data.path / "item_vectors").glob("[!.]*"))
@@ -324,15 +338,99 @@ def load(data: Prepared, space: str, name: str) -> np.ndarray:
             f"{folder} does not exist (there are {', '.join(there) or 'none'}); make it with "
             f"python -m recjax.data.vectors --data={data.path} --name={name}"
         )
-    about = json.loads((folder / "about.json").read_text())
-    vectors = np.load(folder / "vectors.npy")
+    try:
+        about = json.loads((folder / "about.json").read_text())
+    except ValueError:
+        raise DataError(f"{folder / 'about.json'} is damaged; make the vectors again") from None
     if about["space"] != space:
         raise DataError(f"{folder} holds vectors of {about['space']!r}, not of {space!r}")
     if about["vocabulary"] != vocabulary_hash(data.path, space):
         raise DataError(f"{folder} was made with another vocabulary of {space!r}; make it again")
-    if hashlib.sha256(vectors.tobytes()).hexdigest() != about["sha256"]:
-        raise DataError(f"{folder / 'vectors.npy'} is damaged; make it again")
-    return vectors
+    return about
+
+
+FROZEN, TRAINED = USES = ("frozen", "trained")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An entry of `data.vectors`: which vectors the rows of an id space begin from.
+
+    Attributes:
+      space: The id space.
+      name: The vectors' name beside the data.
+      use: "frozen", or "trained" for rows that are trained on from there.
+      scale: Length of a vector: 1 as kept. Rows that begin far longer or shorter than learnt ones ask for other rates.
+    """
+
+    space: str
+    name: str
+    use: str = FROZEN
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.use not in USES:
+            raise DataError(f"data.vectors: {self.use!r} is none of {', '.join(USES)}")
+        if not (
+            isinstance(self.scale, int | float) and math.isfinite(self.scale) and self.scale > 0
+        ):
+            raise DataError(f"data.vectors: scale {self.scale!r} is not a number above 0")
+
+    @classmethod
+    def read(cls, entry: Any) -> "Choice":
+        """Of (space, name[, use[, scale]]).
+
+        Raises:
+          DataError: Another form.
+        """
+        if (
+            isinstance(entry, str)
+            or not isinstance(entry, list | tuple)
+            or not 2 <= len(entry) <= 4
+        ):
+            raise DataError(
+                f"data.vectors holds {entry!r}; write each as (id space, name, 'frozen' or 'trained', scale)"
+            )
+        return cls(*entry)
+
+
+class WithVectors(Prepared):
+    """Prepared data whose chosen id spaces have vectors that were made before training.
+
+    Attributes:
+      schema: The data's, with the vectors' widths.
+      identity: The data's, with "vectors": id space -> what they are (name, SHA-256, use, scale).
+    """
+
+    def __init__(self, path: str | os.PathLike, choices: Sequence[Choice]):
+        """Raises DataError when the data have no such id space or no such vectors."""
+        super().__init__(path)
+        self._choices = {c.space: c for c in choices}
+        about = {c.space: read_about(self, c.space, c.name) for c in choices}
+        spaces = []
+        for s in self.schema.id_spaces:
+            if s.name in about:
+                trained = self._choices[s.name].use == TRAINED
+                s = dataclasses.replace(s, vectors=about[s.name]["dim"], trained=trained)
+            spaces.append(s)
+        self.schema = dataclasses.replace(self.schema, id_spaces=tuple(spaces))
+        chosen = {s: [c.name, about[s]["sha256"], c.use, c.scale] for s, c in self._choices.items()}
+        self.identity = {**self.identity, "vectors": chosen}
+
+    def __reduce__(self):
+        return WithVectors, (os.fspath(self.path), tuple(self._choices.values()))
+
+    def vectors(self, space: str) -> np.ndarray:
+        choice = self._choices.get(space)
+        if choice is None:
+            return super().vectors(space)
+        return load(self, space, choice.name) * np.float32(choice.scale)
+
+
+def with_vectors(prepared: Prepared, entries: Sequence[Any]) -> Prepared:
+    """`prepared` with the vectors that `data.vectors` chooses."""
+    choices = [Choice.read(e) for e in entries]
+    return WithVectors(prepared.path, choices) if choices else prepared
 
 
 # ---- what they are worth without any training

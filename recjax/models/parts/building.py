@@ -43,9 +43,10 @@ def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[st
     return tuple(f.name for f in dataclasses.fields(module) if f.name not in hidden)
 
 
-def width_of(tables: Sequence[Table]) -> int:
-    """Width of the tables that are trained: vectors of the data have their own."""
-    return next((t.dim for t in tables if not t.frozen), tables[0].dim)
+def width_of(schema: Schema, tables: Sequence[Table]) -> int:
+    """Width of the tables whose rows begin at random: vectors of the data have their own."""
+    own = (t.dim for t in tables if not t.frozen and not schema.space(t.id_space).vectors)
+    return next(own, tables[0].dim)
 
 
 def make_tables(schema: Schema, table: Mapping[str, Any], *, dim: int = 8) -> tuple[Table, ...]:
