@@ -32,8 +32,9 @@ import numpy as np
 from scipy.special import expit
 
 from recjax import configs
-from recjax.evaluation import comparison, kept_scores, metrics
+from recjax.evaluation import kept_scores
 from recjax.evaluation.kept_scores import Rows
+from recjax.metrics import classification, comparison
 from recjax.models.parts.building import plain as hashable
 from recjax.runtime.run import Interrupted, plain, set_up, write_text
 from recjax.training import opening
@@ -119,8 +120,10 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> list[float] | No
 def measure(metric: str, scores, labels, groups, weights) -> float:
     """One of `METRICS` of one run."""
     if metric == "gauc":
-        return metrics.gauc(scores, labels, groups, weights).value
-    return {"auc": metrics.auc, "logloss": metrics.logloss}[metric](scores, labels, weights)
+        return classification.gauc(scores, labels, groups, weights).value
+    return {"auc": classification.auc, "logloss": classification.logloss}[metric](
+        scores, labels, weights
+    )
 
 
 def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int = 200) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.boards import config_of, deviation, scored
 from recjax.data.sets.product_catalog import Catalog
-from recjax.evaluation.comparison import half_width
+from recjax.metrics.comparison import half_width
 from recjax.models import hyperpave
 from recjax.runtime.run import plain, set_up, write_text
 from recjax.training.loop import train

@@ -15,7 +15,7 @@ from absl import app, flags
 import jax
 import numpy as np
 
-from recjax.data import text as texts
+from recjax.data.sets import text as texts
 from recjax.runtime.run import set_up
 from recjax.serving.bench import percentile, times
 from recjax.training.opening import open_run

@@ -26,9 +26,9 @@ from scipy.stats import spearmanr
 from experiments.boards import pyplot
 from experiments.compare import Entry, entry
 from recjax import embedding
-from recjax.evaluation import correlation
 from recjax.inputs import raw_ids
 from recjax.layers.fields import matched_fields
+from recjax.metrics import correlation
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import plain, set_up, write_text
 from recjax.schema import Schema, SchemaError

@@ -17,8 +17,8 @@ import numpy as np
 
 from experiments.boards import config_of, deviation, pyplot, scored
 from recjax import configs
-from recjax.evaluation import ranking, uplift
-from recjax.evaluation.comparison import half_width
+from recjax.metrics import ranking, uplift
+from recjax.metrics.comparison import half_width
 from recjax.runtime.run import plain, set_up, write_text
 from recjax.training.loop import train
 

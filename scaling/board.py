@@ -28,7 +28,7 @@ import numpy as np
 from recjax import configs
 from recjax.data import open_data
 from recjax.evaluation import kept_scores
-from recjax.evaluation.comparison import paired_bootstrap
+from recjax.metrics.comparison import paired_bootstrap
 from recjax.runtime.run import plain, set_up, write_text
 from recjax.teach import teach
 from recjax.training import opening

@@ -29,7 +29,7 @@ import numpy as np
 
 from recjax import embedding, models
 from recjax.data import open_data
-from recjax.evaluation.comparison import half_width
+from recjax.metrics.comparison import half_width
 from recjax.models.parts import building
 from recjax.runtime.identity import Use, without
 from recjax.runtime.run import flat, plain, read_jsonl, set_up, write_text

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from recjax import configs
 from recjax.data import open_data
-from recjax.evaluation import metrics
+from recjax.metrics import classification
 from recjax.runtime.run import set_up, write_text
 from scaling.plan import processes, sweep
 
@@ -67,7 +67,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
 
 def ranked(rows: list[dict], metric: str) -> list[dict]:
     """Trials from best to worst; loglosses and errors are better when small."""
-    large = metrics.larger_is_better(metric)
+    large = classification.larger_is_better(metric)
     worst = -math.inf if large else math.inf  # undefined: it diverged
     return sorted(rows, key=lambda r: worst if r[metric] is None else r[metric], reverse=large)
 

@@ -13,7 +13,7 @@ from recjax import configs, embedding, models
 from recjax.data import open_data
 from recjax.evaluation import evaluator
 from recjax.evaluation.collector import Collector
-from recjax.evaluation.metrics import compute
+from recjax.metrics.classification import compute
 from recjax.runtime import checkpoint
 from recjax.runtime.run import Interrupted, Run, RunError, read_jsonl
 from recjax.schema import Feature, IdSpace, Schema, SchemaError

@@ -8,7 +8,7 @@ import warnings
 from absl import logging
 import numpy as np
 
-from recjax.evaluation.metrics import (
+from recjax.metrics.classification import (
     BINS,
     CHANNELS,
     Array,

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 import numpy as np
 
 from recjax import embedding
-from recjax.evaluation import metrics
 from recjax.evaluation.collector import Collector, SliceCollector
+from recjax.metrics import classification
 from recjax.runtime import hosts
 from recjax.runtime import mesh as meshes
 from recjax.system import System, weights_of
@@ -55,7 +55,7 @@ class Evaluator:
         outputs, out = self._forward(trees, batch), {}
         for o in self.system.objectives:
             args = outputs[o.output], batch["label"][o.label], weights_of(batch)
-            out[o.name] = metrics.update(sums[o.name], *args)
+            out[o.name] = classification.update(sums[o.name], *args)
         seen = {k: batch[k] for k in ("label", "weight", "valid", "row", "group")}
         names = {o.output for o in self.system.objectives} | set(self.system.kept)
         wanted = {name: outputs[name] for name in sorted(names)}
@@ -70,7 +70,7 @@ class Evaluator:
         slices: Sequence["Slice"] = (),
         take: Callable[[dict[str, np.ndarray]], None] | None = None,
     ) -> dict:
-        """Metrics of every objective (see recjax.evaluation.metrics.compute), those of named ones prefixed "<name>/".
+        """Metrics of every objective (see recjax.metrics.classification.compute), those of named ones prefixed "<name>/".
 
         Args:
           trees: dense, tables, state, frozen.
@@ -82,7 +82,7 @@ class Evaluator:
         Past the rows that a `Collector` keeps, `System.measure` and `take` are not called, and "undefined" says so.
         """
         objectives = self.system.objectives
-        sums = {o.name: metrics.init() for o in objectives}
+        sums = {o.name: classification.init() for o in objectives}
         rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
         kept: dict[str, list] = {name: [] for name in self.system.kept}
         params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
@@ -99,7 +99,7 @@ class Evaluator:
         for o in objectives:
             prefix = f"{o.name}/" if o.name else ""
             whole, parts = rows[o.name]
-            measured = metrics.compute(jax.device_get(sums[o.name])) | whole.compute()
+            measured = classification.compute(jax.device_get(sums[o.name])) | whole.compute()
             measured["evaluated"] = measured.pop("examples")  # "examples" are those trained on
             measured |= {"slices": parts.compute()} if slices else {}
             out.update({prefix + k: v for k, v in measured.items()})

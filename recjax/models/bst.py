@@ -11,7 +11,7 @@ recjax.layers.attention.time_buckets (the paper's were not given). Every token s
 into the batch, [B * C, 1]: scoring many costs a Transformer each. The MLP is narrower than the paper's 1024-512-256.
 
 `exports["correlation"]`: exp(z_i) ||value_i||, z the first block's attention logit of the candidate (see
-recjax.evaluation.correlation).
+recjax.metrics.correlation).
 """
 
 from typing import Any

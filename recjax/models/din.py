@@ -11,7 +11,7 @@ an outer product, the authors' code difference and product). Deviations: a candi
 event has is absent from v_c, an event field that no candidate has meets zeros; mini-batch aware
 regularisation is the tables' `l2` (on touched rows); the sum over history sizes is left out. All
 candidates of a request are scored beside each other. `exports["correlation"]` is exp(a_j) ||e_j||, what TIN's authors
-compare (see recjax.evaluation.correlation), with a the activation unit's output in place of their dot product.
+compare (see recjax.metrics.correlation), with a the activation unit's output in place of their dot product.
 """
 
 from flax import linen as nn

@@ -28,7 +28,7 @@ Deviations. The ports' separate CTCVR tower and their conversion loss on clicked
 chain. A number is embedded per field, not mixed in one map [ours]. gamma = 2 and the last map of every gate starts at
 zero, so each gate starts at exactly 1 [ours; gamma's value was not found]. A history is one more field, its mean [ours].
 The paper's data are a randomised trial and it has no propensities: `propensity` adds cross-fitted ones for logs
-[ours], and without them `recjax.evaluation.uplift.report` refuses to judge arms that are not comparable. `tenet=False,
+[ours], and without them `recjax.metrics.uplift.report` refuses to judge arms that are not comparable. `tenet=False,
 taenet=False` is the ESMM-style S-learner; `recjax.models.meta_learners` has S-, T-, X-learner and TARNet.
 """
 

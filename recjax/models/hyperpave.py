@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.evaluation import metrics, ranking
 from recjax.layers.hypergraph import (
     NORMALISATIONS,
     Edges,
@@ -45,6 +44,7 @@ from recjax.layers.hypergraph import (
     Incidence,
     take,
 )
+from recjax.metrics import classification, ranking
 from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
@@ -401,7 +401,7 @@ def figures(logits, labels, product, aspect, threshold: float = 0.0) -> dict[str
         return dict.fromkeys(nothing, float("nan"))
     return {
         "map": ranking.mean_average_precision(*given),
-        "auc": metrics.auc(logits, labels),
+        "auc": classification.auc(logits, labels),
         "recall@5": ranking.recall(*given, 5),
         "recall@10": ranking.recall(*given, 10),
         "prevalence": float(labels.mean()),

@@ -39,7 +39,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.embedding import lanes
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.quadratic import ASTA, QuadraticLayer, glorot
@@ -398,7 +397,7 @@ def shuffle_vectors(system: System):
         for t in system.tables:
             if t.frozen:
                 old = tables[t.path]["rows"]
-                rows = np.array(lanes.logical(np.asarray(old), t.dim))
+                rows = np.array(old).reshape(-1, t.dim)  # row by row, however a device packs them
                 real = np.flatnonzero(rows.any(1))
                 rows[real] = rows[np.random.default_rng(0).permutation(real)]
                 rows = jnp.asarray(rows, old.dtype).reshape(old.shape)

@@ -11,7 +11,7 @@ sees what the other click models see. Learned positions count back from the requ
 nothing. Nothing in h depends on the candidate: behaviours are encoded once per request.
 
 `exports["correlation"]`: exp(z_i) ||value_i||, z the first block's attention logit of the last behaviour (see
-recjax.evaluation.correlation); the same for every candidate.
+recjax.metrics.correlation); the same for every candidate.
 """
 
 import math

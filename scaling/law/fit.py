@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from recjax.evaluation import metrics
+from recjax.metrics import classification
 from recjax.runtime.run import plain
 from scaling.law.projection import (
     EXPONENTS,
@@ -255,7 +255,9 @@ def fit_law(
         tested.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    better = metrics.larger_is_better(metric) if larger_is_better is None else larger_is_better
+    better = (
+        classification.larger_is_better(metric) if larger_is_better is None else larger_is_better
+    )
     sizes = len(np.unique(x))
     if sizes < MIN_SIZES:
         raise FitError(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from recjax.evaluation import metrics
+from recjax.metrics import classification
 from recjax.runtime.run import plain
 from scaling.law.fit import MIN_SIZES, FitError, fit_law, power_law
 from scaling.law.projection import Array, problem, solve
@@ -166,7 +166,9 @@ def fit_joint(
       FitError: Fewer than 3 values on an axis, or no more points than parameters.
     """
     names, y = tuple(sizes), np.asarray(y, np.float64)
-    better = metrics.larger_is_better(metric) if larger_is_better is None else larger_is_better
+    better = (
+        classification.larger_is_better(metric) if larger_is_better is None else larger_is_better
+    )
     x = np.column_stack([np.asarray(sizes[n], np.float64) for n in names])
     for name, column in zip(names, x.T, strict=True):
         if len(np.unique(column)) < MIN_AXIS:

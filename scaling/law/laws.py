@@ -18,8 +18,8 @@ from absl import logging
 import numpy as np
 from scipy import stats
 
-from recjax.evaluation import metrics
-from recjax.evaluation.comparison import half_width
+from recjax.metrics import classification
+from recjax.metrics.comparison import half_width
 from recjax.runtime.run import plain
 from scaling.law import fit, joint, rivals
 from scaling.plan.grades import LADDER
@@ -187,7 +187,7 @@ def rates(rows: Sequence[Row], metric: str) -> list[dict]:
       used, used_cost   the sweep's rate, and what it loses to the best one: value and paired interval over seeds, 0 where they are one
       rule, rule_cost   the same of the chosen multiple of the rule; `multiple`
     """
-    sign = 1 if metrics.larger_is_better(metric) else -1
+    sign = 1 if classification.larger_is_better(metric) else -1
     found = [r for r in rows if r["kind"] == "rate" and r.get(metric) is not None]
     size = {r["grade"]: r["n_blocks"] for r in found}
     tried: dict[str, Tried] = {g: {} for g in sorted(size, key=size.get)}

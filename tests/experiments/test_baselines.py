@@ -9,7 +9,7 @@ from experiments import compare
 from experiments.baselines import judging, popularity
 from recjax.data.store.prepared import Prepared
 from recjax.data.store.writing import write_prepared
-from recjax.evaluation import metrics
+from recjax.metrics import classification
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema, SchemaError
 
 ITEMS, VISITS, PER_VISIT = 60, 1500, 4
@@ -113,7 +113,7 @@ def test_trees_come_near_the_truth_and_shuffled_labels_do_not(data):
     boosted_trees = trees()
     params = dict(max_categories=20, num_iterations=60, num_leaves=15, seed=0)
     truth, logits = world(2, popular=False)
-    best = metrics.auc(logits, truth["bought"])
+    best = classification.auc(logits, truth["bought"])
     found = boosted_trees.run(data, "train", ["test_flat"], **params)[0]["test"]["test_flat"]
     assert best - 0.04 < found["auc"] < best + 0.01
     assert (
@@ -147,10 +147,10 @@ def test_figures_are_the_metrics_module_s(data):
     rows = judging.columns(data, "test", ["affinity", *judging.judged(SCHEMA)])
     found = judging.figures(rows["affinity"], rows, SCHEMA)
     p = 1 / (1 + np.exp(-rows["affinity"].astype(np.float64)))
-    assert found["auc"] == pytest.approx(metrics.auc(p, rows["bought"]), abs=1e-9)
-    assert found["logloss"] == pytest.approx(metrics.logloss(p, rows["bought"]), abs=1e-6)
+    assert found["auc"] == pytest.approx(classification.auc(p, rows["bought"]), abs=1e-9)
+    assert found["logloss"] == pytest.approx(classification.logloss(p, rows["bought"]), abs=1e-6)
     assert found["gauc_visit"] == pytest.approx(
-        metrics.gauc(p, rows["bought"], rows["visit"]).value, abs=1e-9
+        classification.gauc(p, rows["bought"], rows["visit"]).value, abs=1e-9
     )
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import boards, compare
-from recjax.evaluation import kept_scores, metrics
+from recjax.evaluation import kept_scores
+from recjax.metrics import classification
 from recjax.training import opening
 
 DIN = "experiments/din_complete_journey.py:runlocal"
@@ -71,7 +72,7 @@ def test_a_real_difference_is_found_and_noise_is_not():
         none = compare.compare(worse, same, metric, "group/visit", n=50)
         assert none["interval_over_seeds"][0] < 0 < none["interval_over_seeds"][1]
     d = compare.compare(worse, better, "auc", "", n=5)
-    want = [metrics.auc(b["logit"], b["label"]) - metrics.auc(a["logit"], a["label"]) for a, b in zip(worse, better, strict=True)]  # fmt: skip
+    want = [classification.auc(b["logit"], b["label"]) - classification.auc(a["logit"], a["label"]) for a, b in zip(worse, better, strict=True)]  # fmt: skip
     np.testing.assert_allclose(d["by_seed"], want, atol=1e-9)
 
 

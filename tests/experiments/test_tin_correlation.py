@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from experiments import tin_correlation
 from experiments.compare import entry
-from recjax.evaluation import correlation
+from recjax.metrics import correlation
 from recjax.training.loop import train
 
 P = "experiments/tin_planted.py"

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 from recjax import configs, models, score
 from recjax.data.worlds import ecup as worlds
-from recjax.evaluation import uplift
 from recjax.evaluation.evaluator import Evaluator
+from recjax.metrics import uplift
 from recjax.models import ecup
 from recjax.models.parts.arms import Arms, arms_of, tables_of
 from recjax.runtime import mesh as meshes

@@ -11,7 +11,7 @@ from recjax import configs, models
 from recjax.data.sets.product_catalog import Catalog, GraphError, disjoint_split
 from recjax.data.sets.product_graph import Data, Options
 from recjax.data.worlds import hyperpave as worlds
-from recjax.evaluation import metrics, ranking
+from recjax.metrics import classification, ranking
 from recjax.models import hyperpave
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
@@ -461,7 +461,7 @@ def test_node_ids_know_nothing_of_unseen_aspects(tmp_path):
         table[unseen] = rng.normal(size=(len(unseen), table.shape[1])) * table.std()
         dense = {**trees["dense"], "ids_aspect": {"embedding": table}}
         z = np.asarray(run(dense))
-        areas.append(metrics.auc(z[keep], b["label"]["linked"][keep]))
+        areas.append(classification.auc(z[keep], b["label"]["linked"][keep]))
     print("AUC of node ids on unseen aspects", np.mean(areas), "+-", np.std(areas, ddof=1))
     assert abs(np.mean(areas) - 0.5) <= 0.05
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from recjax import configs, models
-from recjax.evaluation.ranking import kept_share
 from recjax.inputs import embed
 from recjax.layers import residual_quantizer as rq
+from recjax.metrics.ranking import kept_share
 from recjax.models import tarq
 from recjax.schema import SchemaError
 from recjax.training.loop import train

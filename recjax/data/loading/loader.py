@@ -33,8 +33,8 @@ from recjax.data.loading.layout import BatchError, Capacity, Layout, capacity_le
 from recjax.data.loading.mixed import MixedSource, side_by_side
 from recjax.data.loading.order import Order, request_starts
 from recjax.data.loading.source import BatchSource
+from recjax.data.loading.stages import check_stages
 from recjax.data.store.growth import vocabulary_hash
-from recjax.data.store.movelines import check_stages
 from recjax.data.store.prepared import Prepared
 
 PROBES = 8  # batches looked at to size the unique-id lists

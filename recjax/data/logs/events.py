@@ -9,11 +9,12 @@ import polars as pl
 
 from recjax.data.logs import negatives
 from recjax.data.logs.files import MOMENT, RawLog
-from recjax.data.logs.mapping import SESSION, LogMapping, seconds_of, span_of
+from recjax.data.logs.mapping import SESSION, LogMapping
 from recjax.data.logs.whole import Whole
 from recjax.data.store import histories
 from recjax.data.store.histories import Timeline
 from recjax.data.store.prepared import DataError
+from recjax.data.store.times import seconds_of, span_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,14 @@ import polars as pl
 
 from recjax.data.logs.events import Events, Places, codes, events_at
 from recjax.data.logs.files import read_table
-from recjax.data.logs.mapping import SESSION, LogMapping, span_of
+from recjax.data.logs.mapping import SESSION, LogMapping
 from recjax.data.logs.values import as_id, as_number, as_vector
 from recjax.data.logs.whole import SharedCounter, Whole, find_last_rows
 from recjax.data.store import histories
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
 from recjax.data.store.prepared import DataError
+from recjax.data.store.times import span_of
 from recjax.data.store.vocabulary import Vocabulary
 from recjax.schema import MISSING, Feature, Schema
 

@@ -22,9 +22,10 @@ from etils import epath
 import numpy as np
 import polars as pl
 
-from recjax.data.logs.mapping import LogMapping, seconds_of
+from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.values import as_id, as_moment, as_number, as_vector
 from recjax.data.store.prepared import DataError
+from recjax.data.store.times import seconds_of
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".parquet")
 FILE, ROW, REASON, COLUMN, MOMENT = "__file", "__row", "__reason", "__column", "__moment"

@@ -17,18 +17,17 @@ import datetime
 import difflib
 import os
 import pathlib
-import re
 import runpy
 import types
 from typing import Any
 
 from recjax.data.store.prepared import DataError
+from recjax.data.store.times import seconds_of, span_of
 from recjax.schema import TRANSFORMS
 
 NEGATIVES = ("impressions", "popular", "uniform")
 GROUPS = ("request", "user", "page", "session")
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}  # microseconds in one; ns are divided
-SPAN = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 SESSION = "session"  # list and group key of the running session
 POSITIVE = "positive"  # the label of a log that holds positives only
 
@@ -167,7 +166,7 @@ class LogMapping:
             if lists.count(name) > 1:
                 raise DataError(f"mapping: two lists are called {name!r}; rename one")
         if self.session_gap:
-            span_of(self.session_gap, "session_gap")
+            span_of(self.session_gap, "mapping: session_gap")
 
     def _check_split(self) -> None:
         unknown = sorted(set(self.split) - {"validation", "test"})
@@ -237,25 +236,6 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
         if given.get(name):
             given[name] = str(file.resolve().parent / given[name])
     return LogMapping(**given)
-
-
-def seconds_of(date: str | datetime.date) -> int:
-    """UTC seconds of a date ("2024-05-01", "2024-05-01 12:00")."""
-    try:
-        moment = datetime.datetime.fromisoformat(str(date))
-    except ValueError:
-        raise DataError(f"mapping: {date!r} is not a date; write it as 2024-05-01") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp())
-
-
-def span_of(gap: str, name: str = "gap") -> int:
-    """Seconds of "1d", "12h", "30m"."""
-    parts = re.fullmatch(r"(\d+)([smhdw])", gap)
-    if not parts:
-        raise DataError(f"mapping: {name}={gap!r}; write it as 1d, 12h or 30m")
-    return int(parts[1]) * SPAN[parts[2]]
 
 
 def _strings(name: str, value: Any) -> tuple[Any, ...]:

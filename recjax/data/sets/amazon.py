@@ -14,7 +14,7 @@ crawl of 2018 collected from later behaviour. The price is that of the crawl.
 
 Titles and descriptions are in the vocabulary of the items (`Prepared.vocabulary("item")`, columns title and description), by
 the id that tables and batches use, for whoever encodes them. `text="hashed"` or "wordllama" encodes the titles
-(`recjax.data.text`) as the candidate's vector `title_vector`, a kilobyte an impression.
+(`recjax.data.sets.text`) as the candidate's vector `title_vector`, a kilobyte an impression.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,8 +28,8 @@ import polars as pl
 
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.sets.published import LOG, TEXT, Files, Published, prepare_log
+from recjax.data.sets.text import encoder
 from recjax.data.store.prepared import DataError
-from recjax.data.text import encoder
 
 VECTOR = "title_vector"
 CHUNK = 1 << 26  # bytes of lines parsed at once
@@ -88,7 +88,7 @@ def prepare(
       source: Folder or archive with the category's two files.
       category: As the files call it, such as Office_Products.
       core: Whether to read the 5-core rather than all reviews.
-      text: Encoder of the titles, of `recjax.data.text`; "" for none.
+      text: Encoder of the titles, of `recjax.data.sets.text`; "" for none.
       **options: Of `recjax.data.sets.published.prepare_log`.
 
     Raises:

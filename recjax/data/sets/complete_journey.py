@@ -26,7 +26,7 @@ The draws are `recjax.data.sets.exposures`, the raw tables `recjax.data.sets.com
 Features: household and demographics; store, hour, weekday; product, its hierarchy, display and mailer; causal
 counters (count and recency strictly before the visit); the household's purchases, all of them, as `history`.
 Vocabularies are built from the training weeks, by what was promoted or bought, so admission does not tell the label.
-`text="wordllama"` (or "hashed") adds what `recjax.data.text` makes of a product's type, category, brand and package size:
+`text="wordllama"` (or "hashed") adds what `recjax.data.sets.text` makes of a product's type, category, brand and package size:
 id space `text`, an id for each distinct text of the catalogue (of any week: they are never trained), standing for a vector.
 """
 
@@ -52,13 +52,13 @@ from recjax.data.sets.complete_journey_log import (
     read_log,
 )
 from recjax.data.sets.exposures import Opportunities, draw, opportunities
+from recjax.data.sets.text import WIDTH, Encoder, encoder
 from recjax.data.store import histories
 from recjax.data.store.event_log import USER, EventLog, ServedCounter
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
 from recjax.data.store.prepared import Prepared, is_prepared, prepared_path
 from recjax.data.store.vocabulary import Vocabulary, frames
 from recjax.data.store.writing import BLOCK_SIZE, write_prepared
-from recjax.data.text import WIDTH, Encoder, encoder
 from recjax.schema import Feature, Schema
 
 NAME, VERSION = "complete_journey", "1.0.0"
@@ -246,7 +246,7 @@ def prepare(
         purchases plus promoted store-weeks in the training weeks.
       weeks: Reads only these (inclusive), for small sets.
       limit_households: Reads only the first n household ids, for small sets; 0 = all.
-      text: An encoder of `recjax.data.text` ("wordllama", "hashed"); "": no texts.
+      text: An encoder of `recjax.data.sets.text` ("wordllama", "hashed"); "": no texts.
 
     Raises:
       DataError: Files are missing, or the options leave nothing to prepare.
@@ -437,6 +437,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("min_count", 5, "Admission to the product vocabularies.")
     flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
     flags.DEFINE_string(
-        "text", "", "Encoder of the products' texts (recjax.data.text); empty: none."
+        "text", "", "Encoder of the products' texts (recjax.data.sets.text); empty: none."
     )
     app.run(main)

@@ -9,8 +9,8 @@ import functools
 
 import numpy as np
 
-from recjax.data import text as texts
 from recjax.data.sets import attribute_values
+from recjax.data.sets import text as texts
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -119,7 +119,7 @@ def build(
 
     Args:
       products: From `attribute_values.read`.
-      text: Encoder (recjax.data.text).
+      text: Encoder (recjax.data.sets.text).
       split: "disjoint" (`disjoint_split`), or "published": the publisher's test file, a tenth of the rest
         validates, no aspect is chosen.
       unseen: Share of the aspects that "disjoint" chooses.

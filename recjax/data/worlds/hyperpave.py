@@ -18,7 +18,7 @@ import numpy as np
 
 from recjax.data.sets.product_catalog import Catalog, hold_out
 from recjax.data.sets.product_graph import Data, Options
-from recjax.data.text import unit
+from recjax.data.sets.text import unit
 
 ORACLE = {
     "text": (0.584, 0.010),

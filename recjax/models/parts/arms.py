@@ -12,9 +12,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax.evaluation import uplift
 from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers.tabular import each_candidate, numbers_of
+from recjax.metrics import uplift
 from recjax.models.parts import building
 from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of

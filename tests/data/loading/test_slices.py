@@ -16,7 +16,7 @@ from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.store.translate import Translated, translated
 from recjax.data.store.writing import write_prepared
 from recjax.evaluation import score_files
-from recjax.evaluation.metrics import auc
+from recjax.metrics.classification import auc
 from recjax.schema import OOV, Feature, IdSpace, Schema
 from recjax.training.loop import train
 from recjax.training.opening import open_run

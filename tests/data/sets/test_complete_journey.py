@@ -9,9 +9,9 @@ import pytest
 from recjax.data.sets import complete_journey as cj
 from recjax.data.sets import exposures
 from recjax.data.sets.complete_journey_log import text_of_product
+from recjax.data.sets.text import hashed
 from recjax.data.store.histories import NEVER
 from recjax.data.store.prepared import DataError, Prepared
-from recjax.data.text import hashed
 from recjax.schema import MISSING, OOV
 
 HOUSEHOLDS, STORES, PRODUCTS, VISITS = 12, 3, 60, 900

@@ -6,7 +6,7 @@ import pytest
 from recjax.data.loading.loader import Data
 from recjax.data.sets import next_item
 from recjax.data.store.prepared import DataError, Prepared
-from recjax.evaluation import metrics
+from recjax.metrics import classification
 
 
 def test_a_user_of_five_gives_two_training_pairs_one_to_validate_and_one_to_test():
@@ -47,18 +47,20 @@ def test_one_pair_a_user_has_the_strict_comparisons_as_its_gauc():
     score = rng.normal(size=400)
     label, user = np.tile([1, 0], 200), np.repeat(np.arange(200), 2)
     strict = (score[::2] > score[1::2]).mean()
-    assert metrics.gauc(score, label, user).value == pytest.approx(strict)
+    assert classification.gauc(score, label, user).value == pytest.approx(strict)
     tied = score.copy()
     tied[1] = tied[0]
     strict = (tied[::2] > tied[1::2]).mean()
-    assert metrics.gauc(tied, label, user).value == pytest.approx(strict + 0.5 / 200), "half credit"
+    assert classification.gauc(tied, label, user).value == pytest.approx(strict + 0.5 / 200), (
+        "half credit"
+    )
     n = rng.integers(2, 9, 60)
     user, label = np.repeat(np.arange(60), n), rng.integers(0, 2, n.sum())
     score = np.round(rng.normal(size=n.sum()), 1)
     each = [(user == u).nonzero()[0] for u in range(60)]
     each = [i for i in each if 0 < label[i].sum() < len(i)]
-    want = sum(len(i) * metrics.auc(score[i], label[i]) for i in each) / sum(map(len, each))
-    assert metrics.gauc(score, label, user).value == pytest.approx(want)
+    want = sum(len(i) * classification.auc(score[i], label[i]) for i in each) / sum(map(len, each))
+    assert classification.gauc(score, label, user).value == pytest.approx(want)
 
 
 def test_beauty(real_data, tmp_path):

@@ -17,11 +17,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
 import recjax.data
-from recjax.data.logs.mapping import seconds_of
 from recjax.data.sets import alimama, amazon, movielens, taobao
 from recjax.data.sets.published import Published
+from recjax.data.sets.text import hashed
 from recjax.data.store.prepared import DataError, Prepared
-from recjax.data.text import hashed
+from recjax.data.store.times import seconds_of
 from recjax.schema import MISSING
 from tests.reading import columns_of, decoded, info_of, train_on
 

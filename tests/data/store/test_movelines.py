@@ -8,6 +8,7 @@ import pytest
 
 from recjax.data.loading.layout import BatchError
 from recjax.data.loading.loader import Data
+from recjax.data.loading.stages import check_windows
 from recjax.data.sets import complete_journey_movelines
 from recjax.data.store import movelines
 from recjax.data.store.prepared import Prepared
@@ -87,13 +88,13 @@ def test_user_blocks():
 
 def test_the_loader_refuses_stages_that_overlap(tmp_path, folder):
     stages = Prepared(folder).identity["stages"]
-    movelines.check_windows(stages, folder, False)
+    check_windows(stages, folder, False)
     late = {**stages, "train_flow": {**stages["train_flow"], "end": stages["train"]["end"]}}
     with pytest.raises(
         BatchError, match="'train_flow' \\(stage 1\\) and 'train' \\(stage 2\\) overlap"
     ):
-        movelines.check_windows(late, folder, False)
-    movelines.check_windows(late, folder, True)
+        check_windows(late, folder, False)
+    check_windows(late, folder, True)
     prepared = Prepared(folder)
     prepared.identity["stages"] = late
     with pytest.raises(BatchError, match="the generator would have seen the labels"):

@@ -7,8 +7,8 @@ from recjax.data.loading.loader import Data
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.store.writing import write_prepared
 from recjax.data.worlds import aw_moe, ccn, nif, qin, tin
-from recjax.evaluation.correlation import ctc
-from recjax.evaluation.metrics import auc, gauc
+from recjax.metrics.classification import auc, gauc
+from recjax.metrics.correlation import ctc
 from recjax.schema import NUM_RESERVED
 
 

@@ -6,7 +6,7 @@ import pytest
 from recjax.data.loading.loader import Data
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import tarq
-from recjax.evaluation.metrics import auc
+from recjax.metrics.classification import auc
 
 
 def figures(world, n=60_000, seed=0):

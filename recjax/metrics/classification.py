@@ -13,15 +13,15 @@ equal predictions, all in one bin, leave the logloss wrong by 4.6 % in plain flo
 here.
 
 The bins are uniform in 1/2 + z / (2 (S + |z|)), S = 4. Measured against the exact AUC
-(`tests/test_metrics.py` holds it; worst of 3 seeds, 16,384 bins): CTR 50 %, 20 %, 3 % and 0.1 %,
+(`tests/metrics/test_metrics.py` holds it; worst of 3 seeds, 16,384 bins): CTR 50 %, 20 %, 3 % and 0.1 %,
 2.2e-6 or better; the same logits times 4 (an overconfident model at CTR 3 %) 2e-6. Bins uniform in
 the probability are off by 6e-4 at CTR 0.1 % and by 0.15 on the overconfident model, bins uniform
 over logits in [-16, 16] by 2e-2: both run out of range. Predictions that differ by less than a bin
 (0.0005 logits at z = 0, 0.0020 at z = -4) tie: a nearly constant model (sd 0.02 logits) is off by
 7e-5.
 
-Host side (NumPy, float64, ties count 1/2): `auc`, `gauc`, `logloss`, `ece`; `recjax.evaluation.ranking`,
-`recjax.evaluation.collector` and `recjax.evaluation.comparison` stand on them. An undefined figure (one class only, NaN
+Host side (NumPy, float64, ties count 1/2): `auc`, `gauc`, `logloss`, `ece`; `recjax.metrics.ranking`,
+`recjax.evaluation.collector` and `recjax.metrics.comparison` stand on them. An undefined figure (one class only, NaN
 scores) is NaN and comes with a reason, never 0.5.
 """
 

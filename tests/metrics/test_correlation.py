@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recjax.data.worlds import tin
-from recjax.evaluation import correlation
+from recjax.metrics import correlation
 
 
 def direct(x, y) -> float:

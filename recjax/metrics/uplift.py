@@ -1,7 +1,7 @@
 """Judging a trial with several arms: uplift by arm, balance, an audit and decisions. Host, NumPy, float64.
 
 Arm 0 is the control. Every figure of arm t compares it with the control alone; averages weigh arms by their rows.
-Areas are those of `recjax.evaluation.ranking`, with the Qini area per *treated* person. Weights are 1 in a randomised trial;
+Areas are those of `recjax.metrics.ranking`, with the Qini area per *treated* person. Weights are 1 in a randomised trial;
 elsewhere they are share(t) / e(t | x). Rows of arms that training never had (arm -1) are left out.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.evaluation import ranking
+from recjax.metrics import ranking
 
 Array = np.ndarray
 MOST_IMBALANCE = 0.1  # standardised mean difference beyond which arms are not comparable

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from recjax.evaluation.metrics import (
+from recjax.metrics.classification import (
     Array,
     as_columns,
     auc_of_blocks,

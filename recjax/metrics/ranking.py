@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recjax.evaluation.metrics import Array, as_columns, ratio, run_starts, tie_blocks
+from recjax.metrics.classification import Array, as_columns, ratio, run_starts, tie_blocks
 
 # ------------------------------------------------------------------------------------------ ranking
 

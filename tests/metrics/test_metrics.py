@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax.evaluation import comparison, metrics, ranking
 from recjax.evaluation.collector import Collector
+from recjax.metrics import classification, comparison, ranking
 
 NAN = float("nan")
 
@@ -42,10 +42,10 @@ def pair_auc(scores, labels, weights):
 
 def on_device(z, y, w=None, **kw):
     w = np.ones_like(z) if w is None else w
-    sums = jax.jit(metrics.update)(
-        metrics.init(**kw), jnp.asarray(z), jnp.asarray(y), jnp.asarray(w)
+    sums = jax.jit(classification.update)(
+        classification.init(**kw), jnp.asarray(z), jnp.asarray(y), jnp.asarray(w)
     )
-    return metrics.compute(sums)
+    return classification.compute(sums)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -56,23 +56,27 @@ def on_device(z, y, w=None, **kw):
 def test_auc_equals_a_count_of_pairs_with_ties_and_weights(seed):
     rng = np.random.default_rng(seed)
     s, y, w = rng.integers(0, 6, 40) / 3, rng.integers(0, 2, 40), rng.integers(0, 4, 40)
-    assert metrics.auc(s, y, w) == pytest.approx(pair_auc(s, y, w), abs=1e-12)
-    assert metrics.auc(s, y) == pytest.approx(pair_auc(s, y, np.ones(40)), abs=1e-12)
+    assert classification.auc(s, y, w) == pytest.approx(pair_auc(s, y, w), abs=1e-12)
+    assert classification.auc(s, y) == pytest.approx(pair_auc(s, y, np.ones(40)), abs=1e-12)
 
 
 def test_auc_by_hand():
-    assert metrics.auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == 0.75
-    assert metrics.auc([3, 2, 1], [1, 0, 0]) == 1.0
-    assert metrics.auc([1, 2, 3], [1, 0, 0]) == 0.0
-    assert metrics.auc([1, 1], [1, 0]) == 0.5
+    assert classification.auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == 0.75
+    assert classification.auc([3, 2, 1], [1, 0, 0]) == 1.0
+    assert classification.auc([1, 2, 3], [1, 0, 0]) == 0.0
+    assert classification.auc([1, 1], [1, 0]) == 0.5
 
 
 def test_auc_agrees_with_scikit_learn():
     sk = pytest.importorskip("sklearn.metrics")
     z, y = world(-3, 20_000, 0)
     w = np.random.default_rng(0).random(len(z))
-    assert metrics.auc(z, y, w) == pytest.approx(sk.roc_auc_score(y, z, sample_weight=w), abs=1e-12)
-    assert metrics.logloss(sigmoid(z), y) == pytest.approx(sk.log_loss(y, sigmoid(z)), abs=1e-12)
+    assert classification.auc(z, y, w) == pytest.approx(
+        sk.roc_auc_score(y, z, sample_weight=w), abs=1e-12
+    )
+    assert classification.logloss(sigmoid(z), y) == pytest.approx(
+        sk.log_loss(y, sigmoid(z)), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,16 +88,16 @@ def test_auc_agrees_with_scikit_learn():
     ],
 )
 def test_undefined_auc_is_nan_with_a_reason(scores, labels, word):
-    with pytest.warns(metrics.UndefinedMetric, match=word):
-        assert math.isnan(metrics.auc(scores, labels))
+    with pytest.warns(classification.UndefinedMetric, match=word):
+        assert math.isnan(classification.auc(scores, labels))
 
 
 def test_one_class_has_a_logloss_but_nan_scores_have_none():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert metrics.logloss([0.5, 0.5], [0, 0]) == pytest.approx(math.log(2))
-    with pytest.warns(metrics.UndefinedMetric):
-        assert math.isnan(metrics.logloss([NAN, 0.5], [0, 1]))
+        assert classification.logloss([0.5, 0.5], [0, 0]) == pytest.approx(math.log(2))
+    with pytest.warns(classification.UndefinedMetric):
+        assert math.isnan(classification.logloss([NAN, 0.5], [0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_one_class_has_a_logloss_but_nan_scores_have_none():
 )
 def test_bad_input_is_named(args, word):
     with pytest.raises(ValueError, match=word):
-        metrics.auc(*args)
+        classification.auc(*args)
 
 
 # ---------------------------------------------------------------------------------------- device
@@ -126,12 +130,12 @@ def test_bad_input_is_named(args, word):
 )
 def test_histogram_auc_is_close_to_exact(ctr_logit, scale, n, tolerance):
     z, y = world(ctr_logit, n, 1, scale)
-    assert on_device(z, y)["auc"] == pytest.approx(metrics.auc(z, y), abs=tolerance)
+    assert on_device(z, y)["auc"] == pytest.approx(classification.auc(z, y), abs=tolerance)
 
 
 def test_control_two_hundred_bins_are_not_enough():
     z, y = world(-4.2, 200_000, 1)
-    assert abs(on_device(z, y, bins=200)["auc"] - metrics.auc(z, y)) > 1e-5
+    assert abs(on_device(z, y, bins=200)["auc"] - classification.auc(z, y)) > 1e-5
 
 
 def test_histogram_of_separated_scores_is_exact_with_weights():
@@ -140,13 +144,13 @@ def test_histogram_of_separated_scores_is_exact_with_weights():
     y, w = (rng.integers(0, n, (8, 10)).astype(np.float32) for n in (2, 4))
     got = on_device(z, y, w)
     zz, yy, ww = (x.ravel().astype(np.float64) for x in (z, y, w))
-    assert got["auc"] == pytest.approx(metrics.auc(zz, yy, ww), abs=1e-6)
-    assert got["logloss"] == pytest.approx(metrics.logloss(sigmoid(zz), yy, ww), rel=1e-5)
+    assert got["auc"] == pytest.approx(classification.auc(zz, yy, ww), abs=1e-6)
+    assert got["logloss"] == pytest.approx(classification.logloss(sigmoid(zz), yy, ww), rel=1e-5)
     assert got["rate"] == pytest.approx((ww * yy).sum() / ww.sum(), rel=1e-6)
     assert got["calibration"] == pytest.approx((ww * sigmoid(zz)).sum() / (ww * yy).sum(), rel=1e-5)
-    assert got["ece"] == pytest.approx(metrics.ece(sigmoid(zz), yy, ww), abs=1e-6)
+    assert got["ece"] == pytest.approx(classification.ece(sigmoid(zz), yy, ww), abs=1e-6)
     assert got["ece_width"] == pytest.approx(
-        metrics.ece(sigmoid(zz), yy, ww, scheme="width"), abs=1e-6
+        classification.ece(sigmoid(zz), yy, ww, scheme="width"), abs=1e-6
     )
     assert got["examples"] == (w > 0).sum()
 
@@ -154,26 +158,26 @@ def test_histogram_of_separated_scores_is_exact_with_weights():
 def test_order_of_merging_does_not_matter():
     z, y = world(-3, 3_000, 0)
     w = np.ones_like(z)
-    update = jax.jit(metrics.update)
-    whole = update(metrics.init(), z, y, w)
-    parts = [update(metrics.init(), z[i::3], y[i::3], w[i::3]) for i in range(3)]
-    merged = metrics.merge(parts[2], metrics.merge(parts[0], parts[1]))
-    running = metrics.init()
+    update = jax.jit(classification.update)
+    whole = update(classification.init(), z, y, w)
+    parts = [update(classification.init(), z[i::3], y[i::3], w[i::3]) for i in range(3)]
+    merged = classification.merge(parts[2], classification.merge(parts[0], parts[1]))
+    running = classification.init()
     for i in range(3):
         running = update(running, z[i::3], y[i::3], w[i::3])
     for other in (merged, running):
-        a, b = metrics.compute(whole), metrics.compute(other)
+        a, b = classification.compute(whole), classification.compute(other)
         assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in a)
 
 
 def test_matmul_histogram_equals_the_scatter(monkeypatch):
-    monkeypatch.setattr(metrics, "MATMUL_ROWS", 64)  # several chunks, the last one padded
+    monkeypatch.setattr(classification, "MATMUL_ROWS", 64)  # several chunks, the last one padded
     rng = np.random.default_rng(0)
     for bins in (1, 7, 512, 1000):
         index, values = rng.integers(0, bins, 300), rng.random((300, 5)).astype(np.float32)
         np.testing.assert_allclose(
-            metrics._matmul(jnp.asarray(index), jnp.asarray(values), bins),
-            metrics._scatter(jnp.asarray(index), jnp.asarray(values), bins),
+            classification._matmul(jnp.asarray(index), jnp.asarray(values), bins),
+            classification._scatter(jnp.asarray(index), jnp.asarray(values), bins),
             rtol=1e-5,
         )
 
@@ -181,9 +185,13 @@ def test_matmul_histogram_equals_the_scatter(monkeypatch):
 def test_update_maps_over_seeds():
     z, y = world(-1, 500, 0)
     both = jnp.stack([z, -z])
-    sums = jax.vmap(lambda s: metrics.update(metrics.init(), s, y, jnp.ones_like(s)))(both)
-    first, second = (metrics.compute(jax.tree.map(lambda x, i=i: x[i], sums)) for i in range(2))
-    assert first["auc"] == pytest.approx(metrics.auc(z, y), abs=5e-5)
+    sums = jax.vmap(lambda s: classification.update(classification.init(), s, y, jnp.ones_like(s)))(
+        both
+    )
+    first, second = (
+        classification.compute(jax.tree.map(lambda x, i=i: x[i], sums)) for i in range(2)
+    )
+    assert first["auc"] == pytest.approx(classification.auc(z, y), abs=5e-5)
     assert second["auc"] == pytest.approx(1 - first["auc"], abs=1e-5)
 
 
@@ -204,7 +212,7 @@ def test_device_reports_one_class_and_nothing():
     assert math.isnan(one["calibration"])
     assert one["logloss"] == pytest.approx(math.log(2))
     assert "every label is 0" in one["undefined"]
-    assert "no example" in metrics.compute(metrics.init())["undefined"]
+    assert "no example" in classification.compute(classification.init())["undefined"]
 
 
 def test_extreme_logits_stay_in_range():
@@ -217,12 +225,12 @@ def test_extreme_logits_stay_in_range():
 def test_sums_of_many_batches_stay_accurate():
     """Plain float32 sums would be off by 4.6 %: 2,000 batches of 8,192 equal losses, all in one
     bin."""
-    sums = metrics.init()
+    sums = classification.init()
     z, y, w = jnp.full(8192, -3.5), jnp.zeros(8192), jnp.ones(8192)
     sums = jax.jit(
-        lambda s: jax.lax.fori_loop(0, 2000, lambda _, t: metrics.update(t, z, y, w), s)
+        lambda s: jax.lax.fori_loop(0, 2000, lambda _, t: classification.update(t, z, y, w), s)
     )(sums)
-    got = metrics.compute(sums)
+    got = classification.compute(sums)
     assert got["examples"] == 2000 * 8192
     assert got["logloss"] == pytest.approx(math.log1p(math.exp(-3.5)), rel=1e-4)
 
@@ -232,29 +240,29 @@ def test_sums_of_many_batches_stay_accurate():
 
 
 def test_calibration_undoes_negative_sampling():
-    assert metrics.calibrated(0.5, 0.1) == pytest.approx(1 / 11)
-    assert metrics.negative_weight(0.1) == 10
+    assert classification.calibrated(0.5, 0.1) == pytest.approx(1 / 11)
+    assert classification.negative_weight(0.1) == 10
     z, y = world(-4.2, 400_000, 2)
     keep = (np.random.default_rng(0).random(len(z)) < 0.1) | (y == 1)
     sampled = z[keep] - np.log(0.1)  # what a calibrated model of the sampled data says
-    weights = np.where(y[keep] == 1, 1.0, metrics.negative_weight(0.1))
-    p = metrics.calibrated(sigmoid(sampled), 0.1)
+    weights = np.where(y[keep] == 1, 1.0, classification.negative_weight(0.1))
+    p = classification.calibrated(sigmoid(sampled), 0.1)
     np.testing.assert_allclose(p, sigmoid(z[keep]), rtol=1e-5)
-    assert metrics.ece(p, y[keep], weights) < 0.002
-    assert metrics.ece(sigmoid(sampled), y[keep], weights) > 0.1  # control: uncorrected
+    assert classification.ece(p, y[keep], weights) < 0.002
+    assert classification.ece(sigmoid(sampled), y[keep], weights) > 0.1  # control: uncorrected
     with pytest.raises(ValueError, match="keep_prob"):
-        metrics.calibrated(0.5, 0)
+        classification.calibrated(0.5, 0)
 
 
 def test_ece_by_hand():
     p, y = np.array([0.1] * 10 + [0.9] * 10), np.array([1] * 3 + [0] * 7 + [1] * 9 + [0])
-    assert metrics.ece(p, y, bins=2) == pytest.approx(0.5 * 0.2)
-    assert metrics.ece(p, y, scheme="width", bins=10) == pytest.approx(0.5 * 0.2)
+    assert classification.ece(p, y, bins=2) == pytest.approx(0.5 * 0.2)
+    assert classification.ece(p, y, scheme="width", bins=10) == pytest.approx(0.5 * 0.2)
 
 
 def test_ece_of_the_histogram_is_close_to_exact():
     z, y = world(-3, 100_000, 3, scale=1.3)
-    assert on_device(z, y)["ece"] == pytest.approx(metrics.ece(sigmoid(z), y), abs=2e-5)
+    assert on_device(z, y)["ece"] == pytest.approx(classification.ece(sigmoid(z), y), abs=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -273,15 +281,15 @@ def test_gauc_equals_the_mean_over_groups_with_both_classes():
             total += w[m].sum() * pair_auc(s[m], y[m], w[m])
             weight += w[m].sum()
             groups += 1
-    got = metrics.gauc(s, y, g, w)
+    got = classification.gauc(s, y, g, w)
     assert got.value == pytest.approx(total / weight, abs=1e-12)
     assert (got.groups, got.total_groups) == (groups, len(np.unique(g)))
     assert got.covered == pytest.approx(weight / w.sum())
 
 
 def test_gauc_without_a_mixed_group_is_undefined():
-    with pytest.warns(metrics.UndefinedMetric, match="no group"):
-        got = metrics.gauc([0.1, 0.2], [0, 1], [1, 2])
+    with pytest.warns(classification.UndefinedMetric, match="no group"):
+        got = classification.gauc([0.1, 0.2], [0, 1], [1, 2])
     assert math.isnan(got.value)
     assert got.groups == 0
 
@@ -291,8 +299,8 @@ def test_gauc_does_not_reward_knowing_the_group():
     rng = np.random.default_rng(0)
     g = rng.integers(0, 50, 5_000)
     y = rng.random(5_000) < g / 50
-    assert metrics.auc(g, y) > 0.8
-    assert metrics.gauc(g, y, g).value == pytest.approx(0.5)
+    assert classification.auc(g, y) > 0.8
+    assert classification.gauc(g, y, g).value == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -431,11 +439,13 @@ def test_collector_is_exact():
     rows, got = c.rows(), c.compute()
     assert got["exact"]
     assert got["examples"] == 6_000 - 6 == len(np.unique(rows["row"]))
-    assert got["auc"] == pytest.approx(metrics.auc(rows["logit"], rows["label"]), abs=1e-12)
-    expected = metrics.gauc(rows["logit"], rows["label"], rows["group/visit"])
+    assert got["auc"] == pytest.approx(classification.auc(rows["logit"], rows["label"]), abs=1e-12)
+    expected = classification.gauc(rows["logit"], rows["label"], rows["group/visit"])
     assert got["gauc_visit"] == pytest.approx(expected.value)
     assert got["gauc_visit_groups"] == expected.groups
-    assert got["ece"] == pytest.approx(metrics.ece(sigmoid(rows["logit"]), rows["label"]), abs=1e-9)
+    assert got["ece"] == pytest.approx(
+        classification.ece(sigmoid(rows["logit"]), rows["label"]), abs=1e-9
+    )
 
 
 def test_collector_falls_back_to_a_histogram_and_says_so(caplog):
@@ -488,9 +498,9 @@ def test_bootstrap_draws_equal_recomputing_on_the_resampled_rows(metric):
     rows = np.concatenate([np.flatnonzero(code == d) for d in draw])
     new_group = np.concatenate([np.full((code == d).sum(), i) for i, d in enumerate(draw)])
     expected = {
-        "auc": lambda: metrics.auc(a[rows], y[rows]),
-        "gauc": lambda: metrics.gauc(a[rows], y[rows], new_group).value,
-        "logloss": lambda: metrics.logloss(a[rows], y[rows]),
+        "auc": lambda: classification.auc(a[rows], y[rows]),
+        "gauc": lambda: classification.gauc(a[rows], y[rows], new_group).value,
+        "logloss": lambda: classification.logloss(a[rows], y[rows]),
     }[metric]()
     counts = np.bincount(draw, minlength=size).astype(float)
     assert comparison._of_counts(metric, a, y, code, None)(counts) == pytest.approx(
@@ -502,7 +512,7 @@ def test_bootstrap_finds_a_real_difference_and_none_where_there_is_none():
     a, b, y, g = visits(8_000, 1, 0.8)
     found = comparison.paired_bootstrap(a, b, y, g, "auc", n=100)
     assert found.low > 0
-    assert found.difference == pytest.approx(metrics.auc(b, y) - metrics.auc(a, y))
+    assert found.difference == pytest.approx(classification.auc(b, y) - classification.auc(a, y))
     rng = np.random.default_rng(9)
     c, d = (b + 0.05 * rng.normal(0, 1, len(b)) for _ in range(2))
     none = comparison.paired_bootstrap(c, d, y, g, "auc", n=100)
