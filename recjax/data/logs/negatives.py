@@ -67,23 +67,35 @@ def draw(
     _, request = np.unique(request, return_inverse=True)
     items = int(max(catalogue.items.max(initial=0), item.max(initial=0))) + 1
     edges = np.cumsum(catalogue.weights)
-    used = np.unique(request * items + item)  # (request, item) pairs that are no longer free
+    taken = np.unique(request * items + item)  # (request, item) pairs that are not free
+    used = taken[:0]  # nor are those drawn meanwhile
     owner = np.repeat(np.arange(len(request)), k)
     owners, drawn = [owner[:0]], [item[:0]]
     for _ in range(ROUNDS):
         at = np.searchsorted(edges, rng.random(len(owner)) * edges[-1], side="right")
         found = catalogue.items[np.minimum(at, len(edges) - 1)]
         pair = request[owner] * items + found
+        order = np.argsort(pair, kind="stable")
+        pair = pair[order]
+        free = np.append(True, pair[1:] != pair[:-1])[: len(pair)]  # the first of equal draws
+        free &= ~_holds(taken, pair) & ~_holds(used, pair)
         fresh = np.zeros(len(pair), bool)
-        fresh[np.unique(pair, return_index=True)[1]] = True
-        place = np.minimum(np.searchsorted(used, pair), len(used) - 1)
-        fresh &= used[place] != pair
+        fresh[order[free]] = True
         owners.append(owner[fresh])
         drawn.append(found[fresh])
-        used = np.union1d(used, pair[fresh])
+        # Two ascending runs: a stable sort merges them in one pass.
+        used = np.sort(np.concatenate([used, pair[free]]), kind="stable")
         owner = owner[~fresh]
         if not len(owner):
             break
     owner, found = np.concatenate(owners), np.concatenate(drawn)
     order = np.argsort(owner, kind="stable")
     return owner[order], found[order]
+
+
+def _holds(ascending: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Which of `x` occur in a sorted array, bool [N]."""
+    if not len(ascending):
+        return np.zeros(len(x), bool)
+    place = np.minimum(np.searchsorted(ascending, x), len(ascending) - 1)
+    return ascending[place] == x

@@ -287,6 +287,29 @@ def test_draws_follow_their_weights():
     assert catalogue.log_q(np.array([40])) == -np.inf
 
 
+def test_draws_are_those_of_a_plain_loop():
+    """Round by round, one draw after the other: what the sorted arrays must come to, bit by bit."""
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        request, item = np.sort(rng.integers(0, 9, 40)), rng.integers(0, 20, 40)
+        catalogue = negatives.Catalogue.of(rng.integers(0, 20, 30), "popular")
+        got = negatives.draw(np.random.default_rng(seed), catalogue, request, item, 3)
+        used, owner, want = set(zip(request, item, strict=True)), np.repeat(np.arange(40), 3), []
+        plain, edges = np.random.default_rng(seed), np.cumsum(catalogue.weights)
+        for _ in range(negatives.ROUNDS):
+            draws = plain.random(len(owner)) * edges[-1]
+            found = catalogue.items[np.searchsorted(edges, draws, side="right")]
+            again = []
+            for o, i in zip(owner, found, strict=True):
+                (again if (request[o], i) in used else want).append((o, i))
+                used.add((request[o], i))
+            if not again:
+                break
+            owner = np.array([o for o, _ in again])
+        want.sort(key=lambda pair: pair[0])
+        assert list(zip(*got, strict=True)) == want
+
+
 def test_a_request_that_took_nearly_everything_gets_fewer_negatives():
     catalogue = negatives.Catalogue.of(np.arange(3), "uniform")
     request, item = np.array([0, 0, 1]), np.array([0, 1, 2])
