@@ -18,12 +18,12 @@ from recjax.data import open_data
 from recjax.runtime.run import plain, read_jsonl, set_up, write_text
 from recjax.serving import artifact, bench, export
 from recjax.training import transfer
-from scaling import distill, report
-from scaling.distill import cached
+from scaling import report, student
 from scaling.law import decisions, fit, laws
 from scaling.plan import processes, study, sweep
 from scaling.plan.grades import LADDER
 from scaling.plan.rows import on_ladder
+from scaling.student import cached
 
 
 def law_stage(
@@ -80,7 +80,7 @@ def hardware() -> str:
 def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
     """Distils what the config names; see scaling.distill for a student chosen by a latency budget."""
     d = config.distil
-    spec = distill.Spec(
+    spec = student.Spec(
         teacher=d.teacher,
         student=d.student,
         student_options=d.student_options.to_dict(),
@@ -89,22 +89,22 @@ def distil_stage(config: ConfigDict, root: epath.Path) -> dict:
         weights=d.weights,
         examples=d.examples,
         seeds=d.seeds,
-        teachers=distill.finished(root, d.teacher) if d.mode == "offline" else (),
+        teachers=student.finished(root, d.teacher) if d.mode == "offline" else (),
     )
     return cached(
         root / "distil.json",
-        lambda: distill.study(config.experiment, spec, root / "distil"),
-        distill.made_of(spec, config.experiment, root),
+        lambda: student.study(config.experiment, spec, root / "distil"),
+        student.made_of(spec, config.experiment, root),
     )
 
 
-def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dict:
+def serving_stage(root: epath.Path, run_dir: epath.Path, candidates: int) -> dict:
     """Exports the student, reloads it from disk and times requests of `candidates` candidates through it."""
     # Of this training and no other: it holds the seconds it took.
-    trained = (student / "summary.json").read_text()
+    trained = (run_dir / "summary.json").read_text()
     note, manifest = root / ".artifact.of", root / "artifact" / "manifest.json"
     if not manifest.exists() or not note.exists() or note.read_text() != trained:
-        export.export_run(student, root / "artifact")
+        export.export_run(run_dir, root / "artifact")
         write_text(note, trained)
 
     def measure():
@@ -121,7 +121,7 @@ def serving_stage(root: epath.Path, student: epath.Path, candidates: int) -> dic
 def distilled(root: epath.Path) -> tuple[dict, dict, epath.Path | None]:
     """(results, latency, artifact) of the last distillation that finished here; empty where there is none."""
     places = [(root / "distil.json", root)]
-    places += [(root / "distil" / f"{m}.json", root / "distil" / m) for m in distill.MODES]
+    places += [(root / "distil" / f"{m}.json", root / "distil" / m) for m in student.MODES]
     done = [(f, p) for f, p in places if f.exists() and (p / "latency.json").exists()]
     if not done:
         return {}, {}, None
@@ -155,7 +155,7 @@ def write(config: ConfigDict, root: epath.Path) -> str:
         metric=config.get("metrics", ("auc",))[0],
         grades=grade_table(rows),
         **law_context(root),
-        distil=distill.context(results, tuple(config.experiment.eval.final)) if results else None,
+        distil=student.context(results, tuple(config.experiment.eval.final)) if results else None,
         latency=latency,
         data=open_data(config.experiment.data).report,
         grade_law_command=config.grade_law_command,
@@ -216,8 +216,8 @@ def run(
     logging.info("=== 4/5 teacher, student, artifact")
     if "distil" in config and not only_report:
         distil_stage(config, root)
-        student = root / "distil" / f"distilled-{config.distil.seeds[0]}"
-        serving_stage(root, student, config.candidates)
+        distilled_run = root / "distil" / f"distilled-{config.distil.seeds[0]}"
+        serving_stage(root, distilled_run, config.candidates)
     logging.info("=== 5/5 report")
     path = write(config, root)
     logging.info("report: %s", path)
