@@ -22,7 +22,7 @@ from absl import app, flags
 import numpy as np
 import polars as pl
 
-from recjax.data import text
+from recjax.data.sets import text
 from recjax.data.store import item_vectors
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.schema import SchemaError

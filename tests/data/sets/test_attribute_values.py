@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from recjax import configs
-from recjax.data import open_data, text
-from recjax.data.sets import attribute_values
+from recjax.data import open_data
+from recjax.data.sets import attribute_values, text
 from recjax.data.sets.attribute_values import SourceError, read
 
 MAVE = {
