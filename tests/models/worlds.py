@@ -11,6 +11,7 @@ import optax
 from recjax import embedding
 from recjax.schema import Feature, IdSpace, Schema
 from recjax.system import System
+from tests import compiling
 
 SPACES = {"user": 40, "item": 60, "category": 12, "age_group": 9, "hour": 27}
 
@@ -175,14 +176,9 @@ class Model:
         return dataclasses.replace(self, **changes)
 
 
-# Compiling is what these tests spend their time on; this is 6 x faster (13.4 -> 2.1 s for one SUAN
-# gradient).
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
-
 def jit(fn, **kw):
     """`jax.jit`, compiled quickly."""
-    return jax.jit(fn, compiler_options=FAST_COMPILE, **kw)
+    return jax.jit(fn, compiler_options=compiling.OPTIONS, **kw)
 
 
 def key(seed: int) -> jax.Array:
