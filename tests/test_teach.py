@@ -12,7 +12,7 @@ from recjax import configs, teach
 from recjax.data.loading.taught import question_file, question_of
 from recjax.runtime.run import Interrupted
 from recjax.training.loop import train
-from tests.data.test_slices import write
+from tests.data.loading.test_slices import write
 
 ROWS, BATCH = 300, 64
 

@@ -197,7 +197,7 @@ def test_where_nothing_speaks_of_other_processes_there_is_one_and_nothing_waits(
     if count:  # even in a cluster job
         monkeypatch.setenv("JAX_NUM_PROCESSES", count)
         monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "nowhere.invalid:1")
-    code = "import jax\nfrom recjax import hosts\nwith hosts.joined(): print(jax.process_count())"
+    code = "import jax\nfrom recjax.runtime import hosts\nwith hosts.joined(): print(jax.process_count())"
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.stdout == "1\n" and time.monotonic() - began < 60, done.stderr
@@ -206,6 +206,6 @@ def test_where_nothing_speaks_of_other_processes_there_is_one_and_nothing_waits(
 def test_a_number_of_processes_without_an_address_is_refused(monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    code = "from recjax import hosts\nwith hosts.joined(): print('alone')"
+    code = "from recjax.runtime import hosts\nwith hosts.joined(): print('alone')"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode and not done.stdout and "coordinator_address" in done.stderr

@@ -103,8 +103,8 @@ def test_a_second_run_compiles_nothing(tmp_path, run_python):
     code = f"""
 import sys
 from recjax.configs import load
-from recjax.run import set_up
-from recjax.train import train
+from recjax.runtime.run import set_up
+from recjax.training.loop import train
 set_up()
 print("compiled", train(load({str(tmp_path / "c.py")!r}), sys.argv[1])["compiled"])
 """

@@ -49,7 +49,7 @@ def test_no_locks_in_a_bucket(tmp_path):
 
 
 SWEEP = """
-from scaling import processes
+from scaling.plan import processes
 from tests.scaling.test_sweep import trials
 if __name__ == "__main__":
     processes.run_sweep(trials(range(40)), {workdir!r}, processes=1 + (len(processes.available()) > 1))

@@ -13,7 +13,7 @@ from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import base
 from recjax.runtime.run import Interrupted, read_jsonl
 from recjax.training.loop import Trainer, train
-from tests.data.test_loader import assert_equal_streams, rows
+from tests.data.loading.test_loader import assert_equal_streams, rows
 
 WORLD = dict(users=300, items=80, impressions=4_000, events=15, days=20)
 L = 12

@@ -10,7 +10,7 @@ from recjax.data.sets import complete_journey_pages as cjp
 from recjax.data.sets import exposures
 from recjax.data.store.pages import page_starts, pair_counts
 from recjax.data.store.prepared import DataError, Prepared
-from tests.data.test_complete_journey import save, small_log
+from tests.data.sets.test_complete_journey import save, small_log
 
 HELD_OUT = "DRUG"
 OPTIONS = dict(held_out=HELD_OUT, first_week=20, min_count=1, block_size=256)

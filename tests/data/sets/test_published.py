@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.structured import movielens as tfds_movielens
 
-import recjax.data
+from recjax.data import sets
 from recjax.data.sets import alimama, amazon, movielens, taobao
 from recjax.data.sets.published import Published
 from recjax.data.sets.text import hashed
@@ -343,7 +343,7 @@ def test_a_wrong_amazon_is_named(tmp_path):
 
 def readers() -> dict[str, type[Published]]:
     """Every reader of the package, by its name."""
-    modules = [m.name for m in pkgutil.iter_modules(recjax.data.__path__) if not m.ispkg]
+    modules = [m.name for m in pkgutil.iter_modules(sets.__path__)]
     classes = [x for m in modules for x in vars(_module(m)).values() if isinstance(x, type)]
     return {c.name: c for c in classes if issubclass(c, Published) and c is not Published}
 
