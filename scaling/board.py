@@ -33,8 +33,10 @@ from recjax.runtime.run import plain, set_up, write_text
 from recjax.teach import teach
 from recjax.training import opening
 from recjax.training.loop import train
+from scaling.cache import cached
+from scaling.choice import latency
+from scaling.distillation import light, paired
 from scaling.plan.grades import LADDER
-from scaling.student import cached, latency, light, paired
 
 ROLES = ("teacher", "suan", "suan_above", "lightsuan", "distilled")
 

@@ -20,7 +20,7 @@ from recjax import configs
 from recjax.data import open_data
 from recjax.metrics import classification
 from recjax.runtime.run import set_up, write_text
-from scaling.plan import processes, sweep
+from scaling.plan import processes, study, sweep
 
 Grid = dict[str, tuple]
 
@@ -54,7 +54,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
     if split.startswith("test"):
         raise ValueError(f"eval.splits[0]={split!r} would choose rates on test data; name another")
     out = []
-    for row in sweep.product(**grid):
+    for row in study.product(**grid):
         c = ConfigDict(config.to_dict())
         for key, value in row.items():
             configs.assign(c, key, value)

@@ -15,7 +15,7 @@ counters; SUAN without its parts, one option of the model at a time (`af_net=Fal
 from ml_collections import ConfigDict
 
 from scaling.configs import quickstart
-from scaling.plan.sweep import chain, product
+from scaling.plan.study import chain, product
 
 POINTS = (10_000, 23_000, 53_000, 120_000, 280_000, 640_000, 1_450_000)
 COOLDOWN = 0.1
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "runlocal":
         return c
     c.title = "SUAN on The Complete Journey"
-    del c.distil  # scaling.distill reads the finished sweep
+    del c.distill  # scaling.distill reads the finished sweep
     # The report shows what rates from 5e-4 to 8e-3 have on validation at grades 0 to 3.
     c.experiment.opt.lr = 1e-3
     c.experiment.train.microbatches = 4  # of 64 examples: activations stay in cache

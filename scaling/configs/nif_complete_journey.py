@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments import nif_complete_journey
 from scaling.configs import quickstart
 from scaling.plan.grades import named
-from scaling.plan.sweep import chain, product
+from scaling.plan.study import chain, product
 
 COOLDOWN = 0.1
 SEEDS = (0, 1, 2)
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     parts = [p for p in arg.split(",") if p]
     small = "runlocal" in parts
     c = quickstart.get_config()
-    del c.distil
+    del c.distill
     c.title = "NIF on The Complete Journey, stage " + ("2" if "stage2" in parts else "1")
     c.sweep = ConfigDict()
     c.sweep.members = 1

@@ -40,15 +40,15 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sweep.seeds = (0, 1, 2)
     c.sweep.examples = (6_400, 12_800, 25_600, 51_200, 102_400)
 
-    c.distil = ConfigDict()
-    c.distil.teacher = "2"
-    c.distil.student = "0"
-    c.distil.student_options = dict(local=8, dilation=4)
-    c.distil.mode = "offline"  # the sweep's own runs of the teacher's grade, all seeds together
-    c.distil.temperatures = (1.0,)
-    c.distil.weights = (0.1, 0.3, 1.0)  # chosen by AUC on the matched validation weeks
-    c.distil.examples = 51_200
-    c.distil.seeds = (0, 1)
+    c.distill = ConfigDict()
+    c.distill.teacher = "2"
+    c.distill.student = "0"
+    c.distill.student_options = dict(local=8, dilation=4)
+    c.distill.mode = "offline"  # the sweep's own runs of the teacher's grade, all seeds together
+    c.distill.temperatures = (1.0,)
+    c.distill.weights = (0.1, 0.3, 1.0)  # chosen by AUC on the matched validation weeks
+    c.distill.examples = 51_200
+    c.distill.seeds = (0, 1)
 
     if arg == "runlocal":
         c.experiment.data.prepare = dict(limit_households=60)
@@ -56,9 +56,9 @@ def get_config(arg: str = "") -> ConfigDict:
         c.sweep.grades = ("0",)
         c.sweep.seeds = (0, 1)
         c.sweep.examples = (512, 1_024, 1_536, 2_048)
-        c.distil.teacher = "0"
-        c.distil.weights = (0.3,)
-        c.distil.examples = 1_024
-        c.distil.seeds = (0,)
+        c.distill.teacher = "0"
+        c.distill.weights = (0.3,)
+        c.distill.examples = 1_024
+        c.distill.seeds = (0,)
         c.candidates = 20
     return c

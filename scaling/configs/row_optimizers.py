@@ -9,7 +9,7 @@ examples: about a quarter of an hour of two cores. `:long` trains the best of ea
 from ml_collections import ConfigDict
 
 from scaling.configs import complete_journey
-from scaling.plan.sweep import product
+from scaling.plan.study import product
 
 SHORT, LONG = complete_journey.POINTS[4], complete_journey.POINTS[6]
 ADAGRAD, FROM_ZERO, ADAM = (

@@ -245,7 +245,7 @@ def read_latency(path: str) -> dict[str, float]:
     out = {str(r["grade"]): r["p50_ms"] for r in rows if "grade" in r}
     if not out:
         raise ValueError(
-            f"{path} has no times by grade; give distil/latency-<candidates>.json of python -m scaling.distill"
+            f"{path} has no times by grade; give distill/latency-<candidates>.json of python -m scaling.distill"
         )
     return out
 

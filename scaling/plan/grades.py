@@ -15,7 +15,7 @@ grade changes the blocks and the head and nothing else, and the head grows with 
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, TypedDict
 
 from recjax.layers import fields
 from recjax.models import lightsuan, suan
@@ -24,6 +24,19 @@ from recjax.schema import Schema
 from scaling.plan import flow_grades
 
 TRAIN_FACTOR = 3  # forward, and twice as much backward
+
+
+class Size(TypedDict):
+    """What a model is, in numbers (see the module docstring)."""
+
+    n_blocks: int
+    n_head: int
+    n_dense: int
+    n_embedding: int
+    flops_per_example: int
+
+
+SIZES = tuple(Size.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)

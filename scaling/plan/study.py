@@ -1,32 +1,99 @@
 """A study's plan: rows of named axes into trials.
 
 `config.sweep.trials` is a list of rows, made with `product`, `zipped` and `chain`, in the order in which they are to
-run (the most informative first). A row's keys:
-
-    grade      of scaling.plan.grades.LADDER
-    blocks, width   in place of the grade's
-    seed
-    history    events of history; default: the experiment's
-    examples   points of the pass, ascending; the last one is its length
-    cooldown   share of each point's examples in a fork whose rate falls to zero (0: none)
-    kind       "pass" (default); "independent": a run of its own length; "rate": a check of the rates; any other name
-               sets the trial apart (other data, another test set): its forks are "<name> cooldown"
-    anything.dotted   a key of the experiment's config, such as model.norm or opt.lr
+run (the most informative first). A row's keys are those of `PlanRow`, and `anything.dotted`: a key of the experiment's
+config, such as model.norm or opt.lr.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-from typing import Any
+import json
+from typing import Any, TypedDict
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from recjax import configs
 from recjax.data import open_data
 from recjax.runtime.identity import Use, may
+from recjax.runtime.run import plain, write_text
 from recjax.schema import Schema
 from scaling.plan import grades, sweep
 
-AXES = ("grade", "blocks", "width", "seed", "history", "examples", "cooldown", "kind")
+FILE = "sweep.json"  # the study's config, in the sweep's directory
+
+
+class PlanRow(TypedDict, total=False):
+    """What a row of a plan may say beside keys of the experiment's config.
+
+    Attributes:
+      grade: Of scaling.plan.grades.LADDER.
+      blocks, width: In place of the grade's.
+      seed: Of the trial.
+      history: Events of history; default: the experiment's.
+      examples: Points of the pass, ascending; the last one is its length.
+      cooldown: Share of each point's examples in a fork whose rate falls to zero (0: none).
+      kind: "pass" (default); "independent": a run of its own length; "rate": a check of the rates; any other name
+        sets the trial apart (other data, another test set): its forks are "<name> cooldown".
+    """
+
+    grade: str
+    blocks: int
+    width: int
+    seed: int
+    history: int
+    examples: tuple[int, ...]
+    cooldown: float
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A config's `sweep`.
+
+    Attributes:
+      rows: `PlanRow`s with keys of the config among them.
+      members: How many trials of one shape may share a program.
+      lr_exponent: Of the rule for dense rates (`scaling.plan.grades.learning_rate`).
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    members: int = 1
+    lr_exponent: float = 0.0
+
+    @classmethod
+    def of(cls, section: ConfigDict) -> "Plan":
+        """`trials` of the section, or every one of its `grades` with every seed over one list of points."""
+        if "trials" in section:
+            rows = [dict(row) for row in section.trials]
+        else:
+            points = [tuple(section.examples)]
+            rows = product(grade=section.grades, seed=section.seeds, examples=points)
+        return cls(rows, section.get("members", 1), section.get("lr_exponent", 0.0))
+
+
+# ---- rows
+
+
+def product(**axes: Iterable) -> list[dict]:
+    """Every combination: product(seed=(0, 1), lr=(1e-3,)) -> [{"seed": 0, "lr": 1e-3}, ...]."""
+    out: list[dict] = [{}]
+    for name, values in axes.items():
+        out = [{**row, name: v} for row in out for v in list(values)]
+    return out
+
+
+def zipped(**axes: Iterable) -> list[dict]:
+    """Value by value: zipped(grade=("0", "1"), lr=(1e-3, 5e-4)); lengths must agree."""
+    return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
+
+
+def chain(*parts: list[dict]) -> list[dict]:
+    """One after the other, each combination once."""
+    return list({json.dumps(row, sort_keys=True): row for part in parts for row in part}.values())
+
+
+# ---- trials
 
 
 def opened(config: ConfigDict) -> tuple[Schema, str]:
@@ -36,15 +103,17 @@ def opened(config: ConfigDict) -> tuple[Schema, str]:
 
 
 def trials(
-    config: ConfigDict,
+    plan: Plan,
+    experiment: ConfigDict,
     schema: Schema,
     data: str,
     other: Callable[[ConfigDict], tuple[Schema, str]] = opened,
 ) -> list[sweep.Trial]:
-    """The trials of `config.sweep` on data with this schema and hash.
+    """The trials of a plan on data with this schema and hash.
 
     Args:
-      config: With `experiment` and `sweep`.
+      plan: What varies.
+      experiment: What all trials share.
       schema: Of the experiment's batches.
       data: Hash of the data.
       other: Schema and hash of another `data` config, for rows that change what is read.
@@ -52,19 +121,12 @@ def trials(
     Raises:
       KeyError: A row names a grade or a config key that does not exist.
     """
-    return [trial(config, dict(row), schema, data, other) for row in rows(config.sweep)]
-
-
-def rows(plan: ConfigDict) -> list[dict]:
-    """`trials`, or every grade with every seed over one list of points."""
-    if "trials" in plan:
-        return list(plan.trials)
-    points = [tuple(plan.examples)]
-    return sweep.product(grade=plan.grades, seed=plan.seeds, examples=points)
+    return [trial(plan, experiment, row, schema, data, other) for row in plan.rows]
 
 
 def trial(
-    config: ConfigDict,
+    plan: Plan,
+    experiment: ConfigDict,
     row: Mapping[str, Any],
     schema: Schema,
     data: str,
@@ -73,14 +135,14 @@ def trial(
     """One row's trial. Its dense rate is `grades.learning_rate`'s unless the row names opt.lr."""
     grade = grades.named(row["grade"])
     grade = dataclasses.replace(grade, **{k: row[k] for k in ("blocks", "width") if k in row})
-    c = ConfigDict(config.experiment.to_dict())
+    c = ConfigDict(experiment.to_dict())
     c.seed = row["seed"]
     history = set_history(c, row)
     c.model.update(grades.options(grade, row.get("model.name", c.model.name)))
-    c.opt.lr = grades.learning_rate(grade, c.opt.lr, config.sweep.get("lr_exponent", 0.0))
+    c.opt.lr = grades.learning_rate(grade, c.opt.lr, plan.lr_exponent)
     c.eval.at_examples = tuple(row["examples"])
     c.train.examples = max(row["examples"])
-    own = {k: v for k, v in row.items() if k not in AXES}
+    own = {k: v for k, v in row.items() if k not in PlanRow.__annotations__}
     for key, value in own.items():
         configs.assign(c, key, value)
     if any(k.startswith("data.") for k in own):
@@ -109,3 +171,24 @@ def set_history(config: ConfigDict, row: Mapping[str, Any]) -> int:
     if "history" in row:
         lengths.update(history=row["history"], moveline=row["history"])
     return lengths.history
+
+
+# ---- the study's config, as the sweep's directory holds it
+
+
+def save(config: ConfigDict, root: epath.Path) -> None:
+    write_text(root / FILE, json.dumps(plain(config), indent=1))
+
+
+def saved(root: epath.Path) -> ConfigDict:
+    """The config of a sweep.
+
+    Raises:
+      FileNotFoundError: There is none; the message says what to give.
+    """
+    path = root / FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; give the --workdir of a python -m scaling.run that has finished"
+        )
+    return ConfigDict(json.loads(path.read_text()))

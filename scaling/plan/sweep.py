@@ -11,7 +11,7 @@ may share a directory: the rows of each run are a file of their own until they a
     trials.jsonl           the rows of all finished trials, in the sweep's order
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -68,24 +68,6 @@ class Trial:
 
 def _digest(keys: Any) -> str:
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def product(**axes: Iterable) -> list[dict]:
-    """Every combination: product(seed=(0, 1), lr=(1e-3,)) -> [{"seed": 0, "lr": 1e-3}, ...]."""
-    out: list[dict] = [{}]
-    for name, values in axes.items():
-        out = [{**row, name: v} for row in out for v in list(values)]
-    return out
-
-
-def zipped(**axes: Iterable) -> list[dict]:
-    """Value by value: zipped(grade=("0", "1"), lr=(1e-3, 5e-4)); lengths must agree."""
-    return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
-
-
-def chain(*parts: list[dict]) -> list[dict]:
-    """One after the other, each combination once."""
-    return list({json.dumps(row, sort_keys=True): row for part in parts for row in part}.values())
 
 
 # ---- running

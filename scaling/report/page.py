@@ -7,6 +7,7 @@ answer to a pointer is `templates/report.js`, the one script the page allows. Ev
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import datetime
 import hashlib
 import math
@@ -22,47 +23,25 @@ from recjax.runtime.run import write_text
 from scaling.law.fit import count
 from scaling.law.laws import NAMES
 from scaling.plan.grades import TRAIN_FACTOR
-from scaling.plan.rows import measured_kind, on_ladder
+from scaling.plan.rows import Row, base_rows, measured_kind, on_ladder
 from scaling.report import charts
+from scaling.report.context import Context, Distillation
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
 
 
-def write_report(workdir: str, context: Mapping[str, Any]) -> str:
-    """Writes `workdir/report.html` under a temporary name and renames it.
+def write_report(workdir: str, context: Context) -> str:
+    """Writes `workdir/report.html` and its figures; returns the path of the report.
 
     Args:
       workdir: The sweep's directory, local or a bucket.
-      context: Every key is optional; a section whose key is missing or empty says that its stage
-        was not run.
-        title, question: Text.
-        answer: Sentences; default: drawn from the fits and the distillation.
-        metric: Column of the trials that the grid shows (default "auc").
-        trials: Rows of `trials.jsonl`: run, member, parent, kind, examples, grade, metrics (flat,
-          or under "metrics").
-        grades: {grade: {column: number or text}}, smallest first.
-        fits: [{"label": text, **LawFit.to_json(), "needed": [LawFit.needed(...), ...]}].
-        study: Of `scaling.law.laws.study`: joint law, rates, agreement, ablations.
-        decisions: Of `scaling.law.decisions.study`.
-        failed: Trials whose last attempt failed: their columns and "error".
-        distil: {"rows": [{"model", "role" (teacher | undistilled | distilled), metric: [one value
-          per seed], ...}],
-          "paired": {difference, low, high, level, seeds} of distilled against undistilled, "note": text}.
-        latency: {"candidates": 100, "hardware": text, "rows": [{"model", "p50_ms", "p95_ms",
-          "p99_ms", ...}]}.
-        data: The prepared data's `report.json`.
-        grade_law_command: The command that would measure enough grades for a law.
-        commands: [{"why": text, "command": text}].
-        created, version: Text.
-
-    Returns:
-      The path of the report.
+      context: What there is to tell.
     """
     values = prepare(context)
     target = epath.Path(workdir) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, page(values))
+    write_text(target, html(values))
     if values["charts"]:
         (target.parent / "figures").mkdir(exist_ok=True)
     for name, chart in values["charts"].items():
@@ -70,12 +49,13 @@ def write_report(workdir: str, context: Mapping[str, Any]) -> str:
     return str(target)
 
 
-def render(context: Mapping[str, Any]) -> str:
+def render(context: Context) -> str:
     """The page as text."""
-    return page(prepare(context))
+    return html(prepare(context))
 
 
-def page(values: Mapping[str, Any]) -> str:
+def html(values: Mapping[str, Any]) -> str:
+    """The template, filled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -86,87 +66,73 @@ def page(values: Mapping[str, Any]) -> str:
     script = (TEMPLATES / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
-        values | {"script": Markup(script), "script_hash": digest}
+        values, script=Markup(script), script_hash=digest
     )
 
 
-def prepare(context: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows: the context, with charts, sentences and tables made of it."""
-    metric = context.get("metric") or "auc"
-    trials = [flat(r) for r in context.get("trials") or ()]
-    study, decisions = context.get("study") or {}, context.get("decisions") or {}
-    grid = grade_grid(trials, metric)
-    fits = [dict(f, chart=charts.law_chart(f)) for f in context.get("fits") or ()]
-    latency = dict(context.get("latency") or {})
-    defaults = {
-        "title": "Scaling study",
-        "question": "How far does a bigger model, more data or a longer history take us?",
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+def prepare(context: Context) -> dict[str, Any]:
+    """What the template shows: the context's fields, with charts, sentences and tables made of them."""
+    c = dataclasses.replace(context, trials=[flat(r) for r in context.trials])
+    grid = grade_grid(c.trials, c.metric)
+    fits = [dict(f, chart=charts.law_chart(f)) for f in c.fits]
+    latency = c.latency or {}
+    times = [r.get("p99_ms") or r["p50_ms"] for r in latency.get("rows", ())]
+    drawn = answer(fits, c.distillation, c.metric)
+    made = {
+        "created": c.created or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "answer": c.answer or [*c.decisions.get("sentences", ()), *drawn],
+        "data": data_section(c.data) if c.data else None,
+        "grid": grid,
+        "charts": all_charts(grid, fits, c),
+        "fits": fits,
+        "frontier_grades": cheapest_first(own_rows(c.trials, c.laws)),
+        "budgets": [f"{curve['flops']:.1e}" for curve in isoflops(c.trials, c.laws, c.metric)],
+        "distillation": distillation_rows(c.distillation, c.metric),
+        "latency": latency,
+        "slowest": max(times, default=0),
+        "limits": limits(grid, fits, c.trials),
+        "columns": columns(c.trials),
     }
-    return (
-        defaults
-        | {k: v for k, v in context.items() if v is not None}
-        | {
-            "metric": metric,
-            "answer": context.get("answer")
-            or [*decisions.get("sentences", ()), *answer(fits, context.get("distil"), metric)],
-            "data": data_section(context.get("data") or {}) if context.get("data") else None,
-            "grid": grid,
-            "charts": all_charts(grid, fits, trials, study, decisions, metric),
-            "fits": fits,
-            "study": study,
-            "decisions": decisions,
-            "failed": context.get("failed") or [],
-            "frontier_grades": cheapest_first(own_rows(trials, study)),
-            "budgets": [f"{c['flops']:.1e}" for c in isoflops(trials, study, metric)],
-            "distil": distil_rows(context.get("distil"), metric),
-            "latency": latency,
-            "slowest": max(
-                (r.get("p99_ms") or r["p50_ms"] for r in latency.get("rows", ())), default=0
-            ),
-            "limits": limits(grid, fits, trials),
-            "trials": trials,
-            "columns": columns(trials),
-        }
-    )
+    return {f.name: getattr(c, f.name) for f in dataclasses.fields(c)} | made
 
 
-def own_rows(trials, study) -> list[dict]:
+def own_rows(trials: Sequence[Row], laws: Mapping[str, Any]) -> list[Row]:
     """Rows of the model itself, no ablation and no check, that say what they cost."""
-    kind = study.get("kind") or "pass"
-    own = [r for r in trials if r.get("kind") == kind and not r.get("variant")]
+    own = base_rows(trials, laws.get("kind") or "pass")
     return [r for r in own if "flops_per_example" in r and "grade" in r]
 
 
-def usual_history(rows) -> int | None:
+def usual_history(rows: Sequence[Row]) -> int | None:
     """The most frequent history length."""
     lengths = [r["history"] for r in rows if "history" in r]
     return max(set(lengths), key=lengths.count) if lengths else None
 
 
-def isoflops(trials, study, metric: str) -> list[dict]:
-    own = own_rows(trials, study)
+def isoflops(trials: Sequence[Row], laws: Mapping[str, Any], metric: str) -> list[dict]:
+    own = own_rows(trials, laws)
     ladder = [r for r in own if r.get("history") == usual_history(own) and on_ladder(r)]
     return charts.isoflop_curves(ladder, metric, TRAIN_FACTOR)
 
 
-def cheapest_first(rows) -> list[str]:
+def cheapest_first(rows: Sequence[Row]) -> list[str]:
     """Grades in the order in which the frontier draws them."""
     ordered = sorted(rows, key=lambda r: r["flops_per_example"] * r["examples"])
     return list(dict.fromkeys(str(r["grade"]) for r in ordered))
 
 
-def all_charts(grid, fits, trials, study, decisions, metric: str) -> dict[str, Markup]:
+def all_charts(
+    grid: Mapping[str, Any], fits: Sequence[Mapping[str, Any]], c: Context
+) -> dict[str, Markup]:
     """name -> chart, of everything there are numbers for; the names are those of the files."""
-    own, curves = own_rows(trials, study), isoflops(trials, study, metric)
-    costs = charts.compute_frontier(own, metric, TRAIN_FACTOR)
+    metric, curves = c.metric, isoflops(c.trials, c.laws, c.metric)
+    costs = charts.compute_frontier(own_rows(c.trials, c.laws), metric, TRAIN_FACTOR)
     timed = [
         dict(r, tip=f"grade {r['grade']}: {r['value']:.4f}, {r['ms']:.2f} ms")
-        for r in decisions.get("frontier") or ()
+        for r in c.decisions.get("frontier") or ()
     ]
     deltas = [
         dict(d, label=f"{a['variant'].removeprefix('model.')}, grade {d['grade']}, {count(d['examples'])}")
-        for a in study.get("ablations") or ()
+        for a in c.laws.get("ablations") or ()
         for d in a["deltas"]
         if d["examples"] == max(e["examples"] for e in a["deltas"] if e["grade"] == d["grade"])
     ]  # fmt: skip
@@ -289,12 +255,12 @@ def _rank(value: Any) -> tuple:
         return 1, 0.0, value
 
 
-def distil_rows(distil: Mapping[str, Any] | None, metric: str) -> dict[str, Any]:
+def distillation_rows(found: Distillation | None, metric: str) -> dict[str, Any]:
     """The distillation table with seeds summarised: the metric with its spread, others as means."""
-    if not distil or not distil.get("rows"):
+    if not found or not found.get("rows"):
         return {}
     rows = []
-    for r in distil["rows"]:
+    for r in found["rows"]:
         seeds = {
             k: [x for x in (v if isinstance(v, list | tuple) else [v]) if x is not None]
             for k, v in r.items()
@@ -304,14 +270,14 @@ def distil_rows(distil: Mapping[str, Any] | None, metric: str) -> dict[str, Any]
         own = spread(seeds[metric]) if seeds[metric] else None
         rows.append({"model": r["model"], "role": r["role"], "spread": own, "others": others})
     names = list(dict.fromkeys(k for r in rows for k in r["others"]))
-    return {**distil, "rows": rows, "others": names}
+    return {**found, "rows": rows, "others": names}
 
 
 # -------------------------------------------------------------------------------------------- words
 
 
 def answer(
-    fits: Sequence[Mapping[str, Any]], distil: Mapping[str, Any] | None, metric: str
+    fits: Sequence[Mapping[str, Any]], distillation: Distillation | None, metric: str
 ) -> list[str]:
     """What was found, one sentence a finding."""
     out = [law_sentence(f) for f in fits if f.get("headline", True)]
@@ -322,7 +288,7 @@ def answer(
             f"Of {len(held)} laws that were fitted without their largest size, {inside} have it inside their "
             f"{100 * fits[0]['level']:.0f} % interval."
         )
-    paired = (distil or {}).get("paired")
+    paired = (distillation or {}).get("paired")
     if paired:
         sure = (
             "gains"

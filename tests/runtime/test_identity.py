@@ -1,15 +1,15 @@
 """What may change about a run without making it another, and the committed studies that depend on it."""
 
-import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from etils import epath
 import pytest
 
 from recjax import configs
 from recjax.runtime.identity import USES, Use, keys, may, without
 from recjax.runtime.run import flat, plain
 from scaling.plan import grades, study, sweep
+from scaling.plan import rows as trial_rows
 from tests.models import worlds
 
 STUDIES = Path(__file__).resolve().parents[2] / "scaling" / "studies"
@@ -36,12 +36,13 @@ def test_a_key_has_its_own_uses_and_its_section_s():
 def test_finished_trials_of_committed_studies_keep_their_hashes(name, monkeypatch):
     """Else the same command would train them again."""
     monkeypatch.setattr(grades, "count", lambda *_: {})  # counts are no part of a trial's identity
-    rows = [json.loads(line) for line in (STUDIES / name / "trials.jsonl").read_text().splitlines()]
-    config = json.loads((STUDIES / name / "sweep.json").read_text())
-    config["sweep"]["trials"] = tuple(config["sweep"]["trials"])
+    rows = trial_rows.read(STUDIES / name)
+    config = study.saved(epath.Path(STUDIES / name))
     (data,) = {r["data"] for r in rows}
     other = lambda _: (worlds.SCHEMA, data)  # noqa: E731
-    trials = study.trials(ConfigDict(config), worlds.SCHEMA, data, other)
+    trials = study.trials(
+        study.Plan.of(config.sweep), config.experiment, worlds.SCHEMA, data, other
+    )
     assert len(rows) > 10 and {r["trial"] for r in rows} <= {t.run for t in trials}
     known, runs = {t.run: t for t in trials}, {}
     for r in rows:

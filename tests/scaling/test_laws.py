@@ -274,7 +274,7 @@ def test_latency_files_of_either_form(tmp_path):
         == {"0": 1.5}
     )
     (tmp_path / "c.json").write_text('{"rows": [{"model": "other", "p50_ms": 1.5}]}')
-    with pytest.raises(ValueError, match="c.json has no times by grade; give distil/latency"):
+    with pytest.raises(ValueError, match="c.json has no times by grade; give distill/latency"):
         decisions.read_latency(tmp_path / "c.json")
 
 

@@ -30,12 +30,12 @@ def test_every_stage_left_its_file(workdir):
         "fit.json",
         "laws.json",
         "decisions.json",
-        "distil.json",
+        "distill.json",
         "latency.json",
         "report.html",
     ):
         assert (workdir / name).stat().st_size > 0
-    roles = json.loads((workdir / "distil.json").read_text())["roles"]
+    roles = json.loads((workdir / "distill.json").read_text())["roles"]
     assert set(roles) == {"teacher", "undistilled", "distilled"}
     latency = json.loads((workdir / "latency.json").read_text())
     assert latency["candidates"] == 20 and latency["rows"][0]["p50_ms"] > 0
@@ -71,7 +71,7 @@ def test_the_same_command_does_nothing_twice(workdir):
 def test_a_student_trained_again_is_exported_again(workdir):
     manifest = workdir / "artifact" / "manifest.json"
     before = manifest.stat().st_mtime_ns
-    summary = workdir / "distil" / "distilled-0" / "summary.json"
+    summary = workdir / "distill" / "distilled-0" / "summary.json"
     summary.write_text(summary.read_text() + " ")
     config = configs.load("scaling/configs/quickstart.py", "runlocal")
     run.run(config, str(workdir))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from scaling.law import fit, rivals
-from scaling.report import charts
-from scaling.report import page as report
+from scaling.report import charts, page
+from scaling.report.context import Context
 
 EVIL = "<script>alert('x')</script>"
 
@@ -52,7 +52,7 @@ def context():
         "trials": rows,
         "fits": [{"label": "grade 1", **law.to_json(), "needed": [law.needed(0.7), law.needed(0.99)]}],
         "grades": {g: {"blocks": b, "n_blocks": n} for g, b, n in ((0, 1, 26240), (1, 2, 52480), (2, 4, 416640))},
-        "distil": {
+        "distillation": {
             "rows": [
                 {"model": "SUAN-2", "role": "teacher", "auc": [0.741, 0.742, 0.743], "p50_ms": 9.13},
                 {"model": "LightSUAN-1", "role": "undistilled", "auc": [0.721, 0.722, 0.723], "p50_ms": 2.17},
@@ -99,7 +99,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "new"
-    path = report.write_report(str(folder), context())
+    path = page.write_report(str(folder), Context(**context()))
     found = sorted(p.name for p in folder.rglob("*") if p.is_file())
     assert found == ["grid.svg", "law-0.svg", "report.html"]  # the temporary files are gone
     return open(path, encoding="utf-8").read()
@@ -126,15 +126,15 @@ def test_the_numbers_are_there(written):
 
 
 def test_the_grid_reads_nested_metrics(written):
-    cells = report.grade_grid([report.flat(r) for r in context()["trials"]], "auc")["cells"]
+    cells = page.grade_grid([page.flat(r) for r in context()["trials"]], "auc")["cells"]
     assert cells[0, 10_000]["seeds"] == 3
     assert len(cells) == 15
 
 
 def test_it_loads_nothing(written):
-    page = Page(written)
-    assert page.loads == []
-    assert not {"link", "img", "iframe", "object"} & set(page.tags)
+    shown = Page(written)
+    assert shown.loads == []
+    assert not {"link", "img", "iframe", "object"} & set(shown.tags)
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", written)
 
 
@@ -146,8 +146,8 @@ def test_only_its_own_script_may_run(written):
 
 
 def test_every_tag_is_closed(written):
-    page = Page(written)
-    assert page.open == []  # every tag is closed
+    shown = Page(written)
+    assert shown.open == []  # every tag is closed
 
 
 def test_what_it_is_given_is_escaped(written):
@@ -181,7 +181,7 @@ def test_a_huge_interval_does_not_flatten_the_points():
 
 
 def test_missing_stages_say_so(tmp_path):
-    page = open(report.write_report(str(tmp_path), {}), encoding="utf-8").read()
+    shown = open(page.write_report(str(tmp_path), Context()), encoding="utf-8").read()
     for words in (
         "no answer yet",
         "no report.json",
@@ -189,34 +189,34 @@ def test_missing_stages_say_so(tmp_path):
         "no student was distilled",
         "no latency",
     ):
-        assert words in page
-    assert Page(page).open == []
+        assert words in shown
+    assert Page(shown).open == []
 
 
 def test_a_held_out_miss_is_loud():
     f = context()["fits"][0]
     f["holdout"] = f["holdout"] | {"inside": False}
-    assert "OUTSIDE" in report.law_sentence(f)
-    assert "OUTSIDE" not in report.law_sentence(context()["fits"][0])
+    assert "OUTSIDE" in page.law_sentence(f)
+    assert "OUTSIDE" not in page.law_sentence(context()["fits"][0])
     f["holdout"] = f["holdout"] | {"decisive": False}
-    assert "proves little" in report.law_sentence(f)
+    assert "proves little" in page.law_sentence(f)
 
 
 def test_a_metric_that_is_undefined_in_some_seeds_is_a_mean_of_the_others():
     rows = [
         dict(model="m", role="teacher", auc=[0.6, None], gauc_user=[None, None], ece=[0.1, 0.3])
     ]
-    (row,) = report.distil_rows({"rows": rows}, "auc")["rows"]
+    (row,) = page.distillation_rows({"rows": rows}, "auc")["rows"]
     assert row["spread"] == dict(mean=0.6, sd=None, seeds=1)
     assert row["others"] == dict(gauc_user=None, ece=pytest.approx(0.2))
-    (row,) = report.distil_rows({"rows": [dict(rows[0], auc=[None])]}, "auc")["rows"]
+    (row,) = page.distillation_rows({"rows": [dict(rows[0], auc=[None])]}, "auc")["rows"]
     assert row["spread"] is None
 
 
 def test_a_student_that_is_not_told_apart_is_not_praised():
-    paired = context()["distil"]["paired"] | {"low": -0.001}
-    assert "not told apart" in report.answer([], {"paired": paired}, "auc")[0]
-    assert "gains 0.0102" in report.answer([], context()["distil"], "auc")[0]
+    paired = context()["distillation"]["paired"] | {"low": -0.001}
+    assert "not told apart" in page.answer([], {"paired": paired}, "auc")[0]
+    assert "gains 0.0102" in page.answer([], context()["distillation"], "auc")[0]
 
 
 @pytest.mark.parametrize(
@@ -232,11 +232,11 @@ def test_a_student_that_is_not_told_apart_is_not_praised():
     ],
 )
 def test_numbers_read_well(value, text):
-    assert report.number(value) == text
+    assert page.number(value) == text
 
 
 def test_sizes_read_well():
-    assert [report.count(v) for v in (900, 300_000, 1_450_054, 5.7e8)] == [
+    assert [page.count(v) for v in (900, 300_000, 1_450_054, 5.7e8)] == [
         "900",
         "300 k",
         "1.45 M",
@@ -247,4 +247,4 @@ def test_sizes_read_well():
 def test_the_context_is_json(tmp_path):
     """The sweep hands over what it read from files: a JSON round trip changes nothing."""
     given = context() | {"created": "today"}
-    assert report.render(json.loads(json.dumps(given))) == report.render(given)
+    assert page.render(Context(**json.loads(json.dumps(given)))) == page.render(Context(**given))

@@ -16,9 +16,13 @@ def config(rows):
     return c
 
 
+def trials(c, *data):
+    return study.trials(study.Plan.of(c.sweep), c.experiment, *data)
+
+
 def only(**row):
     rows = [dict(grade="0", seed=1, examples=(100, 300), **row)]
-    return study.trials(config(rows), worlds.SCHEMA, "hash")[0]
+    return trials(config(rows), worlds.SCHEMA, "hash")[0]
 
 
 def test_a_row_sets_its_axes_and_names_them():
@@ -45,7 +49,7 @@ def test_other_data_makes_another_trial_wherever_it_lies():
     moved = dict(rows[0], **{"data.dir": "c"})
     hashes = {"a": "one", "b": "two", "c": "one"}
     other = lambda data: (worlds.SCHEMA, hashes[data.dir])  # noqa: E731
-    a, b, c = study.trials(config([*rows, moved]), worlds.SCHEMA, "hash", other)
+    a, b, c = trials(config([*rows, moved]), worlds.SCHEMA, "hash", other)
     assert a.run != b.run and a.run == c.run
     assert (a.columns["data"], b.columns["data"]) == ("one", "two")
 
@@ -62,7 +66,7 @@ def test_shapes_off_the_ladder_keep_its_rate_rule():
 def test_committed_plans_are_whole(make, arg):
     """Every trial once, of known grades; seeds of a cell share a program."""
     c = make.get_config(arg)
-    found = study.trials(c, worlds.SCHEMA, "hash", lambda data: (worlds.SCHEMA, "hash"))
+    found = trials(c, worlds.SCHEMA, "hash", lambda data: (worlds.SCHEMA, "hash"))
     assert len({t.run for t in found}) == len(found)
     groups = sweep.groups(found, c.sweep.get("members", 1))
     assert sum(map(len, groups)) == len(found)

@@ -6,13 +6,13 @@ from ml_collections import ConfigDict
 import pytest
 
 from recjax.runtime.run import Interrupted
-from scaling.plan import sweep
+from scaling.plan import study, sweep
 from tests.test_contracts import config
 
 
 def trials(seeds=(0, 1)):
     out = []
-    for row in sweep.product(seed=seeds):
+    for row in study.product(seed=seeds):
         c = config("arms", train__epochs=1, eval__every=0)
         c.seed = row["seed"]
         c.eval.at_examples = (64, 128, 320)
@@ -21,11 +21,11 @@ def trials(seeds=(0, 1)):
 
 
 def test_combinators():
-    assert sweep.product(a=(1, 2), b="x") == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
-    assert sweep.zipped(a=(1, 2), b=(3, 4)) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
-    assert sweep.chain([{"a": 1}], [{"a": 2}, {"a": 1}]) == [{"a": 1}, {"a": 2}]
+    assert study.product(a=(1, 2), b="x") == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    assert study.zipped(a=(1, 2), b=(3, 4)) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert study.chain([{"a": 1}], [{"a": 2}, {"a": 1}]) == [{"a": 1}, {"a": 2}]
     with pytest.raises(ValueError):
-        sweep.zipped(a=(1, 2), b=(3,))
+        study.zipped(a=(1, 2), b=(3,))
 
 
 def test_one_row_for_each_point_of_each_pass(tmp_path):

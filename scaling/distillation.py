@@ -1,37 +1,36 @@
-"""The student of a finished sweep: chosen by its latency, trained with and without a teacher, compared.
+"""Does a large teacher make a small student better? The student, trained with and without its teacher on the same batches.
 
-The stages of `python -m scaling.distill`, which says what each does; `scaling.run` takes some of them.
+`python -m scaling.distill` picks both from a finished sweep (`scaling.choice`); `python -m scaling.run` distills what its config names.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
-import tempfile
 from typing import Any
 
 from absl import logging
 from etils import epath
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import embedding, models
 from recjax.data import open_data
 from recjax.metrics.comparison import half_width
 from recjax.models.parts import building
 from recjax.runtime.identity import Use, without
-from recjax.runtime.run import flat, plain, read_jsonl, write_text
-from recjax.serving import artifact, bench
+from recjax.runtime.run import flat, plain
 from recjax.teach import teach
 from recjax.training.loop import train
-from scaling.plan import sweep as sweeps
 from scaling.plan import together
 from scaling.plan.grades import LADDER
-from scaling.plan.rows import base_rows, on_ladder
+from scaling.report.context import Distillation, Paired
 
 MODES = ("offline", "online")
 STUDENT_OPTIONS = dict(local=8, dilation=4)  # of LightSUAN, where the sweep names none
+NAMES = (
+    "distill",
+    "distil",
+)  # of a config's section and a sweep's folder: today's, and that of sweeps written before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +57,43 @@ class Spec:
     seeds: Sequence[int]
     teachers: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, section: ConfigDict, teachers: Sequence[str]) -> "Spec":
+        """A config's section; offline, the finished `teachers` teach."""
+        return cls(
+            **{k: section[k] for k in ("teacher", "student", "mode", "temperatures", "weights")},
+            student_options=section.student_options.to_dict(),
+            examples=section.examples,
+            seeds=section.seeds,
+            teachers=tuple(teachers) if section.mode == "offline" else (),
+        )
+
+    def depends_on(self, experiment: Any, root: epath.Path) -> Any:
+        """What the results depend on, for `scaling.cache.cached`: not where the sweep or its data lie."""
+        teachers = [os.path.relpath(t, root) for t in self.teachers]
+        config = without(flat(plain(experiment)), Use.PLACE)
+        return [{**dataclasses.asdict(self), "teachers": teachers}, config]
+
     def __post_init__(self):
         building.check_choice("distillation", "mode", self.mode, MODES)
         if self.mode == "offline" and not self.teachers:
             raise ValueError("offline distillation needs finished teachers; give their workdirs")
+
+
+def section(config: ConfigDict) -> ConfigDict | None:
+    """A study's section on distillation, if it has one."""
+    return next((config[name] for name in NAMES if name in config), None)
+
+
+def folder(root: epath.Path) -> epath.Path:
+    """Where a sweep's distillations lie; those that were begun under the former name go on there."""
+    today, former = (root / name for name in NAMES)
+    return former if former.exists() else today
+
+
+def results_file(root: epath.Path) -> epath.Path:
+    """Results of the distillation that the sweep's own config names."""
+    return root / f"{folder(root).name}.json"
 
 
 # ------------------------------------------------------------------------------------------------------- configs
@@ -130,7 +162,7 @@ def tune(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
     return {"chosen": {k: best[k] for k in ("temperature", "weight")}, "rows": rows, "split": split}
 
 
-def study(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
+def train_pairs(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any]:
     """Tunes, then trains the student with and without the soft term for every seed.
 
     Returns:
@@ -197,7 +229,7 @@ def paired(roles: Mapping[str, Any], split: str, metric: str = "auc") -> dict:
     return out
 
 
-def context(results: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Any]:
+def for_report(results: Mapping[str, Any], splits: Sequence[str]) -> Distillation:
     """The report's distillation section."""
     chosen, roles = results["tuning"]["chosen"], results["roles"]
     note = (
@@ -218,174 +250,10 @@ def context(results: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Any]
             f"Distilled minus undistilled on {split}: AUC {d['mean']:+.4f}{spread}, "
             f"paired by {d['seeds']} seed(s). "
         )
-    out = {"rows": [r for s in splits for r in report_rows(roles, s)], "note": note.strip()}
+    rows = [r for s in splits for r in report_rows(roles, s)]
+    out = Distillation(rows=rows, note=note.strip())
     d = paired(roles, splits[0])
-    if d["low"] is None:
-        return out
-    found = dict(difference=d["mean"], low=d["low"], high=d["high"], level=0.95, seeds=d["seeds"])
-    return out | {"paired": found}
-
-
-# ------------------------------------------------------------------------------------------- picking from a sweep
-
-
-def latency(data: Any, model: Mapping[str, Any], candidates: int) -> dict[str, Any]:
-    """`bench.measure` of an untrained model on this machine: what it learns does not change its time."""
-    system = models.build(data.schema, model)
-    batch = next(iter(data.batches(next(iter(data.splits)), 8)))
-    tables = embedding.init(jax.random.key(0), system.tables, data.schema)
-    rows = embedding.gather(system.tables, tables, batch)
-    dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
-    with tempfile.TemporaryDirectory() as folder:
-        artifact.export_artifact(
-            epath.Path(folder) / "a",
-            system,
-            dict(dense=dense, tables=tables, state=state, frozen={}),
-            batch=batch,
-            config={},
-            vocab={t.id_space: data.vocabulary(t.id_space) for t in system.tables},
-            platforms=(jax.default_backend().replace("gpu", "cuda"),),
-            functions=("score",),
-        )
-        return bench.measure(epath.Path(folder) / "a", candidates)
-
-
-def quality(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> dict[str, float]:
-    """Grade -> mean metric over seeds at the largest data size all grades reached."""
-    sizes = [{r["examples"] for r in rows if r["grade"] == g} for g in {r["grade"] for r in rows}]
-    most = max(set.intersection(*sizes), default=None)
-    if most is None:
-        raise ValueError("the sweep's grades share no data size; finish the sweep first")
-    at: dict[str, list] = {}
-    for r in rows:
-        if r["examples"] == most and r[metric] is not None:
-            at.setdefault(r["grade"], []).append(r[metric])
-    return {grade: float(np.mean(values)) for grade, values in at.items()}
-
-
-def pick(quality_of: Mapping[str, float], ms_of: Mapping[str, float], budget_ms: float) -> dict:
-    """Student: the best grade whose p99 fits the budget. Teacher: the best larger one, or itself.
-
-    Raises:
-      ValueError: No grade fits.
-    """
-    inside = [g for g in quality_of if ms_of[g] <= budget_ms]
-    if not inside:
-        fastest = min(ms_of, key=ms_of.get)
-        raise ValueError(
-            f"no grade answers within {budget_ms:g} ms at p99 here; the fastest, grade {fastest}, takes "
-            f"{ms_of[fastest]:.1f} ms: raise --budget_ms or lower --candidates"
-        )
-    student = max(inside, key=quality_of.get)
-    order = list(LADDER)
-    larger = [g for g in quality_of if order.index(g) > order.index(student)]
-    return {"student": student, "teacher": max(larger, key=quality_of.get, default=student)}
-
-
-def made_of(spec: Spec, experiment: Any, root: epath.Path) -> Any:
-    """What a distillation depends on, for `cached`: not where the sweep or its data lie."""
-    teachers = [os.path.relpath(t, root) for t in spec.teachers]
-    config = without(flat(plain(experiment)), Use.PLACE)
-    return [{**dataclasses.asdict(spec), "teachers": teachers}, config]
-
-
-def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: bool = False) -> Any:
-    """The JSON in `path`, made and written when absent; what it was made `of` (JSON) is noted beside it.
-
-    Args:
-      path: The file.
-      make: Its content.
-      of: What that depends on.
-      again: Make it again where it was made of something else, as what takes minutes may.
-
-    Raises:
-      ValueError: It was made of something else, and not `again`.
-    """
-    note, text = path.with_name(f".{path.stem}.of"), json.dumps(plain(of), sort_keys=True)
-    stale = path.exists() and (note.read_text() != text if note.exists() else again)
-    if stale and not again:
-        raise ValueError(
-            f"{path} was made with other settings; delete it and what it made, or use a new --workdir"
-        )
-    if stale or not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, text)
-        write_text(path, json.dumps(plain(make()), indent=1))
-    return json.loads(path.read_text())
-
-
-def distill(
-    sweep: epath.PathLike,
-    *,
-    budget_ms: float,
-    candidates: int,
-    mode: str = "offline",
-    temperatures: Sequence[float] = (1.0, 2.0),
-    weights: Sequence[float] = (0.1, 0.3, 1.0),
-    seeds: Sequence[int] = (0, 1, 2),
-    examples: int = 0,
-    teachers: int = 0,
-) -> dict[str, Any]:
-    """All stages but the report; see scaling.distill.
-
-    Args:
-      sweep: Workdir of `scaling.run`.
-      budget_ms: p99 of a raw request on this machine.
-      candidates: Of a request.
-      mode, temperatures, weights, seeds: See `Spec`.
-      examples: To train on; 0: the sweep's largest size.
-      teachers: How many of the teacher grade's seeds teach together; 0: all.
-
-    Returns:
-      What `study` returns.
-    """
-    root = epath.Path(sweep)
-    config, rows = sweep_of(root)
-    base = ConfigDict(config["experiment"])
-    options = config.get("distil", {}).get("student_options", STUDENT_OPTIONS)
-    out, data = root / "distil", open_data(base.data)
-
-    experiment = config["experiment"]
-    grades = sorted({r["grade"] for r in rows})
-    timed = [grades, options, experiment["model"], experiment["data"]["history"]]
-
-    def measure():
-        models_of = {g: light(experiment["model"], g, options) for g in grades}
-        return {g: latency(data, model, candidates) for g, model in models_of.items()}
-
-    ms = cached(out / f"latency-{candidates}.json", measure, timed, again=True)
-    chosen = pick(quality(rows), {g: m["p99_ms"] for g, m in ms.items()}, budget_ms)
-    logging.info("teacher grade %s, student grade %s", chosen["teacher"], chosen["student"])
-    runs = finished(root, chosen["teacher"])
-    spec = Spec(
-        **chosen,
-        student_options=options,
-        mode=mode,
-        temperatures=tuple(temperatures),
-        weights=tuple(weights),
-        examples=examples or max(r["examples"] for r in rows),
-        seeds=tuple(seeds),
-        teachers=runs[: teachers or None],
-    )
-    depends = made_of(spec, experiment, root)
-    return cached(out / f"{mode}.json", lambda: study(base, spec, out / mode), depends)
-
-
-def finished(root: epath.Path, grade: str) -> tuple[str, ...]:
-    """Workdirs of the sweep's runs of a grade: the model itself, on the most examples."""
-    rows = [r for r in sweep_of(root)[1] if r["grade"] == grade]
-    most = max((r["examples"] for r in rows), default=0)
-    return tuple(sorted({str(sweeps.run_dir(root, r)) for r in rows if r["examples"] == most}))
-
-
-def sweep_of(root: epath.Path) -> tuple[dict, list[dict]]:
-    """(config, rows) of a finished sweep: the ladder's passes at the experiment's history, no checks, no variants."""
-    for name in ("sweep.json", "trials.jsonl"):
-        if not (root / name).exists():
-            raise FileNotFoundError(
-                f"{root / name} does not exist; give the --workdir of a python -m scaling.run that has finished"
-            )
-    config = json.loads((root / "sweep.json").read_text())
-    rows = base_rows(read_jsonl(root / "trials.jsonl"), kind="pass")
-    history = config["experiment"]["data"]["history"]
-    return config, [r for r in rows if on_ladder(r) and r.get("history", history) == history]
+    if d["low"] is not None:
+        own = {k: d[k] for k in ("low", "high", "seeds")}
+        out["paired"] = Paired(difference=d["mean"], level=0.95, **own)
+    return out
