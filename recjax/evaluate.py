@@ -8,81 +8,18 @@ Prints one JSON object per split and writes it beside the run; under "slices" it
 cold items, scenes and history lengths (`recjax.data.loading.slices`; docs/evaluate.md).
 """
 
-from collections.abc import Sequence
-import glob
 import json
 import sys
-import tempfile
 
-from absl import app, flags, logging
+from absl import app, flags
 from etils import epath
 import jax
-from ml_collections import ConfigDict
 
-from recjax import score
-from recjax.data.loading.layout import BatchError
-from recjax.data.loading.slices import Slice, default_slices, make_slices
-from recjax.data.store.prepared import Prepared
-from recjax.data.store.translate import Translated
 from recjax.evaluation import score_files
 from recjax.runtime import hosts
-from recjax.runtime.run import plain, set_up, write_text
-from recjax.training.opening import evaluator_for, open_run
-
-
-def evaluate_run(run: str, data_dir: str, splits, *, best: bool, wanted: Sequence[str]) -> dict:
-    """split -> metrics of a run, with the wanted slices."""
-    config, data, system, trees, _ = open_run(run, data_dir, best=best)
-    evaluator = evaluator_for(system, config)
-    out = {}
-    for split in splits:
-        batches = data.batches(split, config.eval.batch, shards=evaluator.mesh.size)
-        slices = slices_of(data, config, split, wanted)
-        out[split] = plain(evaluator(trees, hosts.in_step(batches, evaluator.plan), slices=slices))
-    return out
-
-
-def slices_of(data, config: ConfigDict, split: str, wanted: Sequence[str]) -> list[Slice]:
-    """Slices of a split; new is what the run has not trained on, where its own data is the one evaluated."""
-    if not wanted or not hasattr(data, "prepared"):
-        return []
-    trained = None
-    if not isinstance(data.prepared, Translated) and config.data.train in data.splits:
-        trained = dict(
-            prepared=data.prepared, split=config.data.train, examples=config.train.examples
-        )
-    return make_slices(data.prepared, split, wanted, trained)
-
-
-def evaluate_scores(pattern: str, data_dir: str, wanted: Sequence[str]) -> dict:
-    """split -> metrics of files that `recjax.score` wrote."""
-    files = sorted(glob.glob(pattern))
-    about = score_files.read_about(files)
-    slices: list[Slice] = []
-    if wanted:
-        if not data_dir:
-            raise BatchError("slices are made from the scored data; give --data, or --slices=")
-        prepared = Prepared(data_dir)
-        score_files.check_data(about, prepared)
-        if about["translated"]:  # what the model knew, this data's ids do not tell
-            wanted = default_slices(prepared.schema) if list(wanted) == ["default"] else wanted
-            wanted = [w for w in wanted if not w.startswith("new:")]
-            logging.warning("scored with a model of other data: new: slices are left out")
-        trained = dict(about["trained"], prepared=prepared)
-        known = trained["split"] in prepared.splits
-        slices = make_slices(prepared, about["split"], wanted, trained if known else None)
-    return {about["split"]: plain(score_files.measure(files, slices))}
-
-
-def evaluate_artifact(artifact: str, data_dir: str, splits, wanted: Sequence[str]) -> dict:
-    """split -> metrics of an artifact on prepared data."""
-    out = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for split in splits:
-            file = f"{folder}/{split}.parquet"
-            score.score(artifact, data_dir, file, split=split)
-            out |= evaluate_scores(file, data_dir, wanted)
-    return out
+from recjax.runtime.run import set_up, write_text
+from recjax.serving import batch_scoring
+from recjax.training import inference
 
 
 def main(_) -> None:
@@ -99,11 +36,13 @@ def run_flags() -> None:
         sys.exit("error: an artifact is evaluated on a prepared directory; give --data")
     wanted = [w for w in _SLICES.value if w]
     if _RUN.value:
-        found = evaluate_run(_RUN.value, _DATA.value, _SPLIT.value, best=_BEST.value, wanted=wanted)
+        found = inference.evaluate(
+            _RUN.value, _DATA.value, _SPLIT.value, best=_BEST.value, wanted=wanted
+        )
     elif _ARTIFACT.value:
-        found = evaluate_artifact(_ARTIFACT.value, _DATA.value, _SPLIT.value, wanted)
+        found = batch_scoring.evaluate(_ARTIFACT.value, _DATA.value, _SPLIT.value, wanted)
     else:
-        found = evaluate_scores(_SCORES.value, _DATA.value, wanted)
+        found = score_files.evaluate(_SCORES.value, _DATA.value, wanted)
     folder = _OUT.value or _RUN.value
     for split, result in found.items() if jax.process_index() == 0 else ():
         print(json.dumps({"split": split, **result}))

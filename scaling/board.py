@@ -30,8 +30,8 @@ from recjax.data import open_data
 from recjax.evaluation import kept_scores
 from recjax.metrics.comparison import paired_bootstrap
 from recjax.runtime.run import plain, set_up, write_text
-from recjax.teach import teach
 from recjax.training import opening
+from recjax.training.inference import teach
 from recjax.training.loop import train
 from scaling.cache import cached
 from scaling.choice import latency

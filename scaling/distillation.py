@@ -19,7 +19,7 @@ from recjax.metrics.comparison import half_width
 from recjax.models.parts import building
 from recjax.runtime.identity import Use, without
 from recjax.runtime.run import flat, plain
-from recjax.teach import teach
+from recjax.training.inference import teach
 from recjax.training.loop import train
 from scaling.plan import together
 from scaling.plan.grades import LADDER

@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "recjax.evaluation": (*CORE, "recjax.runtime"),
     "recjax.training": (*CORE, "recjax.runtime", "recjax.evaluation"),
     "recjax.serving": (*CORE, "recjax.runtime", "recjax.evaluation", "recjax.training"),
-    **{room: (*LIBRARY, *COMMANDS[:i]) for i, room in enumerate(COMMANDS)},
+    **dict.fromkeys(COMMANDS, LIBRARY),
     "recjax": (),
     "launch": LIBRARY,
     "experiments": LIBRARY,
@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "scaling.law": (*LIBRARY, "scaling.plan"),
     "scaling.report": (*LIBRARY, "scaling.plan", "scaling.law"),
     "scaling.configs": (*LIBRARY, "experiments", "scaling.plan"),
-    "scaling": (*LIBRARY, "recjax.teach", "scaling.plan", "scaling.law", "scaling.report"),
+    "scaling": (*LIBRARY, "scaling.plan", "scaling.law", "scaling.report"),
 }
 
 
@@ -61,9 +61,9 @@ class Import(NamedTuple):
 # ---- reading a tree
 
 
-def modules(root: pathlib.Path, tops=TOPS) -> dict[str, pathlib.Path]:
-    """Dotted name -> file, of every Python file under the folders `tops`."""
-    files = [f for top in tops for f in sorted((root / top).rglob("*.py"))]
+def modules(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Dotted name -> file, of every Python file of the packages and their tests."""
+    files = [f for top in (*TOPS, "tests") for f in sorted((root / top).rglob("*.py"))]
     return {
         ".".join(f.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): f
         for f in files
@@ -104,8 +104,8 @@ class Tree:
       lost: Sentences about imports of this tree's packages that name no file and nothing in one.
     """
 
-    def __init__(self, root: pathlib.Path, extra: tuple[str, ...] = ()):
-        self.files = modules(root, TOPS + extra)
+    def __init__(self, root: pathlib.Path):
+        self.files = modules(root)
         self.trees = {name: ast.parse(file.read_text()) for name, file in self.files.items()}
         self.found: list[Import] = []
         self.lost: list[str] = []
@@ -114,7 +114,7 @@ class Tree:
                 self._follow(source, module, name, line)
 
     def _follow(self, source: str, module: str, name: str, line: int) -> None:
-        if module.partition(".")[0] not in TOPS:
+        if module.partition(".")[0] not in (*TOPS, "tests"):
             self.found.append(Import(source, module.partition(".")[0] or module, line))
         elif name and f"{module}.{name}" in self.files:
             self.found.append(Import(source, f"{module}.{name}", line))
@@ -215,7 +215,7 @@ RULES = (strangers, against_the_arrows, file_circles, room_circles, data_with_ja
 
 @pytest.fixture(scope="module")
 def source() -> Tree:
-    return Tree(ROOT, ("tests",))
+    return Tree(ROOT)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)

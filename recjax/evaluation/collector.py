@@ -1,4 +1,4 @@
-"""Every scored row on the host, for exact metrics of a split and of its slices."""
+"""Collects the scores of an evaluation on the host, for exact metrics of a split and of its slices."""
 
 from collections.abc import Mapping, Sequence
 import math

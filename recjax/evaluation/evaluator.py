@@ -1,4 +1,4 @@
-"""Evaluation of a system on batches, and everything of a finished run that it takes.
+"""The evaluator: metrics of a system on batches, while it trains and after.
 
 Sums are kept on the device and merged; predictions are kept on the host up to 10 M rows, for exact AUC and grouped
 AUC. The command is `recjax.evaluate`.

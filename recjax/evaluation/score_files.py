@@ -1,25 +1,29 @@
-"""Scored impressions of prepared data: how they are written by many hosts, and what they measure.
+"""Files of scores that `recjax.score` writes, one of each host that scores its part: their form, and their metrics.
 
 Every host scores its own blocks with its own copy of the model and writes one part, so nothing is exchanged and a part
 that failed is simply done again; whoever reads all parts gets the figures one host would have got.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import glob
 import json
 import pathlib
 import re
 from typing import Any
 
+from absl import logging
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recjax.data.loading.batches import Part
-from recjax.data.loading.slices import Slice
+from recjax.data.loading.layout import BatchError
+from recjax.data.loading.slices import Slice, default_slices, make_slices
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.store.translate import Translated
 from recjax.evaluation.collector import Collector, SliceCollector
 from recjax.evaluation.probability import probability_names
+from recjax.runtime.run import plain
 
 KEY = b"recjax"
 BLOCK = 65_536  # scored rows measured at a time
@@ -163,3 +167,23 @@ def check_data(about: Mapping[str, Any], prepared: Prepared) -> None:
 
 def with_metadata(table: pa.Table, about: bytes) -> pa.Table:
     return table.replace_schema_metadata({KEY: about})
+
+
+def evaluate(pattern: str, data_dir: str, wanted: Sequence[str]) -> dict:
+    """split -> metrics of the files that `recjax.score` wrote, of the wanted slices too (of the data in `data_dir`)."""
+    files = sorted(glob.glob(pattern))
+    about = read_about(files)
+    slices: list[Slice] = []
+    if wanted:
+        if not data_dir:
+            raise BatchError("slices are made from the scored data; give --data, or --slices=")
+        prepared = Prepared(data_dir)
+        check_data(about, prepared)
+        if about["translated"]:  # what the model knew, this data's ids do not tell
+            wanted = default_slices(prepared.schema) if list(wanted) == ["default"] else wanted
+            wanted = [w for w in wanted if not w.startswith("new:")]
+            logging.warning("scored with a model of other data: new: slices are left out")
+        trained = dict(about["trained"], prepared=prepared)
+        known = trained["split"] in prepared.splits
+        slices = make_slices(prepared, about["split"], wanted, trained if known else None)
+    return {about["split"]: plain(measure(files, slices))}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from recjax import configs, models, score
+from recjax import configs, models
 from recjax.data.worlds import ecup as worlds
 from recjax.evaluation.evaluator import Evaluator
 from recjax.metrics import uplift
@@ -17,7 +17,7 @@ from recjax.models import ecup
 from recjax.models.parts.arms import Arms, arms_of, tables_of
 from recjax.runtime import mesh as meshes
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
-from recjax.serving import artifact
+from recjax.serving import artifact, batch_scoring
 from recjax.serving.export import export_run
 from recjax.serving.scorer import Scorer
 from recjax.training.loop import train
@@ -510,7 +510,7 @@ def test_export_and_score(cache_dir, tmp_path):
     prepared_dir = str(worlds.prepare(cache_dir, people=2_000))
     for function, column in (("score", "ctcvr/probability"), ("arms", "uplift_ctcvr/2")):
         out = tmp_path / f"{function}.parquet"
-        rows = score.score(str(folder), prepared_dir, str(out), function=function)
+        rows = batch_scoring.score(str(folder), prepared_dir, str(out), function=function)
         table = pq.read_table(out)
         assert rows == 1_000 and np.std(table[column].to_numpy()) > 0
 

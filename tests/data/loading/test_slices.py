@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from recjax import configs, evaluate, score
+from recjax import configs
 from recjax.data.loading import slices as slices_
 from recjax.data.loading.slices import make_slices
 from recjax.data.store.prepared import DataError, Prepared
@@ -18,6 +18,8 @@ from recjax.data.store.writing import write_prepared
 from recjax.evaluation import score_files
 from recjax.metrics.classification import auc
 from recjax.schema import OOV, Feature, IdSpace, Schema
+from recjax.serving import batch_scoring
+from recjax.training import inference
 from recjax.training.loop import train
 from recjax.training.opening import open_run
 
@@ -169,7 +171,7 @@ def test_a_slice_that_is_not_understood_is_refused(data, wanted, message):
 
 
 def test_the_planted_difference_shows_in_its_slice_only(data, run):
-    found = evaluate.evaluate_run(str(run), "", ["test"], best=False, wanted=["default"])["test"]
+    found = inference.evaluate(str(run), "", ["test"], best=False, wanted=["default"])["test"]
     scene = found["slices"]["by:scene"]
     assert scene["s0"]["auc"] > 0.7 and scene["s1"]["auc"] > 0.7 and scene["s2"]["auc"] < 0.35
     items = found["slices"]["new:item"]
@@ -183,18 +185,20 @@ def test_the_planted_difference_shows_in_its_slice_only(data, run):
 
 
 def test_scored_by_three_hosts_it_measures_as_by_one(data, run, tmp_path):
-    whole = evaluate.evaluate_run(str(run), "", ["test"], best=False, wanted=["default"])
+    whole = inference.evaluate(str(run), "", ["test"], best=False, wanted=["default"])
     rows = [
-        score.score("", str(data.path), str(tmp_path / "s.parquet"), run=str(run), shard=(i, 3))
+        batch_scoring.score(
+            "", str(data.path), str(tmp_path / "s.parquet"), run=str(run), shard=(i, 3)
+        )
         for i in range(3)
     ]
     assert sum(rows) == data.splits["test"] and min(rows) > 200
     none = str(tmp_path / "none.parquet")  # eight blocks, nine hosts
-    assert score.score("", str(data.path), none, run=str(run), shard=(8, 9)) == 0
+    assert batch_scoring.score("", str(data.path), none, run=str(run), shard=(8, 9)) == 0
     first, last = (pq.read_schema(f) for f in sorted(tmp_path.glob("*0000[08]-of*"))[::-1])
     assert last.equals(first)
     pattern = str(tmp_path / "s-*.parquet")
-    parts = evaluate.evaluate_scores(pattern, str(data.path), ["default"])
+    parts = score_files.evaluate(pattern, str(data.path), ["default"])
     assert parts["test"]["auc"] == pytest.approx(whole["test"]["auc"], abs=1e-6)
     for name, want in whole["test"]["slices"].items():
         for value, figures in want.items():
@@ -207,13 +211,13 @@ def test_scored_by_three_hosts_it_measures_as_by_one(data, run, tmp_path):
     assert auc(frame["logit"], frame["click"]) == pytest.approx(whole["test"]["auc"], abs=1e-6)
     (tmp_path / "s-00001-of-00003.parquet").unlink()
     with pytest.raises(score_files.ScoredError, match=r"parts \[1\] are missing; .*--shard=1/3"):
-        evaluate.evaluate_scores(pattern, str(data.path), [])
+        score_files.evaluate(pattern, str(data.path), [])
 
 
 def test_parts_of_two_models_are_refused(data, run, tmp_path):
     """The same run a step later, and of another config; parts of earlier versions do not say, and are taken."""
     pattern, out = str(tmp_path / "s-*.parquet"), str(tmp_path / "s.parquet")
-    score.score("", str(data.path), out, run=str(run), shard=(0, 2))
+    batch_scoring.score("", str(data.path), out, run=str(run), shard=(0, 2))
     later, other = (shutil.copytree(run, tmp_path / name) for name in ("later", "other"))
     (saved,) = (later / "checkpoints" / "recent").iterdir()
     step = int(saved.name)
@@ -221,22 +225,22 @@ def test_parts_of_two_models_are_refused(data, run, tmp_path):
     config = json.loads((other / "config.json").read_text())
     config["data"]["workers"] = 2  # changes nothing
     (other / "config.json").write_text(json.dumps(config))
-    score.score("", str(data.path), out, run=str(other), shard=(1, 2))
-    assert evaluate.evaluate_scores(pattern, str(data.path), [])["test"]["auc"] > 0.5
+    batch_scoring.score("", str(data.path), out, run=str(other), shard=(1, 2))
+    assert score_files.evaluate(pattern, str(data.path), [])["test"]["auc"] > 0.5
     (other / "config.json").write_text(json.dumps(config | {"seed": 7}))
     for wrong, message in (
         (later, rf"same model \(newest step {step + 1} of a run .*; newest step {step} of"),
         (other, rf"same model \(newest step {step} of a run .*; newest step {step} of"),
     ):
-        score.score("", str(data.path), out, run=str(wrong), shard=(1, 2))
+        batch_scoring.score("", str(data.path), out, run=str(wrong), shard=(1, 2))
         with pytest.raises(score_files.ScoredError, match=message):
-            evaluate.evaluate_scores(pattern, str(data.path), [])
+            score_files.evaluate(pattern, str(data.path), [])
     part = tmp_path / "s-00001-of-00002.parquet"
     table = pq.read_table(part)
     said = json.loads(table.schema.metadata[score_files.KEY])
     del said["model"]
     pq.write_table(score_files.with_metadata(table, json.dumps(said).encode()), part)
-    measured = evaluate.evaluate_scores(pattern, str(data.path), [])["test"]
+    measured = score_files.evaluate(pattern, str(data.path), [])["test"]
     assert measured["evaluated"] == data.splits["test"]
 
 
@@ -251,15 +255,15 @@ def test_an_artifact_measures_as_its_run(data, run, tmp_path):
         tmp_path / "artifact", system, trees, batch=batch, config=config.to_dict(),
         platforms=("cpu",), rows_format="float32", vocab=vocab,
     )  # fmt: skip
-    whole = evaluate.evaluate_run(str(run), "", ["test"], best=False, wanted=["by:scene"])
-    exported = evaluate.evaluate_artifact(
+    whole = inference.evaluate(str(run), "", ["test"], best=False, wanted=["by:scene"])
+    exported = batch_scoring.evaluate(
         str(tmp_path / "artifact"), str(data.path), ["test"], ["by:scene"]
     )
     for scene, figures in whole["test"]["slices"]["by:scene"].items():
         got = exported["test"]["slices"]["by:scene"][scene]
         assert got["auc"] == pytest.approx(figures["auc"], abs=1e-4)
     other = write(tmp_path, shift=7)
-    again = evaluate.evaluate_artifact(
+    again = batch_scoring.evaluate(
         str(tmp_path / "artifact"), str(other.path), ["test"], ["by:scene"]
     )
     assert again["test"]["auc"] == pytest.approx(exported["test"]["auc"], abs=1e-6)
@@ -272,7 +276,7 @@ def test_a_log_with_other_ids_is_scored_by_its_values(data, run, tmp_path):
     other = write(tmp_path, shift=7)
     assert not other.vocabulary("item").equals(data.vocabulary("item"))
     mine, theirs = (
-        evaluate.evaluate_run(str(run), d, ["test"], best=False, wanted=["new:item"])["test"]
+        inference.evaluate(str(run), d, ["test"], best=False, wanted=["new:item"])["test"]
         for d in ("", str(other.path))
     )
     assert theirs["auc"] == mine["auc"] and theirs["logloss"] == mine["logloss"]

@@ -8,9 +8,10 @@ import signal
 import numpy as np
 import pytest
 
-from recjax import configs, teach
+from recjax import configs
 from recjax.data.loading.taught import question_file, question_of
 from recjax.runtime.run import Interrupted
+from recjax.training import inference
 from recjax.training.loop import train
 from tests.data.loading.test_slices import write
 
@@ -39,7 +40,7 @@ def run(trained, tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """Batches that the teacher was asked about."""
-    calls, made = [], teach.evaluator_for
+    calls, made = [], inference.evaluator_for
 
     def counting(*args):
         evaluator = made(*args)
@@ -47,12 +48,12 @@ def asked(monkeypatch):
         evaluator.outputs = lambda *a: calls.append(1) or answer(*a)
         return evaluator
 
-    monkeypatch.setattr(teach, "evaluator_for", counting)
+    monkeypatch.setattr(inference, "evaluator_for", counting)
     return calls
 
 
 def answers(run, **question) -> np.ndarray:
-    return np.load(teach.teach(run, "train", **question))
+    return np.load(inference.teach(run, "train", **question))
 
 
 def file_of(run):
@@ -104,14 +105,14 @@ def test_a_longer_prefix_asks_for_what_is_missing_only(run, asked):
 def test_sigterm_keeps_what_was_answered(run, asked, monkeypatch, last):
     """During the last batch too."""
 
-    class Killed(teach.Stop):
+    class Killed(inference.Stop):
         def raise_if_requested(self, save):
             if len(asked) == last:
                 os.kill(os.getpid(), signal.SIGTERM)
             super().raise_if_requested(save)
 
     with monkeypatch.context() as m:
-        m.setattr(teach, "Stop", Killed)
+        m.setattr(inference, "Stop", Killed)
         with pytest.raises(Interrupted):
             answers(run)
     kept = np.load(file_of(run))

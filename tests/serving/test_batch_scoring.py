@@ -8,10 +8,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from recjax import evaluate, score
 from recjax.data.store.writing import write_prepared
 from recjax.evaluation import score_files
-from recjax.serving import artifact
+from recjax.serving import artifact, batch_scoring
 from recjax.serving.scorer import Scorer, probability
 from tests import fakes
 from tests.serving.conftest import export, vocabularies
@@ -52,7 +51,7 @@ def as_request(row: dict) -> dict:
 
 def test_a_file_scores_as_its_requests(exported, loaded, raw_file, tmp_path):
     out = tmp_path / "out.parquet"
-    assert score.score(exported.path, raw_file, out, chunk=4) == ROWS
+    assert batch_scoring.score(exported.path, raw_file, out, chunk=4) == ROWS
     got = pl.read_parquet(out)
     passed = ["key", "time", "user", "arm", "item", "price"]
     assert got.columns == [*passed, "logit", "probability", "buy/logit", "buy/probability"]
@@ -66,7 +65,7 @@ def test_a_file_scores_as_its_requests(exported, loaded, raw_file, tmp_path):
     ):
         np.testing.assert_allclose(got[column], [w[output][0] for w in want], atol=1e-6)
     assert got["logit"].n_unique() > ROWS / 2
-    score.score(exported.path, raw_file, tmp_path / "plain.parquet", corrected=False)
+    batch_scoring.score(exported.path, raw_file, tmp_path / "plain.parquet", corrected=False)
     plain = pl.read_parquet(tmp_path / "plain.parquet")
     np.testing.assert_allclose(plain["probability"], probability(got["logit"]), rtol=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -81,7 +80,7 @@ def test_lists_of_candidates_get_lists_of_scores(exported, tmp_path):
     listed = one.with_columns(pl.concat_list("item", "item"), pl.concat_list("price", "price"))
     for name, frame in (("one", one), ("two", listed), ("none", one[:0])):
         frame.write_parquet(tmp_path / f"{name}.parquet")
-        score.score(
+        batch_scoring.score(
             exported.path, tmp_path / f"{name}.parquet", tmp_path / f"{name}.out", chunk=ROWS
         )
     single, double, none = (pl.read_parquet(tmp_path / f"{n}.out") for n in ("one", "two", "none"))
@@ -106,8 +105,10 @@ def test_lists_of_candidates_get_lists_of_scores(exported, tmp_path):
 def test_bad_files_are_one_sentence_and_no_output(exported, tmp_path, changes, message):
     drop = changes.pop("drop", [])
     raw_rows(**changes).drop(drop).write_parquet(tmp_path / "bad.parquet")
-    with pytest.raises((score.ScoreError, *score.ERRORS), match=message) as e:
-        score.score(exported.path, tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=4)
+    with pytest.raises(batch_scoring.ERRORS, match=message) as e:
+        batch_scoring.score(
+            exported.path, tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=4
+        )
     assert "\n" not in str(e.value)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.parquet"]
 
@@ -116,21 +117,25 @@ def test_a_bad_row_late_in_the_file_is_named_and_leaves_no_output(exported, tmp_
     items = raw_rows()["item"].to_list()
     raw_rows(item=[*items[:9], None, items[10]]).write_parquet(tmp_path / "bad.parquet")
     (tmp_path / "out.parquet").write_text("an earlier result")
-    with pytest.raises(score.ERRORS, match="bad.parquet: row 9: 'item' is null"):
-        score.score(exported.path, tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=4)
+    with pytest.raises(batch_scoring.ERRORS, match="bad.parquet: row 9: 'item' is null"):
+        batch_scoring.score(
+            exported.path, tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=4
+        )
     assert (tmp_path / "out.parquet").read_text() == "an earlier result"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_files_that_are_not_there_or_not_parquet(exported, tmp_path):
-    with pytest.raises(score.ScoreError, match="none.parquet does not exist; --in names"):
-        score.score(exported.path, tmp_path / "none.parquet", tmp_path / "out.parquet")
+    with pytest.raises(batch_scoring.ScoreError, match="none.parquet does not exist; --in names"):
+        batch_scoring.score(exported.path, tmp_path / "none.parquet", tmp_path / "out.parquet")
     (tmp_path / "text.parquet").write_text("not parquet at all")
-    with pytest.raises(score.ScoreError, match="text.parquet is no parquet file"):
-        score.score(exported.path, tmp_path / "text.parquet", tmp_path / "out.parquet")
+    with pytest.raises(batch_scoring.ScoreError, match="text.parquet is no parquet file"):
+        batch_scoring.score(exported.path, tmp_path / "text.parquet", tmp_path / "out.parquet")
     raw_rows().write_parquet(tmp_path / "in.parquet")
-    with pytest.raises(score.ScoreError, match="does not exist; make it, or give another --out"):
-        score.score(exported.path, tmp_path / "in.parquet", tmp_path / "no" / "out.parquet")
+    with pytest.raises(
+        batch_scoring.ScoreError, match="does not exist; make it, or give another --out"
+    ):
+        batch_scoring.score(exported.path, tmp_path / "in.parquet", tmp_path / "no" / "out.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -171,38 +176,39 @@ def prepared(tmp_path_factory):
 
 def test_a_prepared_split_scores_as_the_file(exported, prepared, raw_file, tmp_path):
     out = tmp_path / "split.parquet"
-    assert score.score(exported.path, prepared, out, chunk=3) == ROWS
-    score.score(exported.path, raw_file, tmp_path / "file.parquet")
+    assert batch_scoring.score(exported.path, prepared, out, chunk=3) == ROWS
+    batch_scoring.score(exported.path, raw_file, tmp_path / "file.parquet")
     mine, theirs = pl.read_parquet(out).sort("request"), pl.read_parquet(tmp_path / "file.parquet")
     assert mine.columns[:7] == ["row", "request", "time", "page", "click", "buy", "weight"]
     np.testing.assert_allclose(mine["logit"], theirs["logit"], atol=1e-6)
     np.testing.assert_array_equal(mine["page"], np.arange(ROWS) // 2)
-    with pytest.raises(score.ERRORS, match="no split 'week'; there are test"):
-        score.score(exported.path, prepared, out, split="week")
+    with pytest.raises(batch_scoring.ERRORS, match="no split 'week'; there are test"):
+        batch_scoring.score(exported.path, prepared, out, split="week")
 
 
 def test_hosts_without_a_block_write_parts_that_evaluate_takes(exported, prepared, tmp_path):
     """Three blocks for five hosts."""
     whole = tmp_path / "whole.parquet"
-    assert score.score(exported.path, prepared, whole) == ROWS
+    assert batch_scoring.score(exported.path, prepared, whole) == ROWS
     rows = [
-        score.score(exported.path, prepared, tmp_path / "s.parquet", shard=(i, 5)) for i in range(5)
+        batch_scoring.score(exported.path, prepared, tmp_path / "s.parquet", shard=(i, 5))
+        for i in range(5)
     ]
     assert rows == [4, 4, 3, 0, 0]
     first, last = (pq.read_schema(tmp_path / f"s-0000{i}-of-00005.parquet") for i in (0, 4))
     assert last.equals(first)
-    want = evaluate.evaluate_scores(str(whole), str(prepared), [])
-    assert evaluate.evaluate_scores(str(tmp_path / "s-*.parquet"), str(prepared), []) == want
+    want = score_files.evaluate(str(whole), str(prepared), [])
+    assert score_files.evaluate(str(tmp_path / "s-*.parquet"), str(prepared), []) == want
 
 
 def test_parts_of_two_artifacts_are_refused(exported, prepared, tmp_path):
     export(tmp_path / "other", metadata={"keep_prob": 0.5})
     for i, path in enumerate((exported.path, tmp_path / "other")):
-        score.score(path, prepared, tmp_path / "s.parquet", shard=(i, 2))
+        batch_scoring.score(path, prepared, tmp_path / "s.parquet", shard=(i, 2))
     with pytest.raises(
         score_files.ScoredError, match=r"same model \('score' of artifact \w+; 'score'"
     ):
-        evaluate.evaluate_scores(str(tmp_path / "s-*.parquet"), str(prepared), [])
+        score_files.evaluate(str(tmp_path / "s-*.parquet"), str(prepared), [])
 
 
 def test_data_with_another_vocabulary_is_scored_by_its_values(exported, prepared, tmp_path):
@@ -222,10 +228,10 @@ def test_data_with_another_vocabulary_is_scored_by_its_values(exported, prepared
     items = [means.get(i, i) for i in rows["item"]]
     raw_rows(item=items, hist_item=seen).write_parquet(tmp_path / "turned.parquet")
     for source in ("other", "turned.parquet"):
-        score.score(exported.path, tmp_path / source, tmp_path / f"{source}.out")
+        batch_scoring.score(exported.path, tmp_path / source, tmp_path / f"{source}.out")
     mine, theirs = (pl.read_parquet(tmp_path / f"{n}.out") for n in ("other", "turned.parquet"))
     np.testing.assert_allclose(mine.sort("request")["logit"], theirs["logit"], atol=1e-6)
-    score.score(exported.path, prepared, tmp_path / "as_it_was")
+    batch_scoring.score(exported.path, prepared, tmp_path / "as_it_was")
     before = pl.read_parquet(tmp_path / "as_it_was")
     assert abs(before["logit"] - mine["logit"]).max() > 0.01
 
@@ -243,4 +249,4 @@ def test_the_command(exported, raw_file, tmp_path, run_python):
 def test_a_broken_artifact_stops_the_command(raw_file, tmp_path):
     (tmp_path / "half").mkdir()
     with pytest.raises(artifact.ArtifactError, match="half-written or no artifact"):
-        score.score(tmp_path / "half", raw_file, tmp_path / "out.parquet")
+        batch_scoring.score(tmp_path / "half", raw_file, tmp_path / "out.parquet")
