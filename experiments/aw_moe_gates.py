@@ -14,37 +14,25 @@ from typing import Any
 
 from absl import app, flags
 from etils import epath
-import jax
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from recjax import embedding
-from recjax.runtime import mesh as meshes
 from recjax.runtime.run import plain, set_up, write_text
-from recjax.training.opening import open_run, placement
+from recjax.training.opening import evaluator_for, open_run
 
 
 def gates(run: epath.PathLike, splits: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
     """gate and alpha [N, K], and taste [N] where the data has it, of each split's rows in order."""
     config, data, system, trees, _ = open_run(run)
-    mesh = meshes.make()
-    plan = placement(system, config, mesh)
-    parts = [trees[k] for k in ("dense", "state", "frozen")]
-
-    @jax.jit
-    def of_batch(parts, tables, batch):
-        rows = embedding.gather(system.tables, tables, batch, plan)
-        out = system.outputs(parts[0], rows, parts[1], parts[2], batch)
-        return out["gate"][:, 0], out["alpha"][:, 0]
-
+    evaluator = evaluator_for(system, config)
     out = {}
     for split in splits:
         found: dict[str, list] = {"gate": [], "alpha": [], "taste": [], "row": []}
-        for batch in data.batches(split, config.eval.batch, shards=mesh.size):
+        for batch in data.batches(split, config.eval.batch, shards=evaluator.mesh.size):
             real = batch["valid"][:, 0]
-            values = of_batch(parts, trees["tables"], meshes.put(mesh, plan.route(batch)))
-            for name, x in zip(("gate", "alpha"), values, strict=True):
-                found[name].append(np.asarray(x)[real])
+            outputs = evaluator.outputs(trees, evaluator.put(batch))
+            for name in ("gate", "alpha"):
+                found[name].append(np.asarray(outputs[name])[real, 0])
             found["row"].append(batch["row"][real, 0])
             found["taste"].append(batch["label"]["taste"][real, 0])
         rows = {k: np.concatenate(v) for k, v in found.items()}

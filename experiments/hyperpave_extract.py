@@ -44,8 +44,8 @@ class Extractor:
         self.config, self.data, self.system, self.trees, _ = open_run(run, best=best)
         self.encode = texts.encoder(self.config.data.prepare.get("text", "wordllama"))
         fns = {n: jax.jit(self.system.exports[n].fn) for n in ("catalog", "extract")}
-        dense = self.trees["dense"]
-        self._call = lambda name, batch: fns[name](dense, {}, {}, {}, batch)
+        params = self.trees.params({})
+        self._call = lambda name, batch: fns[name](params, batch)
         self._catalogs: dict = {}
 
     @property

@@ -93,17 +93,15 @@ def learned(run: epath.PathLike, split: str, field: str, positions: int, example
     mesh = meshes.make()
     plan = placement(system, config, mesh)
     size = data.schema.space(data.schema.feature(field).id_space).size
-    parts = [trees[k] for k in ("dense", "state", "frozen")]
 
     @jax.jit
-    def of_batch(parts, tables, batch):
-        dense, state, frozen = parts
-        rows = embedding.gather(system.tables, tables, batch, plan)
-        return system.exports["correlation"].fn(dense, rows, state, frozen, batch)["correlation"]
+    def of_batch(trees, batch):
+        rows = embedding.gather(system.tables, trees.tables, batch, plan)
+        return system.exports["correlation"].fn(trees.params(rows), batch)["correlation"]
 
     total = seen = 0.0
     for batch in data.batches(split, config.eval.batch, examples=examples, shards=mesh.size):
-        cor = of_batch(parts, trees["tables"], meshes.put(mesh, plan.route(batch)))
+        cor = of_batch(trees, meshes.put(mesh, plan.route(batch)))
         cor = np.asarray(cor, np.float64)[batch["valid"][:, 0], 0, -positions:]
         events, mask, target, _ = columns(data.schema, batch, field, positions)
         args = events[:, -cor.shape[1] :], mask[:, -cor.shape[1] :], target

@@ -36,6 +36,7 @@ from recjax.embedding.placement import SMALL, Skew
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import write_text
 from recjax.training.step import init_trees, make_step, zero_sums
+from recjax.trees import Trees
 
 Tree = Any
 
@@ -99,7 +100,7 @@ class Step:
     plan: embedding.Plan
     fn: Any
     args: tuple
-    trees: Tree
+    trees: Trees
     per_shard: dict[str, float]  # id space -> unique ids of a shard
 
 
@@ -115,13 +116,13 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> Step:
     everywhere = meshes.replicated(mesh)
     trees = jax.eval_shape(lambda b: init_trees(system, config, b, plan), batch)
     sums = zero_sums(system, trees, batch, plan)
-    tables = trees.pop("tables")
-    trees = jax.tree.map(_shape(everywhere, mesh), trees)
-    tables = jax.tree.map(lambda x, s: _shape(s, mesh)(x), tables, plan.shardings(tables))
+    own = plan.shardings(trees.tables)
+    tables = jax.tree.map(lambda x, s: _shape(s, mesh)(x), trees.tables, own)
+    trees = jax.tree.map(_shape(everywhere, mesh), trees.replace(tables={}))
     key = jax.eval_shape(lambda: jax.random.key(0))
     scalars = key, np.int32(0), np.float32(1)
     rest = jax.tree.map(_shape(everywhere, mesh), (sums, *scalars))
-    trees = dict(trees, tables=tables)
+    trees = trees.replace(tables=tables)
     unique = {s: x.unique for s, x in skew.items()}
     args = trees, rest[0], batch, *rest[1:]
     return Step(plan, make_step(system, config, 1_000_000, plan), args, trees, unique)
@@ -242,7 +243,7 @@ def ideal_bytes(step: Step) -> int:
     gradients of everything that is replicated in one all-reduce (twice their size on a ring)."""
     if step.plan.devices == 1:
         return 0
-    total = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(step.trees["dense"]))
+    total = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(step.trees.dense))
     for t in step.plan.tables:
         rows = step.plan.rows[t.id_space]
         if step.plan.placed[t.path].rule == "replicated" and rows <= SMALL:

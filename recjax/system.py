@@ -1,15 +1,11 @@
 """Everything the training loop knows of a paper: one frozen record of plain functions.
 
 A model file ends in `build(schema, **options) -> System`. The loop, the evaluator, the exporter and the
-distiller use these names and nothing else. Four trees hold the numbers:
-
-    dense   parameters that optax updates
-    tables  embedding rows and their row-optimizer state (see recjax.embedding); never seen by optax
-    state   batch statistics, code usage, ...: changed by training, used in evaluation, checkpointed, exported
-    frozen  parameters of an earlier stage: read, never updated
+distiller use these names and nothing else. The numbers lie in `recjax.trees.Trees`; what a model reads of them is a
+`recjax.trees.Params`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -21,9 +17,8 @@ import optax
 
 from recjax.inputs import Batch, Inputs, embed
 from recjax.schema import Schema, Table
+from recjax.trees import Params, Rows, Tree, Trees
 
-Tree = Any
-Rows = Mapping[str, jax.Array]  # table path -> [S, U, d]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (numerator, denominator)
 
 
@@ -56,12 +51,12 @@ class Export:
     """A named function of an artifact.
 
     Attributes:
-      fn: (dense, rows, state, frozen, batch) -> {output: array}, evaluation mode.
+      fn: (params, batch) -> {output: array}, evaluation mode.
       cadence: How often serving calls it: item, request, event or candidate.
       reads: Key of the batch -> export whose outputs lie there, such as {"cache": "prefix"}.
     """
 
-    fn: Callable[..., dict[str, jax.Array]]
+    fn: Callable[[Params, Batch], dict[str, jax.Array]]
     cadence: str = "request"
     reads: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -74,9 +69,9 @@ class System:
       schema: Of the batches it eats.
       tables: Embedding tables it owns.
       init: (rng, rows, batch) -> (dense, state), shapes from one batch.
-      loss: (dense, rows, state, frozen, batch, rng) -> (scalar, (state, sums)). `rows` are the gathered unique
-        rows, so the gradient with respect to them costs O(batch) whatever the vocabulary.
-      outputs: (dense, rows, state, frozen, batch) -> {name: array}, evaluation mode.
+      loss: (params, batch, rng) -> (scalar, (state, sums)). `params.rows` are the gathered unique rows, so the
+        gradient with respect to them costs O(batch) whatever the vocabulary.
+      outputs: (params, batch) -> {name: array}, evaluation mode.
       objectives: What evaluation measures.
       select: Best-checkpoint rule.
       groups: (regex over "dense/..." and "tables/..." paths, group name): optimizers and clipping are per group.
@@ -85,8 +80,7 @@ class System:
       setup: (trees, batches) -> trees; once, before the first step (k-means on real vectors).
       after_step: (trees, rng) -> trees; inside the compiled step (dead-code reset).
       on_eval: (control, metrics) -> control; a dict of numbers (learning-rate scale, stop); checkpointed.
-      forward: (dense, rows, state, frozen, batch, rng) -> ({name: array}, state), training mode: what a distiller
-        needs of a system whose loss is the cross-entropy of its objectives.
+      forward: (params, batch, rng) -> ({name: array}, state), training mode: what a distiller needs of a system whose loss is the cross-entropy of its objectives.
       measure: columns -> {metric: number}; further figures of a split, on the host. Columns are those of the first
         objective's rows (logit, label, weight, row, group/<key>), "<name>/logit" and "<name>/label" of the others',
         and `kept`.
@@ -95,17 +89,17 @@ class System:
 
     schema: Schema
     tables: tuple[Table, ...]
-    init: Callable[..., tuple[Tree, Tree]]
-    loss: Callable[..., tuple[jax.Array, tuple[Tree, Sums]]]
-    outputs: Callable[..., dict[str, jax.Array]]
+    init: Callable[[jax.Array, Rows, Batch], tuple[Tree, Tree]]
+    loss: Callable[[Params, Batch, jax.Array], tuple[jax.Array, tuple[Tree, Sums]]]
+    outputs: Callable[[Params, Batch], dict[str, jax.Array]]
     objectives: tuple[Objective, ...]
     select: Select = Select()
     groups: tuple[tuple[str, str], ...] = ((".*", "all"),)
     exports: Mapping[str, Export] = dataclasses.field(default_factory=dict)
-    setup: Callable[..., Tree] | None = None
-    after_step: Callable[..., Tree] | None = None
+    setup: Callable[[Trees, Iterator[Batch]], Trees] | None = None
+    after_step: Callable[[Trees, jax.Array], Trees] | None = None
     on_eval: Callable[..., dict] | None = None
-    forward: Callable[..., tuple[dict[str, jax.Array], Tree]] | None = None
+    forward: Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], Tree]] | None = None
     measure: Callable[[dict[str, Any]], dict[str, float]] | None = None
     kept: tuple[str, ...] = ()
 
@@ -159,23 +153,23 @@ def pointwise(
         variables = dict(module.init(rng, look_up(rows, batch), train=False))
         return variables.pop("params", {}), variables
 
-    def apply(dense, rows, state, batch, **kw):
-        return module.apply({"params": dense, **state}, look_up(rows, batch), **kw)
+    def apply(params, batch, **kw):
+        return module.apply(params.variables, look_up(params.rows, batch), **kw)
 
-    def forward(dense, rows, state, frozen, batch, rng):
+    def forward(params, batch, rng):
         outs, changed = apply(
-            dense, rows, state, batch, train=True, mutable=list(state), rngs={"dropout": rng}
+            params, batch, train=True, mutable=list(params.state), rngs={"dropout": rng}
         )
-        return outs, {**state, **changed}
+        return outs, {**params.state, **changed}
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        outs, state = forward(dense, rows, state, frozen, batch, rng)
+    def loss(params, batch, rng):
+        outs, state = forward(params, batch, rng)
         terms = {o: bce(outs[o], batch["label"][y], weights_of(batch)) for o, y in heads.items()}
         sums = {"loss" if len(terms) == 1 else f"loss/{o}": t for o, t in terms.items()}
         return sum(mean(*t) for t in terms.values()), (state, sums)
 
-    def outputs(dense, rows, state, frozen, batch):
-        return apply(dense, rows, state, batch, train=False)
+    def outputs(params, batch):
+        return apply(params, batch, train=False)
 
     main = next(iter(heads))
     return System(
@@ -207,10 +201,9 @@ def with_correlation(
     """
     look_up = look_up or functools.partial(embed, system.schema, owner=owner)
 
-    def correlation(dense, rows, state, frozen, batch):
-        values = {"params": dense, **state}
-        inputs = look_up(rows, batch)
-        return {"correlation": module.apply(values, inputs, method="correlation")}
+    def correlation(params, batch):
+        inputs = look_up(params.rows, batch)
+        return {"correlation": module.apply(params.variables, inputs, method="correlation")}
 
     exports = {**system.exports, "correlation": Export(correlation, "request")}
     return dataclasses.replace(system, exports=exports)

@@ -11,6 +11,7 @@ import numpy as np
 
 from recjax import embedding, models
 from recjax.serving import artifact, bench
+from recjax.trees import Trees
 from scaling.plan import study
 from scaling.plan.grades import LADDER
 from scaling.plan.rows import Row, base_rows, on_ladder, read
@@ -28,7 +29,7 @@ def latency(data: Any, model: Mapping[str, Any], candidates: int) -> dict[str, A
         artifact.export_artifact(
             epath.Path(folder) / "a",
             system,
-            dict(dense=dense, tables=tables, state=state, frozen={}),
+            Trees(dense, tables, state),
             batch=batch,
             config={},
             vocab={t.id_space: data.vocabulary(t.id_space) for t in system.tables},

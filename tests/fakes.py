@@ -181,24 +181,22 @@ def teacher_student(schema, *, table):
             for o, m in parts.items()
         }, {}
 
-    def logits(dense, rows, batch, owner, train=False):
-        inputs = embed(schema, rows, batch, owner=owner)
-        return parts[owner].apply({"params": dense[owner]}, inputs, train=train)["logits"]
+    def logits(params, batch, owner, train=False):
+        inputs = embed(schema, params.rows, batch, owner=owner)
+        return parts[owner].apply({"params": params.dense[owner]}, inputs, train=train)["logits"]
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        t, s = (logits(dense, rows, batch, o, True) for o in parts)
+    def loss(params, batch, rng):
+        t, s = (logits(params, batch, o, True) for o in parts)
         soft = jax.nn.sigmoid(jax.lax.stop_gradient(t))
         w, y = weights_of(batch), batch["label"]["click"]
         terms = {"teacher": bce(t, y, w), "student": bce(s, y, w), "soft": bce(s, soft, w)}
-        return sum(mean(*v) for v in terms.values()), (state, terms)
+        return sum(mean(*v) for v in terms.values()), (params.state, terms)
 
-    def student(dense, rows, state, frozen, batch):
-        return {"logits": logits(dense, rows, batch, "student")}
+    def student(params, batch):
+        return {"logits": logits(params, batch, "student")}
 
-    def outputs(dense, rows, state, frozen, batch):
-        return student(dense, rows, state, frozen, batch) | {
-            "teacher": logits(dense, rows, batch, "teacher")
-        }
+    def outputs(params, batch):
+        return student(params, batch) | {"teacher": logits(params, batch, "teacher")}
 
     return System(
         schema, tables, init, loss, outputs,
@@ -213,23 +211,22 @@ def stage_two(schema, *, table):
     tables = schema.tables(4, owner="generator", optimizer="frozen")
     module, head = Pooled(), nn.Dense(1)
 
-    def features(rows, frozen, batch):
-        inputs = embed(schema, rows, batch, owner="generator")
-        z = module.apply({"params": frozen["generator"]}, inputs, train=False)["logits"]
+    def features(params, batch):
+        inputs = embed(schema, params.rows, batch, owner="generator")
+        z = module.apply({"params": params.frozen["generator"]}, inputs, train=False)["logits"]
         return jnp.stack([z, inputs.dense["price"]], -1)
 
     def init(rng, rows, batch):
         return {"head": head.init(rng, jnp.zeros((1, 1, 2)))["params"]}, {}
 
-    def outputs(dense, rows, state, frozen, batch):
-        return {
-            "logits": head.apply({"params": dense["head"]}, features(rows, frozen, batch))[..., 0]
-        }
+    def outputs(params, batch):
+        z = head.apply({"params": params.dense["head"]}, features(params, batch))
+        return {"logits": z[..., 0]}
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        z = outputs(dense, rows, state, frozen, batch)["logits"]
+    def loss(params, batch, rng):
+        z = outputs(params, batch)["logits"]
         total = bce(z, batch["label"]["click"], weights_of(batch))
-        return mean(*total), (state, {"loss": total})
+        return mean(*total), (params.state, {"loss": total})
 
     objectives = (Objective("logits", "click"),)
     return System(
@@ -241,12 +238,12 @@ def pages(schema, *, table):
     """4. Pages with pairs: the loss compares the candidates of one page; scores stay candidate-independent."""
     base = pointwise(schema, Pooled(), schema.tables(4, **table))
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        z = base.outputs(dense, rows, state, frozen, batch)["logits"]
+    def loss(params, batch, rng):
+        z = base.outputs(params, batch)["logits"]
         y, w = batch["label"]["click"], weights_of(batch)
         pair = (y[:, :, None] > y[:, None, :]) * w[:, :, None] * w[:, None, :]
         total = (jax.nn.softplus(z[:, None, :] - z[:, :, None]) * pair).sum(), pair.sum()
-        return mean(*total), (state, {"pair": total})
+        return mean(*total), (params.state, {"pair": total})
 
     return dataclasses.replace(base, loss=loss, select=Select("gauc_page"))
 
@@ -260,8 +257,8 @@ def arms(schema, *, table):
         params = module.init(rng, embed(schema, rows, batch), train=False)["params"]
         return {"model": params, "arm": jnp.zeros((2, 4))}, {}
 
-    def outputs(dense, rows, state, frozen, batch):
-        inputs = embed(schema, rows, batch)
+    def outputs(params, batch):
+        dense, inputs = params.dense, embed(schema, params.rows, batch)
 
         def one(arm):
             emb = {**inputs.emb, "arm": jnp.broadcast_to(arm, inputs.emb["arm"].shape)}
@@ -276,12 +273,12 @@ def arms(schema, *, table):
             "logits": by_arm.mean(-1),
         }
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        by_arm = outputs(dense, rows, state, frozen, batch)["arms"]
+    def loss(params, batch, rng):
+        by_arm = outputs(params, batch)["arms"]
         arm = batch["pos"]["arm"][:, None, None] % 2
         z = jnp.take_along_axis(by_arm, jnp.broadcast_to(arm, (*by_arm.shape[:2], 1)), -1)[..., 0]
         total = bce(z, batch["label"]["click"], weights_of(batch))
-        return mean(*total), (state, {"loss": total})
+        return mean(*total), (params.state, {"loss": total})
 
     def on_eval(control, metrics):
         return dict(control, lr_scale=control["lr_scale"] * 0.5)
@@ -302,25 +299,22 @@ def graph(schema, *, table):
             "mean": jnp.zeros(4),
         }
 
-    def outputs(dense, rows, state, frozen, batch):
+    def outputs(params, batch):
         source, target = batch["edges"]
-        x = batch["x"] - state["mean"]
+        x = batch["x"] - params.state["mean"]
         near = jax.ops.segment_sum(x[source], target, x.shape[0])
-        return {"logits": layer.apply({"params": dense["layer"]}, x + 0.1 * near)}
+        return {"logits": layer.apply({"params": params.dense["layer"]}, x + 0.1 * near)}
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        total = bce(
-            outputs(dense, rows, state, frozen, batch)["logits"],
-            batch["label"]["click"],
-            weights_of(batch),
-        )
-        return mean(*total), (state, {"loss": total})
+    def loss(params, batch, rng):
+        z = outputs(params, batch)["logits"]
+        total = bce(z, batch["label"]["click"], weights_of(batch))
+        return mean(*total), (params.state, {"loss": total})
 
     def setup(trees, batches):
-        return dict(trees, state=dict(trees["state"], mean=next(batches)["x"].mean(0)))
+        return trees.replace(state=trees.state | {"mean": next(batches)["x"].mean(0)})
 
     def after_step(trees, rng):
-        return dict(trees, state=dict(trees["state"], steps=trees["state"]["steps"] + 1))
+        return trees.replace(state=trees.state | {"steps": trees.state["steps"] + 1})
 
     return System(
         schema, (), init, loss, outputs, (Objective("logits", "click"),),

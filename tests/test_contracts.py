@@ -19,6 +19,7 @@ from recjax.runtime.run import Interrupted, Run, RunError, read_jsonl
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.training import opening
 from recjax.training.loop import Trainer, train
+from recjax.trees import Params
 from tests import fakes
 
 
@@ -134,11 +135,9 @@ def test_stage_two_freezes_what_it_was_given(stage_one, tmp_path):
     two, _ = checkpoint.read(tmp_path / "two" / "checkpoints")
     one, two = one["trees"], two["trees"]
     np.testing.assert_array_equal(
-        one["dense"]["block"]["kernel"], two["frozen"]["generator"]["block"]["kernel"]
+        one.dense["block"]["kernel"], two.frozen["generator"]["block"]["kernel"]
     )
-    np.testing.assert_array_equal(
-        one["tables"]["item"]["rows"], two["tables"]["generator/item"]["rows"]
-    )
+    np.testing.assert_array_equal(one.tables["item"]["rows"], two.tables["generator/item"]["rows"])
 
 
 def test_a_run_goes_on_without_what_it_began_from(stage_one, tmp_path, monkeypatch):
@@ -151,7 +150,7 @@ def test_a_run_goes_on_without_what_it_began_from(stage_one, tmp_path, monkeypat
         checkpoint.read(tmp_path / n / "checkpoints")[0]["trees"] for n in ("whole", "two")
     )
     jax.tree.map(np.testing.assert_array_equal, whole, two)
-    assert opening.open_run(tmp_path / "two").trees["frozen"]["generator"]
+    assert opening.open_run(tmp_path / "two").trees.frozen["generator"]
     with pytest.raises(FileNotFoundError, match="does not exist; name the workdir of a run"):
         train(c, tmp_path / "three")
 
@@ -174,7 +173,7 @@ def test_init_from_maps_rows_by_key_when_vocabularies_differ(tmp_path, monkeypat
     train(c, tmp_path / "two")
     one, _ = checkpoint.read(tmp_path / "one" / "checkpoints")
     two, _ = checkpoint.read(tmp_path / "two" / "checkpoints")
-    a, b = (np.asarray(t["trees"]["tables"]["item"]["rows"]) for t in (one, two))
+    a, b = (np.asarray(t["trees"].tables["item"]["rows"]) for t in (one, two))
     np.testing.assert_array_equal(b[3 : fakes.ITEMS], a[3 : fakes.ITEMS][::-1])
 
 
@@ -203,9 +202,9 @@ def test_a_teacher_does_not_change_a_student(tmp_path):
         c.opt.group_lr = dict(teacher=rate)
         train(c, tmp_path / str(rate))
         trees.append(checkpoint.read(tmp_path / str(rate) / "checkpoints")[0]["trees"])
-    a, b = (t["dense"]["student"]["block"]["kernel"] for t in trees)
+    a, b = (t.dense["student"]["block"]["kernel"] for t in trees)
     np.testing.assert_array_equal(a, b)
-    a, b = (t["dense"]["teacher"]["block"]["kernel"] for t in trees)
+    a, b = (t.dense["teacher"]["block"]["kernel"] for t in trees)
     assert not np.array_equal(a, b)
 
 
@@ -220,7 +219,7 @@ def test_candidate_independence(kind):
     other = jax.tree.map(np.copy, batch)
     other["pos"]["item"][:, 1:] = batch["pos"]["item"][:, :0:-1]
     other["dense"]["price"][:, 1:] += 1
-    a, b = (system.outputs(dense, rows, state, {}, x)["logits"][:, 0] for x in (batch, other))
+    a, b = (system.outputs(Params(dense, rows, state), x)["logits"][:, 0] for x in (batch, other))
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

@@ -33,6 +33,7 @@ from recjax.runtime.run import set_up
 from recjax.schema import Feature, IdSpace, Schema
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
+from recjax.trees import Trees
 
 HEADS = {
     "small": dict(head=(160, 80), head_norm="rms", head_activation="silu"),
@@ -101,7 +102,7 @@ def export(path: pathlib.Path, history: int, options: dict[str, Any]) -> artifac
     tables = embedding.init(jax.random.key(0), system.tables, made)
     rows = embedding.gather(system.tables, tables, batch)
     dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
-    trees = dict(dense=dense, tables=tables, state=state, frozen={})
+    trees = Trees(dense, tables, state)
     platform = jax.default_backend().replace("gpu", "cuda")
     artifact.export_artifact(path, system, trees, batch=batch, config={}, platforms=(platform,))
     return artifact.load(path)

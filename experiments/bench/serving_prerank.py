@@ -32,6 +32,7 @@ from recjax.serving import artifact as artifacts
 from recjax.serving import program
 from recjax.serving.catalogue import KEY
 from recjax.serving.prerank import Preranker
+from recjax.trees import Trees
 
 READOUTS = ("low_rank", "full", "scalar")
 TOWERS, EXACT = "two_tower", "target_attention"
@@ -57,8 +58,8 @@ def export(
     tables = embedding.init(jax.random.key(0), system.tables, made)
     rows = embedding.gather(system.tables, tables, batch)
     dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
-    trees = dict(dense=dense, tables=tables, state=state, frozen={})
-    item = jax.eval_shape(system.exports["item"].fn, dense, rows, state, {}, batch)
+    trees = Trees(dense, tables, state)
+    item = jax.eval_shape(system.exports["item"].fn, trees.params(rows), batch)
     rng = np.random.default_rng(0)
 
     def draw(x):  # the batch has 2 requests of 2 candidates; no other axis is 2 long

@@ -27,15 +27,15 @@ def measure(run: str | os.PathLike, split: str, data_dir: str = "") -> dict[str,
     evaluator = evaluator_for(system, config)
     out: dict[str, Any] = {"split": split, "dims": sorted({t.dim for t in system.tables})}
     dims = {t.path: t.dim for t in system.tables}
-    held = {p: np.asarray(t["rows"]) for p, t in trees["tables"].items()}  # packed or not
+    held = {p: np.asarray(t["rows"]) for p, t in trees.tables.items()}  # packed or not
     for fmt in FORMATS:
         stored = {p: quantize(lanes.logical(x, dims[p]), fmt) for p, x in held.items()}
         tables = {
-            p: {**trees["tables"][p], "rows": q.dequantized().reshape(held[p].shape)}
+            p: {**trees.tables[p], "rows": q.dequantized().reshape(held[p].shape)}
             for p, q in stored.items()
         }
         batches = data.batches(split, config.eval.batch, shards=evaluator.mesh.size)
-        got = evaluator({**trees, "tables": evaluator.plan.place(tables)}, batches)
+        got = evaluator(trees.replace(tables=evaluator.plan.place(tables)), batches)
         with tempfile.TemporaryDirectory() as folder:
             manifest = export_run(
                 run, pathlib.Path(folder) / "a", rows_format=fmt, data_dir=data_dir

@@ -18,11 +18,10 @@ from recjax.metrics import classification
 from recjax.runtime import hosts
 from recjax.runtime import mesh as meshes
 from recjax.system import System, weights_of
+from recjax.trees import Trees
 
 if TYPE_CHECKING:  # a data set of one's own need not bring TFDS
     from recjax.data.loading.slices import Slice
-
-Tree = dict
 
 
 class Evaluator:
@@ -43,14 +42,14 @@ class Evaluator:
         self._step = jax.jit(self._measure, donate_argnums=1)
         self.outputs = jax.jit(self._forward)
 
-    def _forward(self, trees: Tree, batch: dict) -> dict[str, jax.Array]:
-        rows = embedding.gather(self.system.tables, trees["tables"], batch, self.plan)
-        return self.system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+    def _forward(self, trees: Trees, batch: dict) -> dict[str, jax.Array]:
+        rows = embedding.gather(self.system.tables, trees.tables, batch, self.plan)
+        return self.system.outputs(trees.params(rows), batch)
 
     def put(self, batch: dict) -> dict:
         return meshes.put(self.mesh, self.plan.route(batch))
 
-    def _measure(self, trees: Tree, sums: dict, batch: dict):
+    def _measure(self, trees: Trees, sums: dict, batch: dict):
         """New sums, and what `_collect` takes: the rows of all processes, everywhere."""
         outputs, out = self._forward(trees, batch), {}
         for o in self.system.objectives:
@@ -64,7 +63,7 @@ class Evaluator:
 
     def __call__(
         self,
-        trees: Tree,
+        trees: Trees,
         batches: Iterable[dict],
         poll: Callable[[], None] = lambda: None,
         slices: Sequence["Slice"] = (),
@@ -73,7 +72,7 @@ class Evaluator:
         """Metrics of every objective (see recjax.metrics.classification.compute), those of named ones prefixed "<name>/".
 
         Args:
-          trees: dense, tables, state, frozen.
+          trees: Of the system.
           batches: Host batches.
           poll: Called once a batch; may raise to end early.
           slices: Of the split; with any, the result has "slices": slice -> part -> metrics, exact like the others.
@@ -85,11 +84,11 @@ class Evaluator:
         sums = {o.name: classification.init() for o in objectives}
         rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
         kept: dict[str, list] = {name: [] for name in self.system.kept}
-        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        trees = trees.replace(opt=())
         ahead = None
         for batch in batches:
             poll()
-            sums, seen = self._step(params, sums, self.put(batch))
+            sums, seen = self._step(trees, sums, self.put(batch))
             if ahead is not None:
                 self._collect(rows, kept, *jax.device_get(ahead))
             ahead = seen
@@ -119,14 +118,14 @@ class Evaluator:
         return hosts.from_first(out)  # decisions follow: the last bit must not differ
 
     def predictions(
-        self, trees: Tree, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
+        self, trees: Trees, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
     ) -> dict[str, np.ndarray]:
         """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
         rows = {o.name: [Collector()] for o in self.system.objectives}
-        params = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        trees = trees.replace(opt=())
         for batch in batches:
             poll()
-            self._collect(rows, {}, batch, self.outputs(params, self.put(batch)))
+            self._collect(rows, {}, batch, self.outputs(trees, self.put(batch)))
         return rows[self.system.objectives[0].name][0].rows()
 
     def _collect(self, rows: dict, kept: dict, batch: dict, outputs: dict) -> None:

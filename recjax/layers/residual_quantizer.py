@@ -243,16 +243,16 @@ def after_step(quantizer: ResidualQuantizer, path: Sequence[str]) -> Callable | 
         return None
 
     def hook(trees, rng):
-        state = _at(trees["state"][STATE], path)
-        dense = _at(trees["dense"], path) if quantizer.update == "gradient" else {}
+        state = _at(trees.state[STATE], path)
+        dense = _at(trees.dense, path) if quantizer.update == "gradient" else {}
         books = (dense if quantizer.update == "gradient" else state)["codebooks"]
         new, state = maintain(quantizer, books, state, rng)
         if quantizer.update == "gradient":
-            trees = {**trees, "dense": _put(trees["dense"], path, {**dense, "codebooks": new})}
+            trees = trees.replace(dense=_put(trees.dense, path, {**dense, "codebooks": new}))
         else:
             state = {**state, "codebooks": new}
-        codes = _put(trees["state"][STATE], path, state)
-        return {**trees, "state": {**trees["state"], STATE: codes}}
+        codes = _put(trees.state[STATE], path, state)
+        return trees.replace(state={**trees.state, STATE: codes})
 
     return hook
 

@@ -48,7 +48,8 @@ from recjax.layers.moveline import Attention, Encoders, Fields
 from recjax.models.parts import building
 from recjax.models.parts.nif_generator import OWNER, Generator, generator_tables, user_of
 from recjax.schema import Schema, Table
-from recjax.system import Export, Objective, Rows, System, bce, mean, weights_of
+from recjax.system import Export, Objective, System, bce, mean, weights_of
+from recjax.trees import Params, Rows
 
 CHOICES = {
     "flow": ("nif", "shuffled", "none"),
@@ -320,17 +321,17 @@ class Stage:
         variables = dict(self.module.init(rng, inputs, flow))
         return variables.pop("params"), variables
 
-    def logits(self, dense, state, frozen, inputs, of_generator) -> jax.Array:
-        flow = self.flow(frozen, of_generator)
-        return self.module.apply({"params": dense, **state}, inputs, flow)["logits"]
+    def logits(self, params: Params, inputs, of_generator) -> jax.Array:
+        flow = self.flow(params.frozen, of_generator)
+        return self.module.apply(params.variables, inputs, flow)["logits"]
 
-    def outputs(self, dense, rows, state, frozen, batch):
+    def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """logits [B, C]; with `did` also D and where it is defined."""
-        inputs = self.both(rows, batch)
-        out = {"logits": self.logits(dense, state, frozen, *inputs)}
+        inputs = self.both(params.rows, batch)
+        out = {"logits": self.logits(params, *inputs)}
         if self.did:
             w = self.pair_weights(batch, rows_only=True)
-            score = lambda *i: self.logits(dense, state, frozen, *i)[:, 0]  # noqa: E731
+            score = lambda *i: self.logits(params, *i)[:, 0]  # noqa: E731
             d, defined = self.differences(score, w, inputs, out["logits"][:, 0])
             wide = lambda x: jnp.broadcast_to(  # noqa: E731
                 x[:, None].astype(jnp.float32), out["logits"].shape
@@ -356,11 +357,11 @@ class Stage:
         b_with_a = score(*(swap(y, x) for x, y in zip(inputs, partner, strict=True)))
         return (s - a_with_b) - (b_with_a - s[b]), weights.max(1) > 0
 
-    def loss(self, dense, rows, state, frozen, batch, rng):
-        inputs, of_generator = self.both(rows, batch)
-        flow = self.flow(frozen, of_generator)
+    def loss(self, params: Params, batch: Batch, rng: jax.Array):
+        inputs, of_generator = self.both(params.rows, batch)
+        flow = self.flow(params.frozen, of_generator)
         apply = lambda *args, **kw: self.module.apply(  # noqa: E731
-            {"params": dense, **state}, *args, mutable=list(state), **kw
+            params.variables, *args, mutable=list(params.state), **kw
         )
         out, changed = apply(inputs, flow, method=AMEN.scored)
         label, weights = batch["label"][self.schema.labels[0]], weights_of(batch)
@@ -374,25 +375,28 @@ class Stage:
             sums["tsp"] = tsp_loss(out["logits"].reshape(-1), w)
             total += self.tsp * sums["tsp"][0] / (sums["tsp"][1] + 1e-6)
         if self.did_weight:
-            score = lambda i, g: apply(i, self.flow(frozen, g), train=True)[0]["logits"][:, 0]  # noqa: E731
+
+            def score(i, g):
+                return apply(i, self.flow(params.frozen, g), train=True)[0]["logits"][:, 0]
+
             w = self.pair_weights(batch, rows_only=True)
             d, defined = self.differences(score, w, (inputs, of_generator), out["logits"][:, 0])
             sums["did"] = (jax.nn.softplus(-d) * defined).sum(), defined.sum().astype(jnp.float32)
             total += self.did_weight * mean(*sums["did"])
-        return total, ({**state, **changed}, sums)
+        return total, ({**params.state, **changed}, sums)
 
     def exports(self) -> dict[str, Export]:
         """The whole score; with a generator also the flow of a request, and a score that reads it."""
 
-        def score(dense, rows, state, frozen, batch):
-            return {"logits": self.logits(dense, state, frozen, *self.both(rows, batch))}
+        def score(params, batch):
+            return {"logits": self.logits(params, *self.both(params.rows, batch))}
 
-        def flow(dense, rows, state, frozen, batch):
-            return {"flow": self.flow(frozen, self.both(rows, batch)[1])}
+        def flow(params, batch):
+            return {"flow": self.flow(params.frozen, self.both(params.rows, batch)[1])}
 
-        def score_flow(dense, rows, state, frozen, batch):
-            inputs, known = self.look_up(rows, batch), batch["flow"]["flow"]
-            return self.module.apply({"params": dense, **state}, inputs, known)
+        def score_flow(params, batch):
+            inputs, known = self.look_up(params.rows, batch), batch["flow"]["flow"]
+            return self.module.apply(params.variables, inputs, known)
 
         out = {"score": Export(score, "request")}
         if self.generator is not None and not self.shuffled:

@@ -353,17 +353,16 @@ def make_system(
     )
     personal = term.weight > 0 and module.gate in ("attention", "pooled")
 
-    def forward(dense, rows, state, frozen, batch, rng, kept=None):
-        values = {"params": dense, **state}
-        args = dict(train=True, kept=kept, mutable=list(state))
-        outs, changed = module.apply(values, look_up(rows, batch), **args)
-        return outs, {**state, **changed}
+    def forward(params, batch, kept):
+        args = dict(train=True, kept=kept, mutable=list(params.state))
+        outs, changed = module.apply(params.variables, look_up(params.rows, batch), **args)
+        return outs, {**params.state, **changed}
 
-    def loss(dense, rows, state, frozen, batch, rng):
+    def loss(params, batch, rng):
         keys = jax.random.split(rng)
         mask = batch["mask"][module.history]
         kept = keep_events(keys[0], mask, term.drop) if personal else None
-        outs, state = forward(dense, rows, state, frozen, batch, rng, kept)
+        outs, state = forward(params, batch, kept)
         weights = weights_of(batch)
         label = batch["label"][heads["logits"]]
         rank = bce if ranking == "pointwise" else session_softmax
@@ -387,13 +386,13 @@ def make_system(
 def gate_exports(schema: Schema, module: AWMoE, look_up) -> dict[str, Export]:
     """ "gate" once a request, and "score_gated", which reads its outputs from batch["gate"]."""
 
-    def gate(dense, rows, state, frozen, batch):
-        values = {"params": dense, **state}
-        return {"gate": module.apply(values, look_up(rows, batch), method=AWMoE.gate_of)}
+    def gate(params, batch):
+        inputs = look_up(params.rows, batch)
+        return {"gate": module.apply(params.variables, inputs, method=AWMoE.gate_of)}
 
-    def score_gated(dense, rows, state, frozen, batch):
-        values = {"params": dense, **state}
-        out = module.apply(values, look_up(rows, batch), gate=batch["gate"]["gate"])
+    def score_gated(params, batch):
+        inputs = look_up(params.rows, batch)
+        out = module.apply(params.variables, inputs, gate=batch["gate"]["gate"])
         return {"logits": out["logits"]}
 
     reads = {"gate": "gate"}

@@ -403,8 +403,8 @@ def make_system(schema, module: CCN, tables, heads, term: Collaboration) -> Syst
         schema, module, tables, heads=heads, compute_dtype=module.dtype, look_up=look_up
     )
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        outs, state = base.forward(dense, rows, state, frozen, batch, rng)
+    def loss(params, batch, rng):
+        outs, state = base.forward(params, batch, rng)
         clicks = bce(outs["logits"], batch["label"][heads["logits"]], weights_of(batch))
         pulled, sums = term.of_batch(outs["z"], batch, heads["logits"])
         return mean(*clicks) + pulled, (state, {"loss": clicks, **sums})
@@ -420,13 +420,13 @@ def make_system(schema, module: CCN, tables, heads, term: Collaboration) -> Syst
 def condition_exports(module: CCN, look_up) -> dict[str, Export]:
     """ "condition" once a request, and "score_conditioned", which reads its output from batch["condition"]."""
 
-    def condition(dense, rows, state, frozen, batch):
-        values = {"params": dense, **state}
-        return {"h": module.apply(values, look_up(rows, batch), method=CCN.condition_of)}
+    def condition(params, batch):
+        inputs = look_up(params.rows, batch)
+        return {"h": module.apply(params.variables, inputs, method=CCN.condition_of)}
 
-    def score_conditioned(dense, rows, state, frozen, batch):
-        values = {"params": dense, **state}
-        out = module.apply(values, look_up(rows, batch), condition=batch["condition"]["h"])
+    def score_conditioned(params, batch):
+        inputs = look_up(params.rows, batch)
+        out = module.apply(params.variables, inputs, condition=batch["condition"]["h"])
         return {"logits": out["logits"]}
 
     return {
@@ -447,10 +447,10 @@ def with_trigger_share(system: System, module: CCN) -> System:
         return system
     mine, asked = min(ids, key=lambda pair: schema.space(pair[0].id_space).size)
 
-    def outputs(dense, rows, state, frozen, batch):
+    def outputs(params, batch):
         trigger = raw_ids(schema, batch, asked.name)[:, None]
         same = (raw_ids(schema, batch, mine.name) == trigger) & (trigger != PAD)
-        return {**system.outputs(dense, rows, state, frozen, batch), "of_trigger": same * 1.0}
+        return {**system.outputs(params, batch), "of_trigger": same * 1.0}
 
     def measure(columns: dict[str, np.ndarray]) -> dict[str, float]:
         page = columns[f"group/{schema.groups[0]}"]

@@ -149,8 +149,8 @@ def build(
     )
     _, trigger = sides_of(module, category)
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        outs, state = base.forward(dense, rows, state, frozen, batch, rng)
+    def loss(params, batch, rng):
+        outs, state = base.forward(params, batch, rng)
         weights = weights_of(batch)
         clicks = bce(outs["logits"], batch["label"][heads["logits"]], weights)
         asked = raw_ids(schema, batch, trigger)[:, None]

@@ -73,16 +73,16 @@ def _with_progress(init, soften: Softening):
 
 def _on_own_state(fn, soften: Softening):
     """`fn` with the state that the student knows."""
-    return lambda dense, rows, state, *rest: fn(dense, rows, soften.split(state)[1], *rest)
+    return lambda params, *rest: fn(params.replace(state=soften.split(params.state)[1]), *rest)
 
 
 def _loss(system: System, soften: Softening):
     main = system.objectives[0]
 
-    def loss(dense, rows, state, frozen, batch, rng):
+    def loss(params, batch, rng):
         weights = weights_of(batch)
-        progress, own = soften.split(state)
-        outs, changed = system.forward(dense, rows, own, frozen, batch, rng)
+        progress, own = soften.split(params.state)
+        outs, changed = system.forward(params.replace(state=own), batch, rng)
         sums, total = {}, 0.0
         for o in system.objectives:
             term = bce(outs[o.output], batch["label"][o.label], weights)

@@ -29,6 +29,7 @@ from recjax.inputs import Batch
 from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError, Table
 from recjax.system import Export, Objective, System, bce, mean, weights_of
+from recjax.trees import Params
 
 SIDES = ("teacher", "student")
 SCHEDULES = ("constant", "decay", "warmup")
@@ -188,13 +189,12 @@ class Pair:
         state = {k: s for k, (_, s) in both.items()} | self.soften.progress()
         return {k: d for k, (d, _) in both.items()}, state
 
-    def loss(self, dense, rows, state, frozen, batch, rng):
+    def loss(self, params: Params, batch: Batch, rng: jax.Array):
         keys = dict(zip(SIDES, jax.random.split(rng), strict=True))
-        progress, _ = self.soften.split(state)
+        progress, _ = self.soften.split(params.state)
         outs, changed, total, sums = {}, self.soften.advance(progress, batch), 0.0, {}
         for side, s in self.sides.items():
-            args = dense[side], rows, state[side], _of(frozen, side), batch, keys[side]
-            outs[side], changed[side] = s.forward(*args)
+            outs[side], changed[side] = s.forward(of_side(params, side), batch, keys[side])
             for o in s.objectives:
                 term = bce(outs[side][o.output], batch["label"][o.label], weights_of(batch))
                 total = total + mean(*term)
@@ -214,11 +214,8 @@ class Pair:
         target = jax.lax.stop_gradient(jax.nn.sigmoid(z_t.astype(jnp.float32) / t))
         return bce(z_s / t, target, weights)
 
-    def outputs(self, dense, rows, state, frozen, batch):
-        outs = {
-            side: s.outputs(dense[side], rows, state[side], _of(frozen, side), batch)
-            for side, s in self.sides.items()
-        }
+    def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        outs = {side: s.outputs(of_side(params, side), batch) for side, s in self.sides.items()}
         return outs["student"] | {_teacher_output(k): x for k, x in outs["teacher"].items()}
 
     def _tables(self) -> tuple[Table, ...]:
@@ -232,8 +229,10 @@ class Pair:
         return tuple(tables.values())
 
 
-def _of(frozen, side):
-    return (frozen or {}).get(side, {})
+def of_side(params: Params, side: str) -> Params:
+    """What the teacher or the student reads of the pair's."""
+    frozen = params.frozen.get(side, {})
+    return Params(params.dense[side], params.rows, params.state[side], frozen)
 
 
 def _teacher_output(output: str) -> str:
@@ -253,10 +252,7 @@ def _loss_name(side: str, o: Objective) -> str:
 def _on_pair(export: Export) -> Export:
     """An export of the student, as a function of the pair's trees."""
 
-    def fn(dense, rows, state, frozen, batch):
-        return export.fn(dense["student"], rows, state["student"], _of(frozen, "student"), batch)
-
-    return dataclasses.replace(export, fn=fn)
+    return dataclasses.replace(export, fn=lambda p, batch: export.fn(of_side(p, "student"), batch))
 
 
 def last_events_only(system: System, n: int | None) -> System:
@@ -274,13 +270,13 @@ def last_events_only(system: System, n: int | None) -> System:
 
         return call
 
-    exports = {k: dataclasses.replace(e, fn=cut(e.fn, 4)) for k, e in system.exports.items()}
+    exports = {k: dataclasses.replace(e, fn=cut(e.fn, 1)) for k, e in system.exports.items()}
     return dataclasses.replace(
         system,
         init=cut(system.init, 2),
-        loss=cut(system.loss, 4),
-        outputs=cut(system.outputs, 4),
-        forward=cut(system.forward, 4),
+        loss=cut(system.loss, 1),
+        outputs=cut(system.outputs, 1),
+        forward=cut(system.forward, 1),
         exports=exports,
     )
 

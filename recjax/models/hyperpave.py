@@ -315,21 +315,21 @@ def system(schema: Schema, module: HyperPAVE) -> System:
     def init(rng, rows, batch):
         return module.init(rng, batch)["params"], {}
 
-    def outputs(dense, rows, state, frozen, batch):
-        return {"logits": module.apply({"params": dense}, batch)}
+    def outputs(params, batch):
+        return {"logits": module.apply(params.variables, batch)}
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        logits = outputs(dense, rows, state, frozen, batch)["logits"]
+    def loss(params, batch, rng):
+        logits = outputs(params, batch)["logits"]
         total = bce(logits, batch["label"]["linked"], weights_of(batch))
-        return mean(*total), (state, {"loss": total})
+        return mean(*total), (params.state, {"loss": total})
 
-    def catalog(dense, rows, state, frozen, batch):
-        z, context = module.apply({"params": dense}, batch, method="nodes")
+    def catalog(params, batch):
+        z, context = module.apply(params.variables, batch, method="nodes")
         return {"aspects": z["aspect"], "context": context[0]}
 
-    def extract(dense, rows, state, frozen, batch):
+    def extract(params, batch):
         given = batch["dense"]["text"], batch["context"], batch["aspects"], batch["attribute"]
-        return {"logits": module.apply({"params": dense}, *given, method="extract")}
+        return {"logits": module.apply(params.variables, *given, method="extract")}
 
     exports = {"score": Export(outputs, "request"), "catalog": Export(catalog, "item")}
     if module.features == "text":

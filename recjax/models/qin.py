@@ -279,9 +279,9 @@ def penalised(loss, weight: float):
     def counts(path) -> bool:
         return any(k.key == "tables" or str(k.key).startswith(PROJECTION) for k in path)
 
-    def total(dense, *args):
-        value, (state, sums) = loss(dense, *args)
-        leaves = [x for p, x in jax.tree_util.tree_leaves_with_path(dense) if counts(p)]
+    def total(params, *args):
+        value, (state, sums) = loss(params, *args)
+        leaves = [x for p, x in jax.tree_util.tree_leaves_with_path(params.dense) if counts(p)]
         pull = weight / 2 * sum((jnp.square(x).sum() for x in leaves), jnp.zeros(()))
         return value + pull, (state, {**sums, "penalty": (pull, jnp.ones(()))})
 
@@ -300,9 +300,9 @@ def ensemble_terms(a: jax.Array, b: jax.Array, label: jax.Array) -> jax.Array:
 def with_self_ensemble(system: System, heads: Mapping[str, str]) -> System:
     """The system with the loss of two passes; batch statistics are those of the second."""
 
-    def loss(dense, rows, state, frozen, batch, rng):
-        args = dense, rows, state, frozen, batch
-        (first, _), (second, state) = (system.forward(*args, k) for k in jax.random.split(rng))
+    def loss(params, batch, rng):
+        passes = (system.forward(params, batch, k) for k in jax.random.split(rng))
+        (first, _), (second, state) = passes
         weight, total, sums = weights_of(batch), 0.0, {}
         for output, name in heads.items():
             a, b, y = first[output], second[output], batch["label"][name]
@@ -336,9 +336,9 @@ def with_dense_tables(system: System) -> System:
         return {"model": dense, "tables": tables}, state
 
     def adapted(fn):
-        def call(dense, rows, state, frozen, batch, *rest):
-            rows = look_up(dense, rows, batch)
-            return fn(dense["model"], rows, state, frozen, batch, *rest)
+        def call(params, batch, *rest):
+            rows = look_up(params.dense, params.rows, batch)
+            return fn(params.replace(dense=params.dense["model"], rows=rows), batch, *rest)
 
         return call
 
@@ -393,7 +393,7 @@ def shuffle_vectors(system: System):
 
     def setup(trees, batches):
         del batches
-        tables = dict(trees["tables"])
+        tables = dict(trees.tables)
         for t in system.tables:
             if t.frozen:
                 old = tables[t.path]["rows"]
@@ -402,6 +402,6 @@ def shuffle_vectors(system: System):
                 rows[real] = rows[np.random.default_rng(0).permutation(real)]
                 rows = jnp.asarray(rows, old.dtype).reshape(old.shape)
                 tables[t.path] = {"rows": jax.device_put(rows, old.sharding)}
-        return dict(trees, tables=tables)
+        return trees.replace(tables=tables)
 
     return setup

@@ -678,15 +678,13 @@ def cache_exports(module: SUAN, owner: str) -> dict[str, Export]:
         f.name for f in schema.features if f.role not in ("history", "profile")
     )
 
-    def prefix(dense, rows, state, frozen, batch):
-        inputs = embed(only_history, rows, batch, owner=owner, dtype=module.dtype)
-        return module.apply({"params": dense, **state}, inputs, method=SUAN.prefix)
+    def prefix(params, batch):
+        inputs = embed(only_history, params.rows, batch, owner=owner, dtype=module.dtype)
+        return module.apply(params.variables, inputs, method=SUAN.prefix)
 
-    def candidates(dense, rows, state, frozen, batch):
-        inputs = embed(no_history, rows, batch, owner=owner, dtype=module.dtype)
-        return module.apply(
-            {"params": dense, **state}, batch["cache"], inputs, method=SUAN.score_candidates
-        )
+    def candidates(params, batch):
+        inputs = embed(no_history, params.rows, batch, owner=owner, dtype=module.dtype)
+        return module.apply(params.variables, batch["cache"], inputs, method=SUAN.score_candidates)
 
     return {
         "prefix": Export(prefix, "event"),

@@ -57,6 +57,7 @@ from recjax.layers.mlp import MLP, MaskedBatchNorm
 from recjax.models.parts import building
 from recjax.schema import Feature, Schema, SchemaError
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
+from recjax.trees import Params
 
 CHOICES = {
     "variant": ("tarq", "two_tower", "target_attention"),
@@ -624,18 +625,18 @@ class Functions:
             kept=("codes", "errors") if tarq else (),
         )
 
-    def apply(self, dense, rows, state, batch, **how):
-        return self.module.apply({"params": dense, **state}, self.look(rows, batch), **how)
+    def apply(self, params: Params, batch: Batch, **how):
+        return self.module.apply(params.variables, self.look(params.rows, batch), **how)
 
     def init(self, rng, rows, batch):
         variables = dict(self.module.init(rng, self.look(rows, batch), train=False))
         return variables.pop("params", {}), variables
 
-    def loss(self, dense, rows, state, frozen, batch, rng):
-        how = dict(train=True, mutable=list(state), rngs={"dropout": rng})
+    def loss(self, params: Params, batch: Batch, rng: jax.Array):
+        how: dict[str, Any] = dict(train=True, mutable=list(params.state), rngs={"dropout": rng})
         if self.module.variant == "tarq" and self.weights.align > 0:
             how["tables"] = self.module.align_rows or len(batch["valid"])
-        out, changed = self.apply(dense, rows, state, batch, **how)
+        out, changed = self.apply(params, batch, **how)
         weights, labels = weights_of(batch), batch["label"][self.label]
         sums = {"loss": bce(out["logits"], labels, weights)}
         total = mean(*sums["loss"])
@@ -649,7 +650,7 @@ class Functions:
                 sums[f"loss/{name}"] = (term * w).sum(), w.sum()
                 total = total + weight * mean(*sums[f"loss/{name}"])
             sums |= self.monitor(out, batch["valid"])
-        return total, ({**state, **changed}, sums)
+        return total, ({**params.state, **changed}, sums)
 
     def terms(self, out: Mapping[str, jax.Array]) -> list[tuple[str, float, jax.Array]]:
         """Name, weight and value [B, C] (or of the first rows) of the losses beside the cross-entropies."""
@@ -673,29 +674,24 @@ class Functions:
         error = (errors(out) * valid[..., None]).sum((0, 1))
         return found | {"quantisation": (error[0], error[1]), "imitation": (error[2], error[3])}
 
-    def outputs(self, dense, rows, state, frozen, batch):
+    def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """logits, and of "tarq" teacher, codes [B, C, L] and errors [B, C, 4]."""
-        out = self.apply(dense, rows, state, batch, train=False)
+        out = self.apply(params, batch, train=False)
         if self.module.variant != "tarq":
             return out
         return {k: out[k] for k in ("logits", "teacher", "codes")} | {"errors": errors(out)}
 
-    def score(self, dense, rows, state, frozen, batch):
-        return {"logits": self.apply(dense, rows, state, batch, train=False)["logits"]}
+    def score(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return {"logits": self.apply(params, batch, train=False)["logits"]}
 
     def part(self, method: str):
         """An exported method of the module."""
 
-        def fn(dense, rows, state, frozen, batch):
-            return self.apply(dense, rows, state, batch, method=method)
+        return lambda params, batch: self.apply(params, batch, method=method)
 
-        return fn
-
-    def candidates(self, dense, rows, state, frozen, batch: Batch):
-        del rows, frozen
-        values = {"params": dense, **state}
+    def candidates(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         args = batch["request"], batch["item"]
-        return {"logits": self.module.apply(values, *args, method="serve_candidates")}
+        return {"logits": self.module.apply(params.variables, *args, method="serve_candidates")}
 
 
 def squared(x: jax.Array) -> jax.Array:

@@ -18,9 +18,25 @@ import jax
 import orbax.checkpoint as ocp
 
 from recjax.embedding import lanes
+from recjax.trees import Tree, Trees
 
-Tree = Any
 LAST_SECONDS = 60  # that a failed process waits for the others to finish a checkpoint
+
+
+def as_stored(tree: Tree) -> Tree:
+    """`tree` with every `Trees` in it as a dict by name: the layout of all checkpoints, older than the record."""
+    return jax.tree.map(lambda x: x.as_dict() if _is_trees(x) else x, tree, is_leaf=_is_trees)
+
+
+def from_stored(like: Tree, stored: Tree) -> Tree:
+    """`stored` with a `Trees` wherever `like` has one."""
+    return jax.tree.map(
+        lambda x, found: Trees(**found) if _is_trees(x) else found, like, stored, is_leaf=_is_trees
+    )
+
+
+def _is_trees(x: Any) -> bool:
+    return isinstance(x, Trees)
 
 
 def abstract(tree: Tree) -> Tree:
@@ -70,7 +86,8 @@ class Checkpoints:
             if self._damaged.pop((manager.directory.name, step), None) is None:
                 return
             manager.delete(step)
-        args = ocp.args.Composite(trees=ocp.args.StandardSave(trees), meta=ocp.args.JsonSave(meta))
+        stored = ocp.args.StandardSave(as_stored(trees))
+        args = ocp.args.Composite(trees=stored, meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
 
     def restore(
@@ -81,21 +98,22 @@ class Checkpoints:
         A damaged one is skipped, with a warning that names it, for the one before it.
 
         Args:
-          target: Arrays in the shapes and shardings to restore into.
+          target: Arrays in the shapes and shardings to restore into; the result has its structure.
           best: From the best checkpoint rather than the newest.
           check: Called with meta before the trees are read; raises when they do not belong to this run.
         """
         manager = self._best if best else self._recent
         steps = sorted(manager.all_steps(), reverse=True)
+        wanted = as_stored(target)
         for step in steps:
             meta = self._read(manager, step, meta=ocp.args.JsonRestore())
             if meta is None:
                 continue
             check(meta)
-            stored = self._layouts(manager, step, abstract(target))
+            stored = self._layouts(manager, step, abstract(wanted))
             trees = self._read(manager, step, trees=ocp.args.StandardRestore(stored))
             if trees is not None:
-                return step, jax.tree.map(_laid_out, trees, target), meta
+                return step, from_stored(target, jax.tree.map(_laid_out, trees, wanted)), meta
         if steps:
             raise ValueError(
                 f"no checkpoint under {self._dir} can be read (steps {steps}: "
@@ -184,7 +202,7 @@ def saved_steps(directory: epath.PathLike, *, best: bool = False) -> list[int]:
 
 
 def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
-    """Trees (host arrays, tables unpacked) and meta of a run, without knowing its shapes: for `init_from`."""
+    """{"trees": Trees, ...} (host arrays, tables unpacked) and meta of a run, without knowing its shapes."""
     root = epath.Path(directory).absolute() / ("best" if best else "recent")
     if not root.exists():
         raise FileNotFoundError(
@@ -199,18 +217,19 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _shapes(folder / "trees")
     )
     with ocp.StandardCheckpointer() as reader:
-        trees = reader.restore(folder / "trees", target)
+        stored = reader.restore(folder / "trees", target)
     meta = json.loads((folder / "meta" / "metadata").read_text())
     rows = {s["name"]: s["rows"] for s in meta.get("schema", {}).get("id_spaces", ())}
-    for path, value in trees.get("trees", {}).get("tables", {}).items():
+    trees = Trees(**stored["trees"])
+    for path, value in trees.tables.items():
         held = rows.get(path.split("/")[-1], len(value["rows"]))
         width = value["rows"].size // held
-        trees["trees"]["tables"][path] = {n: lanes.logical(x, width) for n, x in value.items()}
-    return trees, meta
+        trees.tables[path] = {n: lanes.logical(x, width) for n, x in value.items()}
+    return {**stored, "trees": trees}, meta
 
 
 def shapes(directory: epath.PathLike) -> Tree | None:
-    """Shapes and dtypes of the newest checkpoint's trees that say them; None where there is none."""
+    """Shapes and dtypes of the newest checkpoint that says them, as stored; None where there is none."""
     root = epath.Path(directory).absolute() / "recent"
     for step in reversed(saved_steps(directory)):
         try:

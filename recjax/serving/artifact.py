@@ -39,6 +39,7 @@ from recjax.serving import files, program, quantize, snapshot
 from recjax.serving.counters import Counters
 from recjax.serving.events import Past
 from recjax.serving.files import ArtifactError
+from recjax.trees import Params, Trees
 
 if TYPE_CHECKING:
     from recjax.system import System
@@ -109,7 +110,7 @@ class Artifact:
 def export_artifact(
     path: str | os.PathLike,
     system: "System",
-    trees: Mapping[str, Any],
+    trees: Trees,
     *,
     batch: Any,
     config: Mapping[str, Any],
@@ -118,7 +119,7 @@ def export_artifact(
     rows_format: str = "int8",
     platforms: Sequence[str] = PLATFORMS,
     functions: Sequence[str] | None = None,
-    derive: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+    derive: Callable[[Trees], Mapping[str, Any]] | None = None,
     log: EventLog | None = None,
     until: int | None = None,
     overwrite: bool = False,
@@ -128,7 +129,7 @@ def export_artifact(
     Args:
       path: A local directory that does not exist yet.
       system: Its `exports` are written.
-      trees: dense, tables ({path: {"rows": [V, d], ...}}), state and frozen, addressable from this process.
+      trees: Addressable from this process; the optimizer's is not read.
       batch: One batch (recjax/inputs.py) of the training stream, for dtypes and history lengths; its values
         are not stored.
       config: JSON values.
@@ -193,11 +194,12 @@ def _write(
     out: files.Writer, system, trees, exports, batch, config, vocab, rows_format, platforms, derive
 ) -> dict:
     """Everything but the manifest, which it returns."""
-    dense = {k: _host(trees.get(k) or {}, k) for k in ("dense", "state", "frozen")}
-    programs, batch = _programs(exports, system, dense, batch, platforms)
-    tables = _quantized_tables(system, trees["tables"], programs, rows_format)
+    held = (_host(getattr(trees, k), k) for k in ("dense", "state", "frozen"))
+    params = Params(next(held), {}, *held)
+    programs, batch = _programs(exports, system, params, batch, platforms)
+    tables = _quantized_tables(system, trees.tables, programs, rows_format)
     used = sorted({n for p in programs.values() for n in p.parameters})
-    parameters = program.flatten(dense)
+    parameters = program.flatten(params)
     manifest = {
         "format": FORMAT,
         "made_by": {
@@ -229,10 +231,9 @@ def _write(
         out.frame(f"vocab/{space}.parquet", _vocabulary(system.schema, space, source))
     if derive is not None:
         rows = {table: {"rows": t.dequantized()} for table, t in tables.items()}
-        out.arrays(
-            "derived.npz", {k: np.asarray(v) for k, v in derive({**dense, "tables": rows}).items()}
-        )
-    out.arrays("check.npz", _answers(system, dense, tables, exports, programs, batch))
+        made = derive(Trees(params.dense, rows, params.state, params.frozen))
+        out.arrays("derived.npz", {k: np.asarray(v) for k, v in made.items()})
+    out.arrays("check.npz", _answers(system, params, tables, exports, programs, batch))
     return manifest
 
 
@@ -247,7 +248,7 @@ def _host(tree: Any, name: str) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def _programs(exports, system, dense: dict, batch: Any, platforms: tuple):
+def _programs(exports, system, params: Params, batch: Any, platforms: tuple):
     """The programs, those that read others' outputs last, and the batch with room for those outputs."""
     programs: dict[str, program.Program] = {}
     for name, e in sorted(exports.items(), key=lambda item: bool(item[1].reads)):
@@ -257,15 +258,15 @@ def _programs(exports, system, dense: dict, batch: Any, platforms: tuple):
                     f"function {name!r} reads {source!r}, which is not exported; export both"
                 )
             batch = {**batch, key: programs[source].outputs}
-        programs[name] = _trace(name, e.fn, system, dense, batch, platforms)
+        programs[name] = _trace(name, e.fn, system, params, batch, platforms)
     return {name: programs[name] for name in exports}, batch
 
 
 def _trace(
-    name: str, fn: Callable, system, dense: dict, batch: Any, platforms: tuple
+    name: str, fn: Callable, system, params: Params, batch: Any, platforms: tuple
 ) -> program.Program:
     try:
-        return program.trace(fn, system.schema, system.tables, dense, batch, platforms)
+        return program.trace(fn, system.schema, system.tables, params, batch, platforms)
     except ArtifactError:
         raise
     except Exception as e:  # a model may fail in any way when its sizes become symbols
@@ -349,7 +350,7 @@ def _vocabulary(schema: Schema, space: str, source: Any) -> pl.DataFrame:
     return frame
 
 
-def _answers(system, dense: dict, tables, exports, programs, batch) -> dict[str, np.ndarray]:
+def _answers(system, params: Params, tables, exports, programs, batch) -> dict[str, np.ndarray]:
     """Inputs, rows and answers of every function on a made-up batch: the model itself, on the quantised rows."""
     dims = program.symbols(system.schema)
     sizes = {str(d): _CHECK.get(name, _CHECK_IDS) for name, d in dims.items()}
@@ -358,8 +359,8 @@ def _answers(system, dense: dict, tables, exports, programs, batch) -> dict[str,
     rows |= {n: t.take(np.arange(_CHECK_IDS) % len(t.values))[None] for n, t in tables.items()}
     out = {}
     for name, export in exports.items():
-        answer = jax.jit(program.flat_function(export.fn, dense, batch))
-        outputs = answer(program.flatten(dense), rows, inputs)
+        answer = jax.jit(program.flat_function(export.fn, params, batch))
+        outputs = answer(program.flatten(params), rows, inputs)
         out |= {f"{name}/in/{leaf}": inputs[leaf] for leaf in programs[name].inputs}
         out |= {f"{name}/rows/{table}": rows[table] for table in programs[name].rows}
         out |= {f"{name}/out/{leaf}": np.asarray(x) for leaf, x in outputs.items()}

@@ -16,6 +16,7 @@ from recjax.data.store.prepared import feature_dtype
 from recjax.schema import NUM_RESERVED, Feature, Schema
 from recjax.serving.files import ArtifactError
 from recjax.system import System
+from recjax.trees import Trees
 
 SIZE = 4099  # items at a time; no other axis is so long
 KEY = "key/"
@@ -65,7 +66,7 @@ def derive(system: System, prepared: Any, batch: Mapping[str, Any]) -> Callable 
     history = {name: x.shape[1] for name, x in batch["mask"].items()}
     assembler = Assembler(Layout(system.schema, 1, history, SIZE))
 
-    def arrays(trees: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def arrays(trees: Trees) -> dict[str, np.ndarray]:
         key = key_feature(system.schema).name
         out: dict[str, np.ndarray] = {KEY + key: catalogue[key].astype(np.int32)}
         for name, export in functions.items():
@@ -74,8 +75,7 @@ def derive(system: System, prepared: Any, batch: Mapping[str, Any]) -> Callable 
                 some = {n: x[at : at + SIZE] for n, x in catalogue.items()}
                 count = len(some[key])
                 one = assembler.build([_part(system.schema, some, count)])
-                args = trees["dense"], _rows(system, trees["tables"], one), trees["state"]
-                answer = call(*args, trees["frozen"], one)
+                answer = call(trees.params(_rows(system, trees.tables, one)), one)
                 for output, x in answer.items():
                     axes[output] = next(i for i, n in enumerate(x.shape) if i and n == SIZE)
                     part = np.take(np.asarray(x), np.arange(count), axes[output])[0]

@@ -24,7 +24,9 @@ from recjax.models.parts import building
 from recjax.runtime.run import set_up
 from recjax.serving import artifact, catalogue
 from recjax.serving.quantize import FORMATS
+from recjax.system import System
 from recjax.training.opening import open_run
+from recjax.trees import Trees
 
 
 def export_run(
@@ -76,16 +78,12 @@ def export_run(
     )
 
 
-def _student(schema, config: ConfigDict, trees: Mapping[str, Any]):
+def _student(schema, config: ConfigDict, trees: Trees) -> tuple[System, Trees]:
     """Its functions, parameters and tables: serving costs what the student costs."""
     options = {k: v for k, v in building.plain(config.model).items() if k != "name"}
     system = distillation_online.student_only(schema, **options)
-    return system, dict(
-        dense=trees["dense"]["student"],
-        state=trees["state"].get("student", {}),
-        tables={t.path: trees["tables"][t.path] for t in system.tables},
-        frozen={},
-    )
+    tables = {t.path: trees.tables[t.path] for t in system.tables}
+    return system, Trees(trees.dense["student"], tables, trees.state.get("student", {}))
 
 
 def _event_log(config: ConfigDict, data) -> EventLog | None:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.schema import Schema, Table
+from recjax.trees import Params
 
 Flat = dict[str, Any]
 _BY_REQUEST = ("mask", "age")
@@ -123,12 +124,11 @@ def row_specs(
     }
 
 
-def flat_function(fn: Callable, trees: Mapping[str, Any], batch: Any) -> Callable:
-    """`fn(dense, rows, state, frozen, batch)` as (parameters, rows, inputs) -> outputs over flat dicts."""
+def flat_function(fn: Callable, params: Params, batch: Any) -> Callable:
+    """`fn(params, batch)` as (parameters, rows, inputs) -> outputs over flat dicts."""
 
     def flat(parameters: Flat, rows: Flat, inputs: Flat) -> Flat:
-        tree = unflatten(dict(trees), parameters)
-        return fn(tree["dense"], rows, tree["state"], tree["frozen"], unflatten(batch, inputs))
+        return fn(unflatten(params, parameters).replace(rows=rows), unflatten(batch, inputs))
 
     return flat
 
@@ -148,7 +148,7 @@ def trace(
     fn: Callable,
     schema: Schema,
     tables: tuple[Table, ...],
-    trees: Mapping[str, Any],
+    params: Params,
     batch: Any,
     platforms: tuple[str, ...],
 ) -> Program:
@@ -158,7 +158,7 @@ def trace(
       fn: `Export.fn`.
       schema: Of the batch.
       tables: Whose rows it may be given.
-      trees: dense, state, frozen; only shapes and dtypes matter.
+      params: Without rows; only shapes and dtypes matter.
       batch: An example, for dtypes and fixed sizes.
       platforms: Names as in `jax.export`: cpu, cuda, tpu.
 
@@ -167,11 +167,11 @@ def trace(
     """
     dims = symbols(schema)
     args = (
-        {name: _spec(np.shape(x), x) for name, x in flatten(dict(trees)).items()},
+        {name: _spec(np.shape(x), x) for name, x in flatten(params).items()},
         row_specs(tables, dims),
         input_specs(schema, dims, batch),
     )
-    closed, outputs = jax.make_jaxpr(flat_function(fn, trees, batch), return_shape=True)(*args)
+    closed, outputs = jax.make_jaxpr(flat_function(fn, params, batch), return_shape=True)(*args)
     _check_outputs(outputs, set(dims.values()))
     # The lowering of jax.export keeps dead code, whose symbols may then be unsolvable: cut it out first.
     eqns, kept = _live(closed.jaxpr)

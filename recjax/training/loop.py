@@ -28,8 +28,8 @@ from recjax.runtime.run import Run, RunError, Stop, compiled
 from recjax.system import System
 from recjax.training import optim, transfer
 from recjax.training.step import forward_flops, make_step
+from recjax.trees import Tree
 
-Tree = Any
 Scored = Callable[[Any, str, dict[str, np.ndarray]], None]
 
 # ---- the pieces of a run --------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Trainer:
             logging.info("resuming at step %d of %d", self.step, self.total)
         self.run.rewind(self.step)
         self.trees, self.sums = both
-        huge_pages.use(self.trees["tables"])
+        huge_pages.use(self.trees.tables)
 
     def save(self, *, best: bool = False) -> None:
         self.drain()
@@ -341,9 +341,9 @@ class Trainer:
         c, trees = self.config, self.trees
         examples = self.step * c.train.batch
         return dict(
-            n_dense=count(trees["dense"]),
-            n_blocks=count(trees["dense"], "layers_"),
-            n_embedding=embedding.num_parameters(trees["tables"]),
+            n_dense=count(trees.dense),
+            n_blocks=count(trees.dense, "layers_"),
+            n_embedding=embedding.num_parameters(trees.tables),
             flops_per_example=forward_flops(self.system, trees, self.example, self.plan),
             examples=min(examples, self.train_batches(0).examples),
             examples_per_s=self.clock["steps"] * c.train.batch / max(self.clock["wall"], 1e-9),

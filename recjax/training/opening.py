@@ -26,6 +26,7 @@ from recjax.runtime.identity import Use, without
 from recjax.runtime.run import Stop, flat, plain
 from recjax.system import System
 from recjax.training import transfer
+from recjax.trees import Trees
 
 
 def placement(system: System, config: ConfigDict, mesh: Mesh) -> embedding.Plan:
@@ -74,7 +75,7 @@ class Opened(NamedTuple):
     config: ConfigDict
     data: Any
     system: System
-    trees: dict
+    trees: Trees
     step: int
 
 
@@ -142,7 +143,7 @@ class RunScorer:
         self.trained = trained_on(config)
         which = "best" if best else "newest"
         self.model = f"{which} step {step} of a run with config {_digest(config)}"
-        self._trees = {k: trees[k] for k in ("dense", "tables", "state", "frozen")}
+        self._trees = trees.replace(opt=())
         self._chunk = chunk
         self._evaluator = Evaluator(system, mesh, placement(system, config, mesh))
         self._assembler = Assembler(

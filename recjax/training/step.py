@@ -1,7 +1,6 @@
 """The compiled programs of a run: initial trees, the training step, and what the compiler says of scoring."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from recjax import embedding
 from recjax.system import Sums, System
 from recjax.training import optim
 from recjax.training.keys import stream
-
-Tree = Any
+from recjax.trees import Params, Rows, Trees
 
 
 def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
@@ -28,7 +26,7 @@ def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
     return {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
 
 
-def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Array, count: int):
+def gradients(system: System, trees: Trees, rows: Rows, batch: dict, rng: jax.Array, count: int):
     """Gradients of the mean loss over the batch with respect to (dense, rows), the new state and metric sums.
 
     With count > 1 microbatches the gradients are weighted by each one's examples, so they equal the whole
@@ -36,12 +34,14 @@ def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Arr
     """
 
     def one(state, part, key):
-        loss = lambda dense, rows: system.loss(dense, rows, state, trees["frozen"], part, key)  # noqa: E731
-        grads, (state, sums) = jax.grad(loss, argnums=(0, 1), has_aux=True)(trees["dense"], rows)
+        def loss(dense, rows):
+            return system.loss(Params(dense, rows, state, trees.frozen), part, key)
+
+        grads, (state, sums) = jax.grad(loss, argnums=(0, 1), has_aux=True)(trees.dense, rows)
         return grads, state, sums
 
     if count == 1:
-        return one(trees["state"], batch, rng)
+        return one(trees.state, batch, rng)
     shards = next(iter(batch["ids"].values())).shape[0]
 
     def body(carry, i):
@@ -56,10 +56,8 @@ def gradients(system: System, trees: Tree, rows: dict, batch: dict, rng: jax.Arr
         return (state, total, weight + w), jax.tree.map(lambda x: real(x, 0.0), sums)
 
     # float32: many small parts would be lost in a bfloat16 sum
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (trees["dense"], rows))
-    (state, total, weight), sums = jax.lax.scan(
-        body, (trees["state"], zeros, 0.0), jnp.arange(count)
-    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (trees.dense, rows))
+    (state, total, weight), sums = jax.lax.scan(body, (trees.state, zeros, 0.0), jnp.arange(count))
     grads = jax.tree.map(lambda t: t / jnp.maximum(weight, 1e-9), total)
     return grads, state, jax.tree.map(lambda s: s.sum(0), sums)
 
@@ -78,10 +76,10 @@ def make_step(
     factors = optim.row_schedules(config, total_steps, system.tables)
 
     def step_fn(
-        trees: Tree, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
+        trees: Trees, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
     ):
         batch = embedding.exchange_ids(batch, plan)
-        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
+        rows = embedding.gather(system.tables, trees.tables, batch, plan)
         (g_dense, g_rows), state, new = gradients(
             system, trees, rows, batch, stream(key, "loss", step), config.train.microbatches
         )
@@ -95,21 +93,19 @@ def make_step(
             p: m._replace(grads=m.grads * clip[optim.group_of(system, f"tables/{p}")])
             for p, m in merged.items()
         }
-        updates, opt = tx.update(g_dense, trees["opt"], trees["dense"])
+        updates, opt = tx.update(g_dense, trees.opt, trees.dense)
         scale = lr_scale * factor(step)
-        dense = jax.tree.map(
-            lambda p, u, n: p - lrs[n] * scale * u, trees["dense"], updates, groups
-        )
+        dense = jax.tree.map(lambda p, u, n: p - lrs[n] * scale * u, trees.dense, updates, groups)
         rates = {path: lr_scale * f(step) for path, f in factors.items()}
         tables = embedding.apply(
             system.tables,
-            trees["tables"],
+            trees.tables,
             merged,
             rates,
             plan,
             stream(key, "stochastic_rounding", step),
         )
-        trees = dict(trees, dense=dense, tables=tables, state=state, opt=opt)
+        trees = trees.replace(dense=dense, tables=tables, state=state, opt=opt)
         if system.after_step is not None:
             trees = system.after_step(trees, stream(key, "after_step", step))
         return trees, jax.tree.map(jnp.add, sums, new)
@@ -119,7 +115,7 @@ def make_step(
 
 def init_trees(
     system: System, config: ConfigDict, example: dict, plan: embedding.Plan | None = None
-) -> Tree:
+) -> Trees:
     """Fresh trees from the seed and one batch's shapes; the tables are on the mesh already."""
     key = jax.random.key(config.seed)
     fresh = jax.jit(lambda k: embedding.init(k, system.tables, system.schema, plan))
@@ -132,18 +128,18 @@ def init_trees(
         return dense, state, optim.transform(config.opt).init(dense)
 
     dense, state, opt = init(stream(key, "dense_init"), tables, example)
-    return dict(dense=dense, tables=tables, state=state, frozen={}, opt=opt)
+    return Trees(dense, tables, state, {}, opt)
 
 
 def zero_sums(
-    system: System, trees: Tree, example: dict, plan: embedding.Plan | None = None
+    system: System, trees: Trees, example: dict, plan: embedding.Plan | None = None
 ) -> Sums:
     """Zeros (NumPy) in the shape of the loss's metric sums."""
 
     def sums_of(trees, batch):
-        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
+        rows = embedding.gather(system.tables, trees.tables, batch, plan)
         key = jax.random.key(0)
-        return system.loss(trees["dense"], rows, trees["state"], trees["frozen"], batch, key)[1][1]
+        return system.loss(trees.params(rows), batch, key)[1][1]
 
     return jax.tree.map(
         lambda s: np.zeros(s.shape, s.dtype), jax.eval_shape(sums_of, trees, example)
@@ -151,13 +147,13 @@ def zero_sums(
 
 
 def forward_flops(
-    system: System, trees: Tree, batch: dict, plan: embedding.Plan | None = None
+    system: System, trees: Trees, batch: dict, plan: embedding.Plan | None = None
 ) -> float:
     """FLOPs of scoring one example, as the compiler counts them (a scan body counts once)."""
 
     def forward(trees, batch):
-        rows = embedding.gather(system.tables, trees["tables"], batch, plan)
-        return system.outputs(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+        rows = embedding.gather(system.tables, trees.tables, batch, plan)
+        return system.outputs(trees.params(rows), batch)
 
     cost = jax.jit(forward).lower(trees, batch).cost_analysis() or {}
     examples = batch["valid"].size if "valid" in batch else 1

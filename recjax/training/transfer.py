@@ -27,11 +27,9 @@ from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import RunError
 from recjax.schema import NUM_RESERVED, Schema
-from recjax.system import System
+from recjax.system import Sums, System
 from recjax.training.step import init_trees, zero_sums
-
-Tree = Any
-PARTS = ("dense", "tables", "state", "frozen")
+from recjax.trees import Trees
 
 
 def describe(data, config: ConfigDict) -> dict:
@@ -90,7 +88,7 @@ def check_splits(config: ConfigDict, data) -> None:
             )
 
 
-def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, plan) -> Tree:
+def go_on(fresh: Trees, sums: Sums, system: System, config: ConfigDict, data, plan) -> Trees:
     """Trees of the last checkpoint of `config.continue_from`; rows whose ids mean another value now are fresh.
 
     Args:
@@ -113,16 +111,16 @@ def go_on(fresh: Tree, sums: Tree, system: System, config: ConfigDict, data, pla
     saved.close()
     if restored is None:
         raise RunError(f"continue_from: {run} has saved no checkpoint yet; let it save one first")
-    step, trees, _ = restored
-    trees = trees["trees"]
+    step, saved, _ = restored
+    trees = saved["trees"]
     logging.info(
         "going on from step %d of %s; rows begun anew: %s",
         step,
         run,
         {s: len(x) for s, x in gone.items()} or "none",
     )
-    tables = embedding.reset(system.tables, trees["tables"], fresh["tables"], gone, plan)
-    return dict(trees, tables=tables)
+    tables = embedding.reset(system.tables, trees.tables, fresh.tables, gone, plan)
+    return trees.replace(tables=tables)
 
 
 def _check_grown(meta: dict, data, run: epath.PathLike) -> None:
@@ -170,9 +168,9 @@ class _Source:
     """A finished run's trees, flat, and its vocabularies."""
 
     def __init__(self, run: epath.Path):
-        trees, self.meta = checkpoint.read(run / "checkpoints")
+        saved, self.meta = checkpoint.read(run / "checkpoints")
         self.run = run
-        self.leaves = {"/".join(k): v for k, v in _flatten(trees["trees"]).items()}
+        self.leaves = {"/".join(k): v for k, v in _flatten(saved["trees"]).items()}
 
     def vocabulary(self, space: str):
         from recjax.data import open_data
@@ -181,8 +179,10 @@ class _Source:
         return open_data(config.data).vocabulary(space)
 
 
-def _flatten(trees: Tree) -> dict[tuple[str, ...], Any]:
-    return traverse_util.flatten_dict({k: trees[k] for k in PARTS})
+def _flatten(trees: Trees, **how) -> dict[tuple[str, ...], Any]:
+    """Leaves by path, the optimizer's left out."""
+    parts = {k: x for k, x in trees.as_dict().items() if k != "opt"}
+    return traverse_util.flatten_dict(parts, **how)
 
 
 def _rows(source: _Source, path: str, value, target: str, old, system: System, data):
@@ -208,7 +208,7 @@ def start(
     workdir: epath.Path,
     example: dict,
     plan: embedding.Plan,
-) -> tuple[Tree, Tree]:
+) -> tuple[Trees, Sums]:
     """(trees, metric sums) a run begins with, placed on the plan's mesh; a checkpoint restores into their like.
 
     Args:
@@ -222,15 +222,14 @@ def start(
         trees = apply(trees, system, config, data, workdir)
     else:  # the run's own checkpoint holds all of it; what it began from may be gone
         zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), own["trees"].get("frozen", {}))
-        trees = dict(trees, frozen=zeros)
-    trees["tables"] = with_vectors(trees["tables"], system, data)
+        trees = trees.replace(frozen=zeros)
+    trees = trees.replace(tables=with_vectors(trees.tables, system, data))
     sums = zero_sums(system, trees, example, plan)
-    tables = plan.place(trees.pop("tables"))
-    trees, sums = jax.device_put((trees, sums), meshes.replicated(plan.mesh))
-    return dict(trees, tables=tables), sums
+    rest, sums = jax.device_put((trees.replace(tables={}), sums), meshes.replicated(plan.mesh))
+    return rest.replace(tables=plan.place(trees.tables)), sums
 
 
-def with_vectors(tables: Tree, system: System, data) -> Tree:
+def with_vectors(tables: embedding.Tables, system: System, data) -> embedding.Tables:
     """`tables` with the data's vectors, of id spaces that have them (`IdSpace.vectors`)."""
     out = dict(tables)
     for t in system.tables:
@@ -241,7 +240,7 @@ def with_vectors(tables: Tree, system: System, data) -> Tree:
     return out
 
 
-def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.Path) -> Tree:
+def apply(trees: Trees, system: System, config: ConfigDict, data, workdir: epath.Path) -> Trees:
     """`trees` with everything `config.init_from` names copied in.
 
     Runs are paths, taken relative to `workdir` when they begin with "needs/".
@@ -249,7 +248,7 @@ def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.
     Raises:
       RunError: A rule that matches nothing, a target that does not exist, or a shape that differs.
     """
-    leaves = traverse_util.flatten_dict({k: trees[k] for k in PARTS}, keep_empty_nodes=True)
+    leaves = _flatten(trees, keep_empty_nodes=True)
     keys = {"/".join(k): k for k in leaves}  # a table's path may hold a "/" itself
     for run, pattern, target in config.init_from:
         source = _Source(workdir / run if str(run).startswith("needs/") else epath.Path(run))
@@ -279,4 +278,4 @@ def apply(trees: Tree, system: System, config: ConfigDict, data, workdir: epath.
             leaves[keys[name]] = jnp.asarray(value, old.dtype)
     if any(k[0] == "frozen" and len(k) > 1 for k in leaves):
         leaves.pop(("frozen",), None)  # it was empty
-    return {**trees, **traverse_util.unflatten_dict(leaves)}
+    return trees.replace(**traverse_util.unflatten_dict(leaves))

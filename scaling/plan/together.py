@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 import jax
@@ -39,8 +39,8 @@ from recjax.system import System
 from recjax.training import transfer
 from recjax.training.loop import count
 from recjax.training.step import forward_flops, init_trees, make_step, zero_sums
+from recjax.trees import Trees
 
-Tree = Any
 CHUNK = 16  # steps a call
 
 
@@ -178,7 +178,7 @@ class Together:
         self.checkpoints.save(self.step, self.trees, dict(wall=self.wall))
 
     def _chunk(
-        self, trees: Tree, batches: dict, step: jax.Array, count: jax.Array, scale: jax.Array
+        self, trees: Trees, batches: dict, step: jax.Array, count: jax.Array, scale: jax.Array
     ):
         """`count` steps of every member: trees [S, ...], batches [K, ...], scale [K] on all rates."""
 
@@ -205,7 +205,7 @@ class Together:
         """
         return jax.default_backend() == "cpu"
 
-    def advance(self, trees: Tree, stream: Iterator[dict], step: int, scale: np.ndarray) -> Tree:
+    def advance(self, trees: Trees, stream: Iterator[dict], step: int, scale: np.ndarray) -> Trees:
         """Up to CHUNK steps from `step`, one for each scale; donates `trees`."""
         began = time.monotonic()
         batches = list(itertools.islice(stream, len(scale)))
@@ -262,16 +262,16 @@ class Together:
         one = jax.tree.map(lambda x: x[0], self.trees)
         examples = len(self.configs) * self.events[-1].examples
         return dict(
-            n_dense=count(one["dense"]),
-            n_blocks=count(one["dense"], "layers_"),
-            n_embedding=embedding.num_parameters(one["tables"]),
+            n_dense=count(one.dense),
+            n_blocks=count(one.dense, "layers_"),
+            n_embedding=embedding.num_parameters(one.tables),
             flops_per_example=forward_flops(self.system, one, self.example),
             members=len(self.configs),
             examples_per_s=examples / max(self.wall, 1e-9),
             wall_s=self.wall,
         )
 
-    def cool_down(self, event: Event) -> Tree:
+    def cool_down(self, event: Event) -> Trees:
         """The state after the fork's last step; the pass keeps its own."""
         steps = steps_to(event.examples, self.config) - self.step
         fall = 1 - np.arange(steps) / steps
@@ -293,7 +293,7 @@ class Together:
         wanted = itertools.product(range(len(self.configs)), self.splits(event))
         return all((m, event.kind, event.examples, s) in found for m, s in wanted)
 
-    def evaluate(self, event: Event, trees: Tree) -> None:
+    def evaluate(self, event: Event, trees: Trees) -> None:
         c = self.config
         for split in self.splits(event):
             for m in range(len(self.configs)):
@@ -309,7 +309,7 @@ class Together:
         self.checkpoints.close()
 
 
-def stack(trees: Sequence[Tree]) -> Tree:
+def stack(trees: Sequence[Trees]) -> Trees:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 

@@ -209,8 +209,8 @@ def training(rule, optimizer, steps=50):
         ends.append(jax.device_get((trees, sums)))
     (one, one_sums), (many, many_sums) = ends
     return dict(
-        tables=distance(many["tables"], one["tables"]),
-        dense=distance(many["dense"], one["dense"]),
+        tables=distance(many.tables, one.tables),
+        dense=distance(many.dense, one.dense),
         loss=distance(many_sums, one_sums),
     )
 

@@ -11,6 +11,7 @@ from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
 from recjax.schema import SchemaError, Table
+from recjax.trees import Trees
 from tests.embedding import worlds
 
 SCHEMA = worlds.schema(("item", 22_528))  # more than what is small
@@ -88,15 +89,15 @@ def test_checkpoints_restore_packed_or_not(tmp_path, optimizer):
     meta = {"schema": {"id_spaces": [{"name": "item", "rows": ROWS}]}}
     for k, (saved, other) in enumerate([values, values[::-1]]):
         store = checkpoint.Checkpoints(tmp_path / str(k))
-        store.save(1, {"trees": {"tables": saved}}, meta)
+        store.save(1, {"trees": Trees({}, saved)}, meta)
         store.wait()
         for target in (saved, other):
-            zeros = {"trees": {"tables": jax.tree.map(jnp.zeros_like, target)}}
-            found = store.restore(zeros)[1]["trees"]["tables"]
+            zeros = {"trees": Trees({}, jax.tree.map(jnp.zeros_like, target))}
+            found = store.restore(zeros)[1]["trees"].tables
             jax.tree.map(np.testing.assert_array_equal, found, target)
         store.close()
         host, _ = checkpoint.read(tmp_path / str(k))
-        jax.tree.map(np.testing.assert_array_equal, host["trees"]["tables"], values[0])
+        jax.tree.map(np.testing.assert_array_equal, host["trees"].tables, values[0])
 
 
 def test_only_what_gains_is_packed():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from recjax.layers import residual_quantizer as rq
+from recjax.trees import Trees
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 6)).astype(np.float32)
@@ -110,7 +111,7 @@ def made(**options):
 
 
 def trees_of(params, state):
-    return dict(dense={"deep": {"q": params}}, state={"codes": {"deep": {"q": state["codes"]}}})
+    return Trees({"deep": {"q": params}}, state={"codes": {"deep": {"q": state["codes"]}}})
 
 
 def step(q, params, state, x, valid=None):
@@ -160,8 +161,8 @@ def test_codes_out_of_use_start_anew_at_recent_residuals(update):
     for i in range(2):
         _, state = step(q, params, state, X)
         trees = hook(trees_of(params, state), jax.random.key(i))
-        params = trees["dense"]["deep"]["q"]
-        state = {"codes": trees["state"]["codes"]["deep"]["q"]}
+        params = trees.dense["deep"]["q"]
+        state = {"codes": trees.state["codes"]["deep"]["q"]}
         books = (params if update == "gradient" else state["codes"])["codebooks"]
         assert (np.asarray(books[0, 4:]).max() > 50) == (i == 0), "not before two steps"
     rows = {tuple(np.round(r, 4)) for r in X}
@@ -176,12 +177,12 @@ def test_kmeans_waits_for_a_full_bank_and_filling_slots_do_not_enter_it():
     for i in range(2):
         _, state = step(q, params, state, np.where(valid[:, None], X, 999), valid)
         trees = hook(trees_of(params, state), jax.random.key(0))
-        params = trees["dense"]["deep"]["q"]
-        state = {"codes": trees["state"]["codes"]["deep"]["q"]}
+        params = trees.dense["deep"]["q"]
+        state = {"codes": trees.state["codes"]["deep"]["q"]}
         assert np.array_equal(params["codebooks"], before) == (i == 0)
     assert np.abs(state["codes"]["recent"]).max() < 10
     found = rq.quantize(X[:24], params["codebooks"])
     error = np.square(found.residuals[:, -1]).sum() / np.square(X[:24]).sum()
     assert error < 0.2 < np.square(rq.quantize(X[:24], before).residuals[:, -1]).sum() / np.square(X[:24]).sum()  # fmt: skip
     again = hook(trees_of(params, state), jax.random.key(1))
-    np.testing.assert_array_equal(again["dense"]["deep"]["q"]["codebooks"], params["codebooks"])
+    np.testing.assert_array_equal(again.dense["deep"]["q"]["codebooks"], params["codebooks"])

@@ -16,6 +16,7 @@ from recjax.models import aw_moe
 from recjax.schema import SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
+from recjax.trees import Params
 from tests.models.worlds import SCHEMA, close, far, finite, jit, key, make, world
 
 W = world(b=4, c=3, n=6)
@@ -70,7 +71,7 @@ def votes(m, w):
 
     batch = w.batch()
     with nn.intercept_methods(catch):
-        m.system.outputs(m.dense, m.rows(batch), m.state, {}, batch)
+        m.system.outputs(m.params(batch), batch)
     return found[0]
 
 
@@ -159,7 +160,7 @@ def test_without_the_contrast_gradients_are_cross_entropys_and_with_it_experts_k
     _, _, got, got_rows = gradients(plain_id)
 
     def bce(dense, rows):
-        logits = plain_id.system.outputs(dense, rows, plain_id.state, {}, batch)["logits"]
+        logits = plain_id.system.outputs(Params(dense, rows, plain_id.state), batch)["logits"]
         y = batch["label"]["click"]
         return (jnp.logaddexp(0.0, logits) - y * logits).mean()
 
@@ -310,11 +311,11 @@ def test_the_gate_of_a_request_is_computed_once_and_scores_the_same(context):
     m, batch = model(gate_context=context), W.batch()
     exports = m.system.exports
     assert exports["gate"].cadence == "request" and exports["score_gated"].cadence == "candidate"
-    args = m.dense, m.rows(batch), m.state, {}
-    gate = exports["gate"].fn(*args, batch)["gate"]
+    params = m.params(batch)
+    gate = exports["gate"].fn(params, batch)["gate"]
 
     def score(gate):
-        return exports["score_gated"].fn(*args, {**batch, "gate": {"gate": gate}})["logits"]
+        return exports["score_gated"].fn(params, {**batch, "gate": {"gate": gate}})["logits"]
 
     assert gate.shape == (4, 1, 3)
     close(score(gate), m.logits(W), 1e-6)
@@ -325,9 +326,8 @@ def test_the_gate_of_a_request_is_computed_once_and_scores_the_same(context):
 def test_an_artifact_holds_gate_and_score(tmp_path):
     m = model(gate_context="user")
     batch = W.batch()
-    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen={})
     artifact.export_artifact(
-        tmp_path / "a", m.system, trees, batch=batch, config={"name": "aw_moe"},
+        tmp_path / "a", m.system, m.trees, batch=batch, config={"name": "aw_moe"},
         platforms=("cpu",), rows_format="float32",
     )  # fmt: skip
     loaded = artifact.load(tmp_path / "a")

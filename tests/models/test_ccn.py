@@ -416,18 +416,17 @@ def test_a_schema_without_item_fields_is_refused():
 def test_an_artifact_computes_the_condition_once(tmp_path):
     m, batch = model(), W.batch()
     exports = m.system.exports
-    args = m.dense, m.rows(batch), m.state, {}
-    h = exports["condition"].fn(*args, batch)
+    params = m.params(batch)
+    h = exports["condition"].fn(params, batch)
 
     def score(h):
-        return exports["score_conditioned"].fn(*args, {**batch, "condition": h})["logits"]
+        return exports["score_conditioned"].fn(params, {**batch, "condition": h})["logits"]
 
     assert h["h"].shape == (4, 8)
     close(score(h), m.logits(W), 1e-6)
     assert far(score({"h": h["h"][::-1]}), m.logits(W))
-    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen={})
     artifact.export_artifact(
-        tmp_path / "a", m.system, trees, batch=batch, config={"name": "ccn"},
+        tmp_path / "a", m.system, m.trees, batch=batch, config={"name": "ccn"},
         platforms=("cpu",), rows_format="float32",
     )  # fmt: skip
     loaded = artifact.load(tmp_path / "a")

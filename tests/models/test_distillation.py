@@ -98,9 +98,9 @@ def test_the_student_serves_alone():
     assert set(pair.system.exports) == {"score", "prefix", "candidates"}
     batch = W.batch()
 
-    def score(trees):
+    def score(dense):
         fn = pair.system.exports["score"].fn
-        return jit(lambda b: fn(trees, pair.rows(b), pair.state, {}, b))(batch)
+        return jit(lambda b: fn(pair.replace(dense=dense).params(b), b))(batch)
 
     out = score(
         {"student": pair.dense["student"]}
@@ -128,8 +128,8 @@ def test_cost_of_serving_is_the_student_s():
     pair, student, batch = model(), alone("student"), W.batch()
 
     def flops(m, fn):
-        args = m.dense, m.rows(batch), m.state
-        return jit(lambda a: fn(*a, {}, batch)).lower(args).compile().cost_analysis()["flops"]
+        run = jit(lambda params: fn(params, batch))
+        return run.lower(m.params(batch)).compile().cost_analysis()["flops"]
 
     own = flops(student, student.system.exports["score"].fn)
     assert flops(pair, pair.system.exports["score"].fn) == pytest.approx(own, rel=1e-3)
@@ -193,7 +193,7 @@ def taught(*logits):
 
 def offline_loss(system, m, batch, state=None):
     state = m.state if state is None else state
-    loss = jit(lambda b: system.loss(m.dense, m.rows(b), state, {}, b, jax.random.key(0)))
+    loss = jit(lambda b: system.loss(m.replace(state=state).params(b), b, jax.random.key(0)))
     return loss(batch)
 
 

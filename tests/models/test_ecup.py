@@ -22,6 +22,7 @@ from recjax.serving.export import export_run
 from recjax.serving.scorer import Scorer
 from recjax.training.loop import train
 from recjax.training.opening import open_run
+from recjax.trees import Params
 from tests.models.worlds import perturbed
 
 SCHEMA = Schema(
@@ -115,7 +116,7 @@ def prepared(**options):
 @functools.cache
 def compiled(**options):
     a = arms(**options)
-    return jax.jit(lambda d, r, s, b: a.outputs(d, r, s, {}, b))
+    return jax.jit(lambda d, r, s, b: a.outputs(Params(d, r, s), b))
 
 
 def outputs(b=None, dense=None, **options):
@@ -262,7 +263,7 @@ def test_permuting_features_with_their_parameters_changes_nothing():
     kernel[ids : ids + 3] = kernel[ids : ids + 3][index]
     mine["model"]["shared_0"]["kernel"] = kernel.reshape(7 * d, -1)
     state = prepared()[2]
-    got = jax.jit(lambda p: other.outputs(p, rows, state, {}, b)["ctcvr_arms"])(mine)
+    got = jax.jit(lambda p: other.outputs(Params(p, rows, state), b)["ctcvr_arms"])(mine)
     np.testing.assert_allclose(got, outputs()["ctcvr_arms"], atol=1e-6)
 
 
@@ -283,7 +284,7 @@ def test_an_arm_that_training_never_had_counts_for_nothing():
     weightless = {**b, "weight": b["weight"] * (np.arange(N) != 0)[:, None]}
     unknown = {**b, "pos": {**b["pos"], "treatment": np.r_[1, b["pos"]["treatment"][1:]]}}
     key = jax.random.key(0)
-    loss = jax.jit(lambda b: a.loss(dense, rows, state, {}, b, key)[1][1]["loss/ctcvr"])
+    loss = jax.jit(lambda b: a.loss(Params(dense, rows, state), b, key)[1][1]["loss/ctcvr"])
     np.testing.assert_allclose(loss(unknown), loss(weightless), rtol=1e-6)
     assert not np.allclose(loss(b), loss(weightless), rtol=1e-4)
 
@@ -499,7 +500,7 @@ def test_export_and_score(cache_dir, tmp_path):
     scorer = Scorer(artifact.load(folder), "arms")
     scorer.verify()
     got = scorer.score(b)
-    want = system.outputs(trees["dense"], {}, trees["state"], {}, b)
+    want = system.outputs(trees.params({}), b)
     np.testing.assert_allclose(got["uplift_ctcvr/4"], want["uplift_ctcvr"][..., 3], atol=1e-5)
     person = {f"x{i + 1}": 0.1 * i for i in range(20)}
     one = scorer.score_requests([person])[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recjax import models
+from recjax.trees import Params
 from tests.models.worlds import SCHEMA, close, far, finite, initial, jit, make, world
 
 W = world(b=4, c=3, n=6)
@@ -87,7 +88,7 @@ def test_one_batch_can_be_overfitted(name):
     m, batch = initial(system, W), W.batch()
 
     def loss(params):
-        total, (_, sums) = system.loss(*params, m.state, {}, batch, jax.random.key(0))
+        total, (_, sums) = system.loss(Params(*params, m.state), batch, jax.random.key(0))
         return total, sums["loss"][0] / sums["loss"][1]
 
     @jit

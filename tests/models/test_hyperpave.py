@@ -17,6 +17,7 @@ from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.training.loop import train
 from recjax.training.opening import open_run
+from recjax.trees import Params, Trees
 from tests.models.worlds import perturbed
 
 SMALL = worlds.World(products=60, aspects=12, unseen=3, dim=8, links=2, listed=4)
@@ -46,7 +47,7 @@ def parameters(system, batch):
 @functools.cache
 def compiled(**options):
     system, dense = model(**options)
-    run = jax.jit(lambda p, b: system.outputs(p, {}, {}, {}, b)["logits"])
+    run = jax.jit(lambda p, b: system.outputs(Params(p), b)["logits"])
     return functools.partial(run, dense)
 
 
@@ -254,7 +255,7 @@ def test_options_train_a_step(options):
     system = models.build(d.schema, {"name": "hyperpave", "width": 8, **options})
     b = batch_of(d, "train")
     dense = parameters(system, b)
-    grads = jax.jit(jax.grad(lambda p: system.loss(p, {}, {}, {}, b, None)[0]))(dense)
+    grads = jax.jit(jax.grad(lambda p: system.loss(Params(p), b, None)[0]))(dense)
     sizes = [float(np.abs(g).max()) for g in jax.tree.leaves(grads)]
     assert np.isfinite(sizes).all() and max(sizes) > 1e-4
 
@@ -361,9 +362,8 @@ def test_functions_of_the_artifact_agree_with_the_graph(tmp_path):
     system, dense = model()
     b = batch_of(d)
     example = hyperpave.serving_batch(d.schema, b, 8)
-    trees = dict(dense=dense, tables={}, state={}, frozen={})
     artifact.export_artifact(
-        tmp_path / "a", system, trees, batch=example, config={}, platforms=("cpu",)
+        tmp_path / "a", system, Trees(dense), batch=example, config={}, platforms=("cpu",)
     )
     loaded = artifact.load(tmp_path / "a")
     cadence = {n: f["cadence"] for n, f in loaded.manifest["functions"].items()}
@@ -452,14 +452,14 @@ def test_node_ids_know_nothing_of_unseen_aspects(tmp_path):
     train(config(0, model__features="id"), tmp_path)
     _, d, system, trees, _ = open_run(tmp_path, best=True)
     b = batch_of(d, "test", size=256)
-    table = np.array(trees["dense"]["ids_aspect"]["embedding"])
+    table = np.array(trees.dense["ids_aspect"]["embedding"])
     unseen = np.flatnonzero(d.catalog.unseen) + 3
-    run = jax.jit(lambda p: system.outputs(p, {}, {}, {}, b)["logits"])
+    run = jax.jit(lambda p: system.outputs(Params(p), b)["logits"])
     keep = b["valid"] & (b["group"]["unseen"] > 0)
     rng, areas = np.random.default_rng(0), []
     for _ in range(40):
         table[unseen] = rng.normal(size=(len(unseen), table.shape[1])) * table.std()
-        dense = {**trees["dense"], "ids_aspect": {"embedding": table}}
+        dense = {**trees.dense, "ids_aspect": {"embedding": table}}
         z = np.asarray(run(dense))
         areas.append(classification.auc(z[keep], b["label"]["linked"][keep]))
     print("AUC of node ids on unseen aspects", np.mean(areas), "+-", np.std(areas, ddof=1))

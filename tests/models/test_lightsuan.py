@@ -147,7 +147,7 @@ def test_parallel_equals_one_by_one_and_cached():
     batch = W.batch()
 
     def call(name, batch):
-        return jit(lambda b: m.system.exports[name].fn(m.dense, m.rows(b), m.state, {}, b))(batch)
+        return jit(lambda b: m.system.exports[name].fn(m.params(b), b))(batch)
 
     cache = call("prefix", batch)
     assert cache["block_0/key"].shape[2] == 3  # only what a candidate sees

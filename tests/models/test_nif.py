@@ -22,6 +22,7 @@ from recjax.models.parts.nif_stage import hit_rates
 from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
+from recjax.trees import Params
 from tests.models import worlds
 from tests.models.worlds import close, far, finite, jit
 
@@ -90,12 +91,14 @@ def generator(**options):
 
 @functools.cache
 def flow_fn(m):
-    return jit(lambda dense, rows, batch: m.system.exports["flow"].fn(dense, rows, {}, {}, batch))
+    return jit(lambda params, batch: m.system.exports["flow"].fn(params, batch))
 
 
 def flow(m, w, dense=None):
     batch = w.batch()
-    return np.asarray(flow_fn(_Key(m))(dense or m.dense, m.rows(batch), batch)["flow"])
+    return np.asarray(
+        flow_fn(_Key(m))(m.replace(dense=dense or m.dense).params(batch), batch)["flow"]
+    )
 
 
 class _Key:
@@ -121,12 +124,7 @@ def ctr(**options):
     """AMEN with random values, its generator being `generator()`."""
     options = dict(head=(8,), tsp=0.3, sam_weight=0.3) | options
     system = models.build(SCHEMA, dict(name="amen", **SMALL, **options))
-    held = dataclasses.replace(
-        system,
-        outputs=lambda d, r, s, f, b: system.outputs(d, r, s, frozen(), b),
-        loss=lambda d, r, s, f, b, k: system.loss(d, r, s, frozen(), b, k),
-    )
-    return worlds.make(held, W)
+    return worlds.make(system, W).replace(frozen=frozen())
 
 
 # ---- InfoNCE -------------------------------------------------------------------------------------
@@ -512,21 +510,14 @@ def test_hit_rates():
 def coder():
     system = models.build(SCHEMA, dict(name="nif", **SMALL, target="codes", codes=(2, 4)))
     held = {"target": generator().dense}
-    m = worlds.make(
-        dataclasses.replace(
-            system,
-            outputs=lambda d, r, s, f, b: system.outputs(d, r, s, held, b),
-            loss=lambda d, r, s, f, b, k: system.loss(d, r, s, held, b, k),
-        ),
-        W,
-    )
+    m = worlds.make(system, W)
     books = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32) * 0.5
     codes = m.state["codes"] | {
         "codebooks": books,
         "sums": books,
         "counts": np.ones((2, 4), np.float32),
     }
-    return system, m.replace(state=m.state | {"codes": codes})
+    return system, m.replace(state=m.state | {"codes": codes}, frozen=held)
 
 
 def test_codes_of_an_ignorant_generator_cost_the_log_of_their_number():
@@ -542,7 +533,7 @@ def test_codes_of_an_ignorant_generator_cost_the_log_of_their_number():
     np.testing.assert_allclose(out["nce"][out["real"] > 0], 2 * np.log(4), rtol=1e-5)
     assert (out["rank"][out["real"] > 0] > 0).all(), "ties count against it"
     with pytest.raises(ValueError, match="quantises the points of a finished dense run"):
-        system.loss(m.dense, m.rows(W.batch()), m.state, {}, W.batch(), None)
+        system.loss(m.replace(frozen={}).params(W.batch()), W.batch(), None)
 
 
 # ---- stage 2: freezing and SAM -------------------------------------------------------------------
@@ -557,7 +548,7 @@ def test_no_gradient_reaches_the_generator():
     }
 
     def loss(held, rows):
-        return system.loss(m.dense, rows, m.state, held, batch, None)[0]
+        return system.loss(Params(m.dense, rows, m.state, held), batch, None)[0]
 
     held, rows = jit(jax.grad(loss, argnums=(0, 1)))(frozen(), m.rows(batch))
     assert all(not np.asarray(x).any() for x in jax.tree.leaves(held))
@@ -637,11 +628,10 @@ def test_a_shuffled_flow_is_another_rows():
 
 
 def exported(m, held, folder):
-    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen=held)
     artifact.export_artifact(
         folder,
         m.system,
-        trees,
+        m.replace(frozen=held).trees,
         batch=W.batch(),
         config={},
         platforms=("cpu",),

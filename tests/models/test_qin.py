@@ -18,6 +18,7 @@ from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.training.loop import train
+from recjax.trees import Trees
 from tests.models.worlds import auc, close, far, jit, key, make, perturbed, world
 
 LOOK = 6
@@ -221,7 +222,7 @@ def test_asta_without_positive_scores_is_the_candidate_and_sparse_in_its_gradien
 def test_correlation_is_what_an_event_adds():
     m = model()
     batch = W.batch()
-    cor = m.system.exports["correlation"].fn(m.dense, m.rows(batch), m.state, {}, batch)
+    cor = m.system.exports["correlation"].fn(m.params(batch), batch)
     cor = np.asarray(cor["correlation"])
     assert cor.shape == (4, 3, 6) and not cor[~np.broadcast_to(W.mask[:, None], cor.shape)].any()
     run, module, p, x, t, mask = asta()
@@ -312,7 +313,7 @@ def caught(m, w):
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(catch):
-        m.system.outputs(m.dense, m.rows(w.batch()), m.state, {}, w.batch())
+        m.system.outputs(m.params(w.batch()), w.batch())
     return np.asarray(found["x"])
 
 
@@ -397,8 +398,8 @@ def test_self_ensemble_without_dropout_is_bce_and_twice_the_entropy():
 def test_self_ensemble_has_two_passes_of_their_own_dropout():
     system = models.build(SCHEMA, SMALL | dict(self_ensemble=True, dropout=0.5))
     m, batch = model(dropout=0.5).replace(system=system), W.batch()
-    run = jit(lambda k: system.loss(m.dense, m.rows(batch), m.state, {}, batch, k)[0])
-    pass_ = jit(lambda k: model(dropout=0.5).system.loss(m.dense, m.rows(batch), m.state, {}, batch, k)[0])  # fmt: skip
+    run = jit(lambda k: system.loss(m.params(batch), batch, k)[0])
+    pass_ = jit(lambda k: model(dropout=0.5).system.loss(m.params(batch), batch, k)[0])
     values = [float(run(key(s))) for s in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
     assert np.mean(values) > np.mean([float(pass_(key(s))) for s in (1, 2)])
@@ -440,8 +441,8 @@ def test_shuffled_vectors_are_the_same_in_another_order_and_none_are_none():
     system = models.build(SCHEMA, SMALL | dict(vectors="shuffled"))
     rows = jnp.asarray(normal(32, LOOK)).at[:3].set(0).at[30:].set(0)
     rest = jnp.ones((40, 4))
-    trees = dict(tables={"look": {"rows": rows}, "item": {"rows": rest}}, dense={})
-    after = system.setup(trees, None)["tables"]
+    trees = Trees({}, {"look": {"rows": rows}, "item": {"rows": rest}})
+    after = system.setup(trees, None).tables
     new, old = np.asarray(after["look"]["rows"]), np.asarray(rows)
     assert not new[:3].any() and not new[30:].any() and after["item"]["rows"] is rest
     assert (new != old).any(1).sum() > 20
@@ -532,9 +533,8 @@ def test_resume_is_bit_for_bit_and_vectors_stay_the_datas(cache_dir, tmp_path, m
 @pytest.mark.parametrize("mode", qin.EMBEDDING)
 def test_an_artifact_scores_as_the_model(mode, tmp_path):
     m, batch = model(embedding=mode), W.batch()
-    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen={})
     artifact.export_artifact(
-        tmp_path / "a", m.system, trees, batch=batch, config={"name": "qin"},
+        tmp_path / "a", m.system, m.trees, batch=batch, config={"name": "qin"},
         platforms=("cpu",), rows_format="float32",
     )  # fmt: skip
     loaded = artifact.load(tmp_path / "a")

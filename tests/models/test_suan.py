@@ -245,9 +245,9 @@ def test_only_the_candidate_s_row_is_read_out():
             return outs
 
         batch = W.batch()
-        rows = m.rows(batch)
+        params = m.params(batch)
         with nn.intercept_methods(last):
-            return jit(lambda b: m.system.outputs(m.dense, rows, m.state, {}, b)["logits"])(batch)
+            return jit(lambda b: m.system.outputs(params, b)["logits"])(batch)
 
     want = logits(None)
     close(logits(0), want)
@@ -355,7 +355,7 @@ def test_cached_prefix_gives_the_same_logits(gate_pool):
     batch = W.batch()
 
     def call(name, batch):
-        return jit(lambda b: exports[name].fn(m.dense, m.rows(b), m.state, {}, b))(batch)
+        return jit(lambda b: exports[name].fn(m.params(b), b))(batch)
 
     def only(*roles):
         names = [f.name for f in SCHEMA.select(*roles)]

@@ -16,6 +16,7 @@ from recjax.metrics.ranking import kept_share
 from recjax.models import tarq
 from recjax.schema import SchemaError
 from recjax.training.loop import train
+from recjax.trees import Params
 from tests.models.worlds import SCHEMA, close, far, jit, make, world
 
 W = world(b=4, c=3, n=6)
@@ -52,12 +53,12 @@ def served(**options):
 def through_parts(w, candidates=None, **options):
     """Logits of the three functions; `candidates`: which, in which order, of stored items."""
     m, batch, fns = model(**options), w.batch(), served(**options)
-    args = m.dense, m.rows(batch), m.state, {}
-    item, request = fns["item"](*args, batch), fns["request"](*args, batch)
+    params = m.params(batch)
+    item, request = fns["item"](params, batch), fns["request"](params, batch)
     if candidates is not None:
         last = ("codes", "readout")  # their axis of candidates
         item = {k: x[..., candidates] if k in last else x[:, candidates] for k, x in item.items()}
-    out = fns["candidates"](*args, {**batch, "item": item, "request": request})["logits"]
+    out = fns["candidates"](params, {**batch, "item": item, "request": request})["logits"]
     return np.asarray(out), item, request
 
 
@@ -80,7 +81,7 @@ def test_the_parts_give_the_whole(options):
         np.testing.assert_array_equal(np.swapaxes(item["codes"], 1, 2), outs["codes"])
         assert item["codes"].dtype == jnp.uint8
         wrong = served(**options)["candidates"](
-            m.dense, {}, m.state, {},
+            Params(m.dense, {}, m.state),
             {**W.batch(), "item": {**item, "codes": (item["codes"] + 1) % 6},
              "request": through_parts(W, **options)[2]},
         )  # fmt: skip
@@ -221,7 +222,7 @@ def test_requests_without_events_are_not_aligned():
     empty = {**b, "mask": {k: np.zeros_like(x) for k, x in b["mask"].items()}}
 
     def align(batch):
-        sums = m.system.loss(m.dense, m.rows(batch), m.state, {}, batch, jax.random.key(0))[1][1]
+        sums = m.system.loss(m.params(batch), batch, jax.random.key(0))[1][1]
         return sums["loss/align"]
 
     assert float(align(b)[0]) > 0
@@ -294,11 +295,12 @@ def test_attention_queries_do_not_grow_with_the_candidates():
     for n in (10, 1_000, 10_000):
         w = world(b=1, c=n, n=6)
         batch = w.batch()
-        args = m.dense, m.rows(batch), m.state, {}
-        rows = attention_rows(m.system.exports["request"].fn, *args, batch)
+        params = m.params(batch)
+        rows = attention_rows(m.system.exports["request"].fn, params, batch)
         assert sorted(rows) == [1, 6, 2 * 6], "user, history, L K codes"
         exact = model(variant="target_attention")
-        assert n in attention_rows(exact.system.exports["score"].fn, exact.dense, *args[1:], batch)
+        params = params.replace(dense=exact.dense)
+        assert n in attention_rows(exact.system.exports["score"].fn, params, batch)
 
 
 def float_operations(jaxpr):
@@ -362,7 +364,7 @@ def test_codebooks_without_gradient_have_their_hook():
     m = make(system, W)
     assert "quantizer" not in m.dense and system.after_step is not None
     (_, state, _), _ = m.loss_and_grads(W)
-    trees = dict(dense=m.dense, state=state)
+    trees = m.replace(state=state).trees
     changed = jit(system.after_step)(trees, jax.random.key(0))
     assert jax.tree.structure(changed) == jax.tree.structure(trees)
     assert state["codes"]["quantizer"]["seen"] == 12
@@ -419,7 +421,7 @@ def test_bfloat16_keeps_parameters_and_distances_in_float32():
     args = m.rows(batch), batch
     dense, state = jax.eval_shape(low.init, jax.random.key(0), *args)
     assert {x.dtype for x in jax.tree.leaves(dense)} == {jnp.dtype("float32")}
-    loss = jax.eval_shape(low.loss, dense, args[0], state, {}, batch, jax.random.key(0))
+    loss = jax.eval_shape(low.loss, Params(dense, args[0], state), batch, jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(loss)} == {jnp.dtype("float32")}
 
 

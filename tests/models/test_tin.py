@@ -42,7 +42,7 @@ def pooled(m, x):
     from flax import linen as nn
 
     with nn.intercept_methods(catch):
-        m.system.outputs(m.dense, m.rows(x.batch()), m.state, {}, x.batch())
+        m.system.outputs(m.params(x.batch()), x.batch())
     return np.asarray(caught["x"])
 
 
@@ -194,7 +194,7 @@ def test_tables_start_at_a_tenth():
 
 def test_correlation_is_exp_of_the_logit_times_the_norm_of_the_message():
     m, batch = model(), W.batch()
-    cor = m.system.exports["correlation"].fn(m.dense, m.rows(batch), m.state, {}, batch)
+    cor = m.system.exports["correlation"].fn(m.params(batch), batch)
     cor = np.asarray(cor["correlation"])
     rows = {k: np.asarray(v["rows"]) for k, v in m.tables.items()}
     p = np.asarray(m.dense["time"])
@@ -214,7 +214,7 @@ def test_correlation_is_exp_of_the_logit_times_the_norm_of_the_message():
 @pytest.mark.parametrize("name", ["din", "sasrec", "bst"])
 def test_rivals_have_a_correlation_too(name):
     m, batch = make(models.build(SCHEMA, dict(name=name, head=(8,))), W), W.batch()
-    cor = m.system.exports["correlation"].fn(m.dense, m.rows(batch), m.state, {}, batch)
+    cor = m.system.exports["correlation"].fn(m.params(batch), batch)
     cor = np.asarray(cor["correlation"])
     mask = np.broadcast_to(W.mask[:, None], cor.shape)
     assert (cor[mask] > 0).all() and not cor[~mask].any()
@@ -236,9 +236,8 @@ def test_sasrec_and_bst_keep_padding_out():
 
 def test_an_artifact_scores_as_the_model(tmp_path):
     m, batch = model(), W.batch()
-    trees = dict(dense=m.dense, tables=m.tables, state=m.state, frozen={})
     artifact.export_artifact(
-        tmp_path / "a", m.system, trees, batch=batch, config={"name": "tin"},
+        tmp_path / "a", m.system, m.trees, batch=batch, config={"name": "tin"},
         platforms=("cpu",), rows_format="float32",
     )  # fmt: skip
     loaded = artifact.load(tmp_path / "a")

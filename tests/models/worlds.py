@@ -11,6 +11,7 @@ import optax
 from recjax import embedding
 from recjax.schema import Feature, IdSpace, Schema
 from recjax.system import System
+from recjax.trees import Params, Trees
 from tests import compiling
 
 SPACES = {"user": 40, "item": 60, "category": 12, "age_group": 9, "hour": 27}
@@ -151,6 +152,14 @@ class Model:
     dense: Mapping
     state: Mapping
     tables: Mapping
+    frozen: Mapping = dataclasses.field(default_factory=dict)
+
+    @property
+    def trees(self) -> Trees:
+        return Trees(self.dense, self.tables, self.state, self.frozen)
+
+    def params(self, batch) -> Params:
+        return self.trees.params(self.rows(batch))
 
     def rows(self, batch):
         rows = {path: np.asarray(t["rows"]) for path, t in self.tables.items()}
@@ -160,7 +169,7 @@ class Model:
         }
 
     def outputs(self, w: World) -> dict[str, np.ndarray]:
-        return _outputs(self.system, self.dense, self.tables, self.state, w.batch())
+        return _outputs(self.system, self.trees, w.batch())
 
     def logits(self, w: World) -> np.ndarray:
         return np.asarray(self.outputs(w)["logits"])
@@ -168,7 +177,7 @@ class Model:
     def loss_and_grads(self, w: World, seed: int = 0):
         """(loss, state, sums), (dense gradients, row gradients)."""
         batch = w.batch()
-        args = self.dense, self.rows(batch), self.state, batch, key(seed)
+        args = self.params(batch), batch, key(seed)
         (loss, (state, sums)), grads = _loss_and_grads(self.system, *args)
         return (loss, state, sums), grads
 
@@ -199,16 +208,17 @@ def _static(fn):
 
 
 @_static
-def _outputs(system, dense, tables, state, batch):
-    return system.outputs(dense, embedding.gather(system.tables, tables, batch), state, {}, batch)
+def _outputs(system, trees, batch):
+    rows = embedding.gather(system.tables, trees.tables, batch)
+    return system.outputs(trees.params(rows), batch)
 
 
 @_static
-def _loss_and_grads(system, dense, rows, state, batch, key):
+def _loss_and_grads(system, params, batch, key):
     def loss(dense, rows):
-        return system.loss(dense, rows, state, {}, batch, key)
+        return system.loss(params.replace(dense=dense, rows=rows), batch, key)
 
-    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(dense, rows)
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params.dense, params.rows)
 
 
 def make(system: System, w: World, *, seed: int = 0, scale: float = 0.5) -> Model:
@@ -287,7 +297,7 @@ def train(
 
     def loss(params, state, b, k):
         rows = embedding.gather(system.tables, params[1], b)
-        return system.loss(params[0], rows, state, {}, b, k)
+        return system.loss(Params(params[0], rows, state), b, k)
 
     @jit
     def run(params, state, data, draws):

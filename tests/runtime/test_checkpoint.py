@@ -6,10 +6,14 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from recjax.runtime import checkpoint
 from recjax.runtime.checkpoint import Checkpoints
+from recjax.trees import Trees
 
 
 def trees(value):
@@ -48,6 +52,48 @@ def test_when_nothing_can_be_read_the_reason_is_given(folder):
     ):
         made.restore(trees(0))
     made.close()
+
+
+def written_as_dicts(step, path):
+    """The trees and a checkpoint of them as all runs before the record `Trees` wrote it, by Orbax alone."""
+    r = np.random.default_rng(0)
+    dense = {"block": {"kernel": jnp.asarray(r.normal(size=(3, 2)), jnp.float32)}}
+    table = {"rows": r.normal(size=(8, 4)), "sums": r.random((8,))}
+    opt = optax.adam(0.1).init(dense)
+    tables = {"student/item": jax.tree.map(jnp.float32, table)}
+    old = dict(dense=dense, tables=tables, state={"mean": {"var": jnp.ones(2)}}, frozen={}, opt=opt)
+    stored = dict(trees=old, sums={"loss": (jnp.ones(()), jnp.ones(()))})
+    options = ocp.CheckpointManagerOptions(max_to_keep=1)
+    with ocp.CheckpointManager(path / "recent", options=options) as manager:
+        meta = ocp.args.JsonSave({"step": step})
+        both = ocp.args.Composite(trees=ocp.args.StandardSave(stored), meta=meta)
+        manager.save(step, args=both)
+    return stored
+
+
+def test_a_checkpoint_of_dicts_is_read_as_trees_bit_for_bit(tmp_path):
+    old = written_as_dicts(3, tmp_path)
+    like = jax.tree.map(jnp.zeros_like, {**old, "trees": Trees(**old["trees"])})
+    with Checkpoints(tmp_path) as made:
+        step, found, meta = made.restore(like)
+    assert step == meta["step"] == 3 and jax.tree.structure(found) == jax.tree.structure(like)
+    jax.tree.map(np.testing.assert_array_equal, found["trees"].as_dict(), old["trees"])
+    jax.tree.map(np.testing.assert_array_equal, found["sums"], old["sums"])
+    read = checkpoint.read(tmp_path)[0]["trees"]
+    for name in ("dense", "tables", "state", "frozen"):
+        got, want = getattr(read, name), old["trees"][name]
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_trees_are_stored_under_the_names_that_dicts_had(tmp_path):
+    """So that a run of today is read by what was written for runs of yesterday."""
+    old = written_as_dicts(1, tmp_path / "old")
+    with Checkpoints(tmp_path / "new") as made:
+        made.save(1, {**old, "trees": Trees(**old["trees"])}, {"step": 1})
+    one, two = (checkpoint.shapes(tmp_path / name) for name in ("old", "new"))
+    names = [jax.tree_util.tree_leaves_with_path(x) for x in (one, two)]
+    assert [p for p, _ in names[0]] == [p for p, _ in names[1]] and names[0]
+    assert [x.shape for _, x in names[0]] == [x.shape for _, x in names[1]]
 
 
 def test_an_error_waits_for_what_is_being_saved(tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from recjax import models
+from recjax.trees import Params
 from scaling.plan import flow_grades, grades
 from tests.models.test_nif import SCHEMA, world
 
@@ -30,6 +31,5 @@ def test_counts_are_those_of_the_model_and_the_compiler(name, grade, more):
     assert got["n_embedding"] == sum(spaces.values())
     if more.get("flow") == "none" or name == "nif" and not more:
         score = system.exports["score"].fn
-        forward = lambda *args: score(*args[:3], {}, args[3])  # noqa: E731
-        want = jax.jit(forward).lower(dense, rows, state, data).cost_analysis()["flops"] / 4
+        want = jax.jit(score).lower(Params(dense, rows, state), data).cost_analysis()["flops"] / 4
         assert got["flops_per_example"] == pytest.approx(want, rel=0.1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from recjax import models
+from recjax.trees import Params
 from scaling.plan import grades
 from tests.models import worlds
 
@@ -22,8 +23,8 @@ def programs(model, history, batch=8):
     system = models.build(w.schema, model)
     rows = {t.path: jnp.zeros((1, data["ids"][t.id_space].shape[1], t.dim)) for t in system.tables}
     dense, state = jax.eval_shape(lambda k: system.init(k, rows, data), jax.random.key(0))
-    forward = lambda *args: system.outputs(*args[:3], {}, args[3])  # noqa: E731
-    return w.schema, dense, jax.jit(forward).lower(dense, rows, state, data), batch
+    lowered = jax.jit(system.outputs).lower(Params(dense, rows, state), data)
+    return w.schema, dense, lowered, batch
 
 
 def size(dense, *parts):

@@ -77,7 +77,7 @@ def test_a_members_run_directory_is_a_plain_finished_looking_run(three):
     folder, _, _ = three
 
     c, _, _, trees, _ = open_run(folder / "members" / "2")
-    assert c.opt.lr == 0.2 and "dense" in trees
+    assert c.opt.lr == 0.2 and trees.dense
 
 
 def test_a_fork_is_the_run_planned_for_its_length(three, tmp_path, monkeypatch):

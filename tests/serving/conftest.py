@@ -10,6 +10,7 @@ import pytest
 from recjax import embedding
 from recjax.inputs import embed
 from recjax.serving import artifact
+from recjax.trees import Trees
 from tests import fakes
 
 
@@ -24,7 +25,7 @@ def system_and_trees(kind: str):
     if kind == "stage_two":
         inputs = embed(fakes.SCHEMA, rows, batch, owner="generator")
         frozen["generator"] = fakes.Pooled().init(jax.random.key(2), inputs, train=False)["params"]
-    return system, dict(dense=dense, tables=tables, state=state, frozen=frozen), batch
+    return system, Trees(dense, tables, state, frozen), batch
 
 
 def vocabularies() -> dict[str, pl.DataFrame]:
@@ -39,10 +40,8 @@ def vocabularies() -> dict[str, pl.DataFrame]:
 def eager(exported, batch) -> dict[str, np.ndarray]:
     """What the model itself answers, compiled for speed but never exported."""
     trees = exported.trees
-    rows = (
-        embedding.gather(exported.system.tables, trees["tables"], batch) if trees["tables"] else {}
-    )
-    out = exported.answer(trees["dense"], rows, trees["state"], trees["frozen"], batch)
+    rows = embedding.gather(exported.system.tables, trees.tables, batch) if trees.tables else {}
+    out = exported.answer(trees.params(rows), batch)
     return jax.tree.map(np.asarray, out)
 
 

@@ -42,9 +42,8 @@ def test_models_export_with_symbolic_sizes(name, tmp_path):
     small = {"suan": {"blocks": 1}}.get(name, {})
     system = models.build(worlds.SCHEMA, {"name": name, **small})
     model = worlds.make(system, worlds.world())
-    trees = dict(dense=model.dense, tables=model.tables, state=model.state, frozen={})
     options = dict(batch=worlds.world().batch(), config={}, rows_format="float32")
-    artifact.export_artifact(tmp_path / "a", system, trees, **options)
+    artifact.export_artifact(tmp_path / "a", system, model.trees, **options)
     scorer = Scorer(artifact.load(tmp_path / "a"), requests=[4], candidates=[8])
     scorer.verify()  # at another size than the bucket's
     for b, c in ((1, 1), (5, 9)):
@@ -93,9 +92,10 @@ def test_same_numbers_same_bytes_whatever_the_mesh(tmp_path, exported, run_pytho
     real = conftest.system_and_trees
     def sharded(kind):
         system, trees, batch = real(kind)
-        trees["tables"] = jax.device_put(trees["tables"], split)
-        trees["dense"] = jax.device_put(trees["dense"], NamedSharding(mesh, P()))
-        assert len(trees["tables"]["item"]["rows"].sharding.device_set) == 8
+        tables = jax.device_put(trees.tables, split)
+        dense = jax.device_put(trees.dense, NamedSharding(mesh, P()))
+        trees = trees.replace(tables=tables, dense=dense)
+        assert len(trees.tables["item"]["rows"].sharding.device_set) == 8
         return system, trees, batch
     conftest.system_and_trees = sharded
     conftest.export(sys.argv[1], metadata={"keep_prob": 0.25})
@@ -110,25 +110,23 @@ def test_same_numbers_same_bytes_whatever_the_mesh(tmp_path, exported, run_pytho
 
 def test_bfloat16_parameters_and_derived_values_round_trip(tmp_path):
     system, trees, batch = system_and_trees("pages")
-    trees["dense"] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trees["dense"])
+    trees = trees.replace(dense=jax.tree.map(lambda x: x.astype(jnp.bfloat16), trees.dense))
     seen = {}
 
     def derive(given):
-        seen.update(given["tables"])
-        return {"norms": np.linalg.norm(given["tables"]["item"]["rows"], axis=1)}
+        seen.update(given.tables)
+        return {"norms": np.linalg.norm(given.tables["item"]["rows"], axis=1)}
 
     artifact.export_artifact(
         tmp_path / "a", system, trees, batch=batch, config={}, platforms=("cpu",), derive=derive
     )
     loaded = artifact.load(tmp_path / "a")
     assert {x.dtype.name for x in loaded.parameters.values()} == {"bfloat16"}
-    kernel = trees["dense"]["logits"]["kernel"]
+    kernel = trees.dense["logits"]["kernel"]
     np.testing.assert_array_equal(loaded.parameters["dense/logits/kernel"], np.asarray(kernel))
     rows = loaded.tables["item"].dequantized()
     np.testing.assert_array_equal(loaded.derived["norms"], np.linalg.norm(rows, axis=1))
-    assert not np.array_equal(
-        rows, np.asarray(trees["tables"]["item"]["rows"])
-    )  # control: quantised
+    assert not np.array_equal(rows, np.asarray(trees.tables["item"]["rows"]))  # control: quantised
 
 
 def test_int8_stays_close(tmp_path):
@@ -289,10 +287,10 @@ def vocabulary_with(ids):
 def test_a_function_of_fixed_size_is_refused(tmp_path):
     system, trees, batch = system_and_trees("pages")
 
-    def fixed(dense, rows, state, frozen, batch):
+    def fixed(params, batch):
         return {"logits": batch["dense"]["price"] + jnp.zeros((4, 3))}
 
-    def flat(dense, rows, state, frozen, batch):
+    def flat(params, batch):
         return {"logits": batch["dense"]["price"].reshape(-1)}
 
     for fn, reason in (

@@ -16,6 +16,7 @@ from recjax.serving import catalogue
 from recjax.serving.prerank import Preranker, answer, padded_size
 from recjax.serving.requests import RequestError
 from recjax.serving.scorer import Scorer
+from recjax.trees import Trees
 from tests.models.worlds import jit
 
 WORLD = dict(clusters=8, per_cluster=5, users=30, events=6, train=400, validation=40, test=40)
@@ -34,7 +35,7 @@ def made(tmp_path_factory):
     rows = embedding.gather(system.tables, tables, batch)
     dense, state = jit(system.init)(jax.random.key(1), rows, batch)
     dense["read"] = 30 * dense["read"]  # so that codes matter
-    trees = dict(dense=dense, tables=tables, state=state, frozen={})
+    trees = Trees(dense, tables, state)
     artifacts.export_artifact(
         folder / "a", system, trees, batch=batch, config={}, platforms=("cpu",),
         vocab={"item": data.vocabulary("item")}, derive=catalogue.derive(system, data.prepared, batch),
@@ -77,8 +78,8 @@ def test_stored_items_are_the_item_function_on_the_quantised_rows(made):
     np.testing.assert_allclose(now["vector"][0], derived["item/vector"], atol=1e-6)
     # control: the rows as they were trained say something else, if little
     t = made.trees
-    exact = {p: np.asarray(x["rows"])[None] for p, x in t["tables"].items()}
-    raw = jit(made.system.exports["item"].fn)(t["dense"], exact, t["state"], {}, every)
+    exact = {p: np.asarray(x["rows"])[None] for p, x in t.tables.items()}
+    raw = jit(made.system.exports["item"].fn)(t.params(exact), every)
     assert np.abs(np.asarray(raw["vector"])[0] - derived["item/vector"]).max() > 1e-4
     assert made.artifact.stamp == made.artifact.manifest["stamp"]
     assert "derived.npz" in made.artifact.manifest["files"], "under the one stamp"

@@ -29,12 +29,12 @@ def versions(exported, tmp_path_factory):
     """Two artifacts with other parameters, and what each answers to the same requests."""
     asked, paths, answers = requests(6, most=4), [], {}
     for i in range(2):
-        dense = jax.tree.map(lambda x, i=i: np.asarray(x) * (1 + i), exported.trees["dense"])
+        dense = jax.tree.map(lambda x, i=i: np.asarray(x) * (1 + i), exported.trees.dense)
         path = tmp_path_factory.mktemp("versions") / str(i)
         made = artifact.export_artifact(
             path,
             exported.system,
-            exported.trees | {"dense": dense},
+            exported.trees.replace(dense=dense),
             batch=exported.batch,
             config={"name": str(i)},
             vocab=vocabularies(),

@@ -19,6 +19,7 @@ from recjax.data.store.prepared import Prepared
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.serving.service import Limits
+from recjax.trees import Trees
 from tests.serving.client import serving
 
 HOUSEHOLDS, ASKED = 60, 1000
@@ -80,7 +81,7 @@ def export(prepared, path, until):
     artifact.export_artifact(
         path,
         system,
-        dict(dense=dense, tables=tables, state=state, frozen={}),
+        Trees(dense, tables, state),
         batch=batch,
         config={},
         vocab={t.id_space: prepared.vocabulary(t.id_space) for t in system.tables},

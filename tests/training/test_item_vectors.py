@@ -62,7 +62,7 @@ def config(data, *vectors, examples=256):
 
 def rows_of(workdir) -> np.ndarray:
     run = open_run(workdir)
-    tables = run.trees.tables if hasattr(run.trees, "tables") else run.trees["tables"]
+    tables = run.trees.tables
     return lanes.logical(np.asarray(tables["item"]["rows"]), DIM)
 
 

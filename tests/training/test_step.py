@@ -16,10 +16,9 @@ def test_a_part_that_is_nothing_but_padding_has_no_say(options):
     """The last batch of an epoch: three requests in four parts of two. Batch statistics of no rows are 0 / 0."""
     model = make(models.build(SCHEMA, dict(head=(8,), **options)), W)
     batch = W.replace(valid=np.arange(8)[:, None] < [3, 3]).batch()
-    trees = dict(dense=model.dense, state=model.state, frozen={})
 
     def of(batch, parts):
-        run = jit(lambda b, rows: gradients(model.system, trees, rows, b, key(0), parts))
+        run = jit(lambda b, rows: gradients(model.system, model.trees, rows, b, key(0), parts))
         return run(batch, model.rows(batch))
 
     four, state, sums = of(batch, 4)

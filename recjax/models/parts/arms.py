@@ -6,18 +6,20 @@ is the control; effects are differences to it. See `Arms`.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax.inputs import Inputs, embed, raw_ids
+from recjax.inputs import Batch, Inputs, embed, raw_ids
 from recjax.layers.tabular import each_candidate, numbers_of
 from recjax.metrics import uplift
 from recjax.models.parts import building
 from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
 from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
+from recjax.trees import Params
 
 SEEN = "seen"  # state: rows of each arm so far, which make P(t)
 LARGEST_ONE_HOT = 64  # id spaces larger than this are no covariates of the balance check
@@ -95,8 +97,9 @@ class Arms:
     def apply(self, dense, state, *args, **kw):
         return self.module.apply({"params": dense["model"], **state}, *args, **kw)
 
-    def loss(self, dense, rows, state, frozen, batch, rng):
-        inputs = self.inputs(rows, batch)
+    def loss(self, params: Params, batch: Batch, rng: jax.Array):
+        dense, state = params.dense, params.state
+        inputs = self.inputs(params.rows, batch)
         arm, known = self.observed(batch, inputs.candidates)
         own = [k for k in state if k != SEEN]
         ready, changed = self.apply(dense, state, inputs, train=True, method="prepare", mutable=own)
@@ -142,31 +145,32 @@ class Arms:
         e = jnp.take_along_axis(nn.softmax(logits), self._fold(batch)[None, :, None], 0)[0]
         return jnp.take_along_axis(e, arm[:, None], 1)[:, 0]
 
-    def every_arm(self, dense, rows, state, batch):
+    def every_arm(self, params: Params, batch: Batch):
         """(what no arm changes, logits {task: [R + 1, N]} of every arm, by one vmap)."""
-        ready = self.apply(dense, state, self.inputs(rows, batch), method="prepare")
+        apply = functools.partial(self.apply, params.dense, params.state)
+        ready = apply(self.inputs(params.rows, batch), method="prepare")
         n = ready["fields"].shape[0]
 
         def one(t):
-            return self.apply(dense, state, ready, jnp.full(n, t), method="arm")
+            return apply(ready, jnp.full(n, t), method="arm")
 
         return ready, jax.vmap(one)(jnp.arange(len(self.ids)))
 
-    def effects(self, dense, rows, state, batch) -> dict[str, jax.Array]:
+    def effects(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """ctr_arms, ctcvr_arms: probabilities [N, R + 1]; uplift_ctr, uplift_ctcvr [N, R]; logits by arm."""
-        ready, z = self.every_arm(dense, rows, state, batch)
+        ready, z = self.every_arm(params, batch)
         out: dict[str, jax.Array] = {}
         for task in ("ctr", "ctcvr"):
             p = nn.sigmoid(z[task]).T
             out[f"{task}_arms"] = p
             out[f"uplift_{task}"] = p[:, 1:] - p[:, :1]
         if hasattr(self.module, "effects"):
-            own = self.apply(dense, state, ready, method="effects")
+            own = self.apply(params.dense, params.state, ready, method="effects")
             out |= {f"uplift_{task}": x for task, x in own.items()}
         return out | {"ready": ready, "z": z}
 
-    def outputs(self, dense, rows, state, frozen, batch):
-        found = self.effects(dense, rows, state, batch)
+    def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        found = self.effects(params, batch)
         arm, known = self.observed(batch, self._shape(batch)[1])
         ready, z = found.pop("ready"), found.pop("z")
         out = dict(found)
@@ -174,10 +178,11 @@ class Arms:
             out[name] = jnp.take_along_axis(z[task], arm[None], 0)[0]
         e = jnp.ones(arm.shape)
         if self.propensity is not None:
-            logits = self.propensity.apply({"params": dense["propensity"]}, ready["fields"])
+            own = {"params": params.dense["propensity"]}
+            logits = self.propensity.apply(own, ready["fields"])
             e = self.given(logits, arm, batch)
         out |= {"arm": jnp.where(known, arm, -1), "propensity": e}
-        out["covariates"] = self.covariates(rows, batch)
+        out["covariates"] = self.covariates(params.rows, batch)
         return {k: self.of_candidates(x, batch) for k, x in out.items()}
 
     def covariates(self, rows, batch) -> jax.Array:
@@ -194,14 +199,14 @@ class Arms:
                 parts.append(each_candidate(levels, c, "B"))
         return jnp.concatenate(parts, -1) if parts else jnp.zeros((batch["valid"].size, 1))
 
-    def score(self, dense, rows, state, frozen, batch):
+    def score(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """The given arm's logits: what evaluation compares with labels."""
-        out = self.outputs(dense, rows, state, frozen, batch)
+        out = self.outputs(params, batch)
         return {k: out[k] for k in ("logits", "ctcvr")}
 
-    def serve(self, dense, rows, state, frozen, batch):
+    def serve(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Every arm of every candidate, [B, C] each: nothing of the batch's treatment is read."""
-        found = self.effects(dense, rows, state, batch)
+        found = self.effects(params, batch)
         out = {}
         for task in ("ctr", "ctcvr"):
             for t in range(len(self.ids)):

@@ -16,13 +16,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from recjax.inputs import embed_targets, take
+from recjax.inputs import Batch, embed_targets, take
 from recjax.layers import residual_quantizer as rq
 from recjax.layers.flow import Pool, rank, shared_negatives
 from recjax.models.parts import nif_stage
 from recjax.models.parts.nif_generator import Generator
 from recjax.schema import Table
 from recjax.system import Objective, Select, System, mean
+from recjax.trees import Params
 
 TARGET = "target"  # owner of the frozen rows, and key of the frozen encoders
 BANK = 4096  # points from which the codebooks begin
@@ -60,17 +61,18 @@ class Stage(nif_stage.Stage):
         points = e.apply({"params": frozen[TARGET]}, summed, method=Generator.points)
         return jax.lax.stop_gradient(points)
 
-    def named(self, dense, rows, batch) -> jax.Array:
+    def named(self, params: Params, batch: Batch) -> jax.Array:
         """Log-probabilities of codes, float32 [B, K, levels, size]."""
-        inputs = self.look_up(rows, batch)
-        logits = self.module.apply({"params": dense}, inputs, method=Generator.name_codes)
+        inputs, own = self.look_up(params.rows, batch), {"params": params.dense}
+        logits = self.module.apply(own, inputs, method=Generator.name_codes)
         return jax.nn.log_softmax(logits, axis=-1)
 
-    def code_pools(self, state, frozen, rows, batch, train: bool = False):
+    def code_pools(self, params: Params, batch: Batch, train: bool = False):
         """Targets in their slots and uniform items, their points being codes [B, n, levels]; and the state."""
-        pools, quantizer = [], self.quantizer
+        pools, quantizer, state = [], self.quantizer, params.state
         for name in ("next", "uniform"):
-            pool = self.reader.pool(self.true_points(frozen, rows, batch, name), batch, name)
+            points = self.true_points(params.frozen, params.rows, batch, name)
+            pool = self.reader.pool(points, batch, name)
             found, changed = quantizer.apply(
                 state,
                 pool.points,
@@ -82,25 +84,20 @@ class Stage(nif_stage.Stage):
             pools.append(pool._replace(points=found.codes))
         return self.reader.ordered(pools[0], self.module.slots), pools[1], state
 
-    def loss(self, dense, rows, state, frozen, batch, rng):
-        targets, _, state = self.code_pools(state, frozen, rows, batch, train=True)
-        each = -picked(self.named(dense, rows, batch), targets.points).sum(-1)
+    def loss(self, params: Params, batch: Batch, rng: jax.Array):
+        targets, _, state = self.code_pools(params, batch, train=True)
+        each = -picked(self.named(params, batch), targets.points).sum(-1)
         real = targets.real.astype(jnp.float32)
         total = (each * real).sum(), real.sum()
         return mean(*total), (state, {"loss": total})
 
-    def outputs(self, dense, rows, state, frozen, batch):
+    def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """As of the dense stage; nce is the cross-entropy of all levels."""
-        targets, uniform, _ = self.code_pools(state, frozen, rows, batch)
-        names = self.named(dense, rows, batch)
+        targets, uniform, _ = self.code_pools(params, batch)
+        names = self.named(params, batch)
         best = picked(names, targets.points).sum(-1)
         ranks = rank_by_codes(names, best, targets, uniform, batch["group"][self.user_key])
-        summed = self.candidate_rows(rows, batch)
-        codes = rq.quantize(
-            self.frozen_points(frozen, summed), state[rq.STATE]["codebooks"]
-        ).codes  # [B, C, levels]
-        onehot = jax.nn.one_hot(codes, names.shape[-1])
-        logits = jax.nn.logsumexp(jnp.einsum("bkls,bcls->bkc", names, onehot), axis=1)
+        logits = self.by_codes(params, batch, names)
         measured = {"nce": -best, "rank": ranks, "real": targets.real}
         return {"logits": logits, **nif_stage.by_candidate(logits, measured)}
 
@@ -111,12 +108,15 @@ class Stage(nif_stage.Stage):
             total += take(rows[f"{TARGET}/{c.id_space}"], batch["pos"][c.name])
         return total
 
-    def score(self, dense, rows, state, frozen, batch):
-        names = self.named(dense, rows, batch)
-        points = self.frozen_points(frozen, self.candidate_rows(rows, batch))
-        codes = rq.quantize(points, state[rq.STATE]["codebooks"]).codes
+    def score(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return {"logits": self.by_codes(params, batch, self.named(params, batch))}
+
+    def by_codes(self, params: Params, batch: Batch, names: jax.Array) -> jax.Array:
+        """Logits [B, C] of the candidates by the log-probabilities of their codes."""
+        points = self.frozen_points(params.frozen, self.candidate_rows(params.rows, batch))
+        codes = rq.quantize(points, params.state[rq.STATE]["codebooks"]).codes  # [B, C, levels]
         onehot = jax.nn.one_hot(codes, names.shape[-1])
-        return {"logits": jax.nn.logsumexp(jnp.einsum("bkls,bcls->bkc", names, onehot), axis=1)}
+        return jax.nn.logsumexp(jnp.einsum("bkls,bcls->bkc", names, onehot), axis=1)
 
 
 def picked(names: jax.Array, codes: jax.Array) -> jax.Array:

@@ -24,7 +24,8 @@ from recjax.layers.moveline import Fields
 from recjax.models.parts import building
 from recjax.models.parts.nif_generator import OWNER, Generator
 from recjax.schema import NUM_RESERVED, Feature, Schema, SchemaError, Table
-from recjax.system import Export, Objective, Rows, Select, System, mean
+from recjax.system import Export, Objective, Select, System, mean
+from recjax.trees import Params, Rows
 
 CHOICES = {
     "decoder": ("parallel", "ar"),
@@ -138,69 +139,70 @@ class Stage:
         args = rng, inputs, candidates
         return self.module.init(*args, method=Generator.everything)["params"], {}
 
-    def flow(self, dense, rows, batch, teacher=None) -> jax.Array:
-        args = self.look_up(rows, batch), teacher
-        return self.module.apply({"params": dense}, *args, method=Generator.flow)
+    def flow(self, params: Params, batch: Batch, teacher=None) -> jax.Array:
+        args = self.look_up(params.rows, batch), teacher
+        return self.module.apply({"params": params.dense}, *args, method=Generator.flow)
 
-    def points(self, dense, summed: jax.Array) -> jax.Array:
+    def points(self, params: Params, summed: jax.Array) -> jax.Array:
         summed = summed.astype(self.module.dtype)
-        return self.module.apply({"params": dense}, summed, method=Generator.points)
+        return self.module.apply({"params": params.dense}, summed, method=Generator.points)
 
-    def pools(self, dense, rows, batch) -> tuple[Pool, Pool, Pool]:
+    def pools(self, params: Params, batch: Batch) -> tuple[Pool, Pool, Pool]:
         """Targets in their slots, uniform and rejected items."""
         out = []
         for name in LISTS:
-            points = self.points(dense, self.reader.rows(rows, batch, name))
+            points = self.points(params, self.reader.rows(params.rows, batch, name))
             out.append(self.reader.pool(points, batch, name))
         return self.reader.ordered(out[0], self.module.slots), out[1], out[2]
 
-    def last_item(self, dense, rows, batch) -> tuple[jax.Array, jax.Array]:
+    def last_item(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """P_0 [B, d] and where it is; histories are left-padded, so the last slot is the latest."""
-        inputs = self.look_up(rows, batch)
-        points = self.points(dense, self.reader.fields.past(inputs)[:, -1])
+        inputs = self.look_up(params.rows, batch)
+        points = self.points(params, self.reader.fields.past(inputs)[:, -1])
         return points, inputs.mask[self.reader.fields.history][:, -1]
 
     def sampled(self, flow, pools, batch) -> Sampled:
         items = self.schema.space(self.reader.ids_of("next")[0].id_space).size - NUM_RESERVED
         return flow_nce(flow, *pools, batch["group"][self.user_key], items, self.goal.tau)
 
-    def loss(self, dense, rows, state, frozen, batch, rng):
-        pools = self.pools(dense, rows, batch)
+    def loss(self, params: Params, batch: Batch, rng: jax.Array):
+        pools = self.pools(params, batch)
         targets, goal = pools[0], self.goal
-        flow = self.flow(dense, rows, batch, targets.points)
+        flow = self.flow(params, batch, targets.points)
         nce = self.sampled(flow, pools, batch).nce
-        start, started = self.last_item(dense, rows, batch)
+        start, started = self.last_item(params, batch)
         terms = regularisers(
             flow, targets.points, start, targets.real, started, goal.diversity, goal.velocity
         )
         real = targets.real.astype(jnp.float32)
         sums = {"loss": ((nce * real).sum(), real.sum()), **terms}
         total = mean(*sums["loss"]) + goal.div_weight * mean(*terms["diversity"])
-        return total + goal.vel_weight * mean(*terms["velocity"]), (state, sums)
+        return total + goal.vel_weight * mean(*terms["velocity"]), (params.state, sums)
 
-    def score(self, dense, rows, state, frozen, batch):
+    def score(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Affinity of flow and candidate / tau, [B, C]: a ranking, no probability."""
-        flow = self.flow(dense, rows, batch)
-        points = self.candidates(dense, rows, batch)
+        flow = self.flow(params, batch)
+        points = self.candidates(params, batch)
         return {"logits": affinity(flow, points) / self.goal.tau}
 
-    def candidates(self, dense, rows, batch) -> jax.Array:
-        return self.points(dense, self.reader.fields.candidates(self.look_up(rows, batch)))
+    def candidates(self, params: Params, batch: Batch) -> jax.Array:
+        inputs = self.look_up(params.rows, batch)
+        return self.points(params, self.reader.fields.candidates(inputs))
 
-    def outputs(self, dense, rows, state, frozen, batch):
+    def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """logits [B, C]; of each slot [B, C, K]: nce, rank and real."""
-        pools = self.pools(dense, rows, batch)
-        flow = self.flow(dense, rows, batch)
+        pools = self.pools(params, batch)
+        flow = self.flow(params, batch)
         measured = dict(zip(("nce", "rank"), self.sampled(flow, pools, batch), strict=True))
-        measured |= self.rivals(dense, rows, batch, pools)
-        logits = affinity(flow, self.candidates(dense, rows, batch)) / self.goal.tau
+        measured |= self.rivals(params, batch, pools)
+        logits = affinity(flow, self.candidates(params, batch)) / self.goal.tau
         return {"logits": logits, **by_candidate(logits, measured | {"real": pools[0].real})}
 
-    def rivals(self, dense, rows, batch, pools) -> dict[str, jax.Array]:
+    def rivals(self, params: Params, batch: Batch, pools) -> dict[str, jax.Array]:
         """Ranks [B, K] by popularity, and by nearness to the last clicked item."""
         targets, user = pools[0], batch["group"][self.user_key]
         shared, allowed = shared_negatives(targets, pools[1], user)
-        near = self.last_item(dense, rows, batch)[0][:, None]  # [B, 1, d]
+        near = self.last_item(params, batch)[0][:, None]  # [B, 1, d]
         score = jnp.einsum("bkd,nd->bkn", near, shared.points)
         last = rank(score, (near * targets.points).sum(-1), shared, allowed)
         popular = rank(shared.share[None, None], targets.share + 1e-6, shared, allowed)
@@ -208,16 +210,10 @@ class Stage:
 
     def exports(self) -> dict[str, Export]:
         """The flow once a request, the point of an item once and for all, and their affinity."""
-        flow = lambda dense, rows, state, frozen, batch: {  # noqa: E731
-            "flow": self.flow(dense, rows, batch)
-        }
-        point = lambda dense, rows, state, frozen, batch: {  # noqa: E731
-            "point": self.candidates(dense, rows, batch)
-        }
         return {
             "score": Export(self.score, "request"),
-            "flow": Export(flow, "request"),
-            "item": Export(point, "item"),
+            "flow": Export(lambda *a: {"flow": self.flow(*a)}, "request"),
+            "item": Export(lambda *a: {"point": self.candidates(*a)}, "item"),
         }
 
 

@@ -100,8 +100,8 @@ def test_a_run_goes_on_with_old_rows_and_reclaimed_ones_begin_anew(monday):
     kept = [0, 1, 2, *(before[v] for v in OLD if v not in gone)]
     begun = [after[v] for v in ("n0", "n1", "n2")]
     trained = [before[v] for v in gone]
-    for leaf, x in went_on["tables"]["item"].items():  # rows and optimizer state
-        y, z = (np.asarray(t["tables"]["item"][leaf]) for t in (old, new))
+    for leaf, x in went_on.tables["item"].items():  # rows and optimizer state
+        y, z = (np.asarray(t.tables["item"][leaf]) for t in (old, new))
         np.testing.assert_array_equal(x[kept], y[kept])
         np.testing.assert_array_equal(x[begun], z[begun])
         assert not np.array_equal(
@@ -113,9 +113,9 @@ def test_a_run_goes_on_with_old_rows_and_reclaimed_ones_begin_anew(monday):
 
     train(c, tmp_path / "b")  # what the second day does not speak of stays to the bit
     still = [before[v] for v in unseen]
-    for leaf, x in last(tmp_path / "b")["tables"]["item"].items():
-        np.testing.assert_array_equal(np.asarray(x)[still], went_on["tables"]["item"][leaf][still])
-        assert not np.array_equal(np.asarray(x)[kept], went_on["tables"]["item"][leaf][kept])
+    for leaf, x in last(tmp_path / "b").tables["item"].items():
+        np.testing.assert_array_equal(np.asarray(x)[still], went_on.tables["item"][leaf][still])
+        assert not np.array_equal(np.asarray(x)[kept], went_on.tables["item"][leaf][kept])
 
 
 def test_data_that_does_not_extend_the_run_s_is_refused(monday):
