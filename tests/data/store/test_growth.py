@@ -108,7 +108,7 @@ def test_a_run_goes_on_with_old_rows_and_reclaimed_ones_begin_anew(monday):
             y[trained], z[trained]
         )  # the control: there was something to reset
     for part in ("dense", "opt", "state"):
-        for x, y in zip(*(jax.tree.leaves(t[part]) for t in (went_on, old)), strict=True):
+        for x, y in zip(*(jax.tree.leaves(getattr(t, part)) for t in (went_on, old)), strict=True):
             np.testing.assert_array_equal(x, y)
 
     train(c, tmp_path / "b")  # what the second day does not speak of stays to the bit
