@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 
 from recjax.data.logs import prepare as logs
 from recjax.data.logs import sharded
-from recjax.data.logs.files import list_files
 from recjax.data.logs.report import report_text
+from recjax.data.logs.sources import list_files
 from recjax.data.logs.suggest import suggest
 from recjax.data.store.prepared import DataError
 from recjax.data.store.writing import BLOCK_SIZE

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from recjax.data.logs import negatives
-from recjax.data.logs.files import MOMENT, RawLog
 from recjax.data.logs.mapping import SESSION, LogMapping
+from recjax.data.logs.rows import MOMENT, RawLog
+from recjax.data.logs.values import is_any
 from recjax.data.logs.whole import Whole
 from recjax.data.store import histories
 from recjax.data.store.histories import Timeline
@@ -162,18 +163,15 @@ def check_splits(m: LogMapping, split: np.ndarray, splits: tuple[str, ...], aske
 
 
 def _labels(rows: pl.DataFrame, m: LogMapping) -> dict[str, np.ndarray]:
-    if isinstance(m.labels, Mapping):
-        action = rows[m.action].cast(pl.String)
-        return {
-            label: action.is_in([str(v) for v in values])
-            .fill_null(False)
-            .cast(pl.Float32)
-            .to_numpy()
-            for label, values in m.labels.items()
-        }
-    if m.labels:
-        return {c: rows[c].cast(pl.Float32).to_numpy() for c in m.labels}
-    return {m.label_names[0]: np.ones(rows.height, np.float32)}
+    if not m.labels:
+        return {m.label_names[0]: np.ones(rows.height, np.float32)}
+    actions = m.label_actions
+    return {
+        c: (is_any(rows[m.action], actions[c]) if c in actions else rows[c])
+        .cast(pl.Float32)
+        .to_numpy()
+        for c in m.label_names
+    }
 
 
 # -------------------------------------------------------------------------------------- impressions
@@ -223,14 +221,18 @@ def impressions(e: Events, found: dict[str, Any]) -> dict[str, Places]:
 
 
 def catalogue_of(e: Events) -> negatives.Catalogue:
-    """What negatives are drawn from: the items that the training period's positives took."""
+    """What negatives are drawn from: the items of the training rows, or of those that are positives."""
     kind = e.mapping.negatives
     if e.whole:
         return negatives.Catalogue.counted(*e.whole.items, kind)
-    taken = e.item[e.trained & e.positive]
-    if not len(taken):
+    if not (e.trained & e.positive).any():
         raise DataError("no positive row in the training period; correct labels or split")
-    return negatives.Catalogue.of(taken, kind)
+    return negatives.Catalogue.of(e.item[in_catalogue(e)], kind)
+
+
+def in_catalogue(e: Events) -> np.ndarray:
+    """Rows whose items negatives may be, bool [N]."""
+    return e.trained & e.positive if e.mapping.catalogue == "taken" else e.trained
 
 
 def last_rows(e: Events) -> Timeline:

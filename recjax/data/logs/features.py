@@ -11,9 +11,11 @@ import numpy as np
 import polars as pl
 
 from recjax.data.logs.events import Events, Places, codes, events_at
-from recjax.data.logs.files import read_table
 from recjax.data.logs.mapping import SESSION, LogMapping
-from recjax.data.logs.values import as_id, as_number, as_vector
+from recjax.data.logs.notes import Note
+from recjax.data.logs.rows import as_feature, as_key
+from recjax.data.logs.sources import read_table
+from recjax.data.logs.values import is_any
 from recjax.data.logs.whole import SharedCounter, Whole, find_last_rows
 from recjax.data.store import histories
 from recjax.data.store.growth import NEW, Growth
@@ -26,6 +28,10 @@ from recjax.schema import MISSING, Feature, Schema
 LOG_Q = "log_q"
 KEY, LAST_ROWS = "key/", "last_rows"  # of what shards tell each other
 ALL = ("user_id", "hour", "weekday", "scene", "action")  # admitted from one occurrence on
+IS_MISSING = "_missing"  # ends the name of an indicator
+SHORT = (
+    0.1  # share of vectors that may have another width than the others, and then count as missing
+)
 CROSSED = 3  # user x item id columns that get a counter
 RESERVED = frozenset(
     "time weight request row partition user user_id item scene action hour weekday log_q history positive".split()
@@ -43,6 +49,7 @@ class Field:
       values: Its values, [rows of the log, or users, or items].
       where: What indexes them: "row", "source", "user" or "item".
       transform: Of a dense one.
+      nowhere: A dense one's value where there is no row to take it from.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Field:
     values: pl.Series
     where: str
     transform: str = "identity"
+    nowhere: float = 0.0
 
     @property
     def space(self) -> str:
@@ -63,17 +71,21 @@ def feature_name(side: str, column: str, taken: tuple[str, ...]) -> str:
     return f"{side}_{name}" if name in RESERVED or name in taken else name
 
 
-def fields(e: Events, known: dict[str, int] | None = None) -> list[Field]:
+def fields(
+    e: Events, known: dict[str, int] | None = None, notes: list[Note] | None = None
+) -> list[Field]:
     """Every input of a candidate, from the log and the side tables.
 
     Args:
       e: The events.
       known: Gets "user" and "item" -> how many of them their side table knows.
+      notes: Gets what was noticed in the side tables.
 
     Raises:
-      DataError: A side table is not as the mapping says; of the log at once, also one that knows none of its keys.
+      DataError: A side table is not as the mapping says; of the log at once, also one that knows none of its keys. Two
+        columns would be one feature.
     """
-    known = {} if known is None else known
+    known, notes = {} if known is None else known, [] if notes is None else notes
     m = e.mapping
     local = e.asked + round(m.utc_offset * 3600)
     out = [
@@ -93,29 +105,44 @@ def fields(e: Events, known: dict[str, int] | None = None) -> list[Field]:
     for side, role, columns, key, table, values, where in sides:
         outside = [c for c in columns if c not in e.rows.columns]
         if outside:
-            joined, known[side] = _side_table(table, key, outside, values, m)
+            joined, known[side] = _side_table(table, key, outside, values, m, notes)
         for c in columns:
             x, at = (joined[c], side) if c in outside else (e.rows[c], where)
             kind = "vector" if c in m.vectors else "dense" if c in m.dense else "id"
             name = feature_name(side, c, m.label_names + m.groups)
             out.append(Field(name, role, kind, x, at, m.dense.get(c, "identity")))
+            if c in m.indicators:
+                missing = x.is_null().cast(pl.Float32).alias(f"{c}{IS_MISSING}")
+                out.append(Field(f"{name}{IS_MISSING}", role, "dense", missing, at, nowhere=1.0))
+    _check_names(out)
     if not e.whole:
         check_known(m, known)
     return out
 
 
+def _check_names(features: list[Field]) -> None:
+    """Raises DataError where two columns would be one feature ("unit price" and "unit_price")."""
+    columns: dict[str, str] = {}
+    for f in features:
+        if f.name in columns:
+            raise DataError(
+                f"columns {columns[f.name]!r} and {f.values.name!r} would both be the feature {f.name!r}; rename one of them"
+            )
+        columns[f.name] = f.values.name
+
+
 def _side_table(
-    file: str, key: str, columns: list[str], values: pl.Series, m
+    file: str, key: str, columns: list[str], values: pl.Series, m: LogMapping, notes: list[Note]
 ) -> tuple[pl.DataFrame, int]:
     """Columns of a side table, aligned with the distinct users or items, and how many of these it knows."""
-    table = read_table(file, key, columns, m.separator)
-    typed = {key: as_id(table[key]).cast(values.dtype, strict=False)}
-    for c in columns:
-        typed[c] = (as_vector if c in m.vectors else as_number if c in m.dense else as_id)(table[c])
-        if m.dense.get(c) == "log1p" and (typed[c] < 0).any():
-            raise DataError(f"{file}: column {c!r} goes below zero; make it 'identity' in dense")
-    keys = pl.DataFrame({key: values})
-    joined = keys.join(pl.DataFrame(typed), on=key, how="left", maintain_order="left")
+    table = read_table(file, key, columns, m.text_form)
+    try:
+        typed = {key: as_key(table[key], m).cast(values.dtype, strict=False)}
+        typed |= {c: as_feature(table[c], m, notes) for c in columns}
+    except DataError as e:
+        raise DataError(f"{file}: {e}") from None
+    once = pl.DataFrame(typed).unique(key, keep="first", maintain_order=True)
+    joined = pl.DataFrame({key: values}).join(once, on=key, how="left", maintain_order="left")
     known = int(values.is_in(typed[key].implode()).sum())
     logging.info("%s knows %d of %d values of %s", file, known, len(values), key)
     return joined, known
@@ -129,29 +156,47 @@ def check_known(m: LogMapping, known: Mapping[str, int]) -> None:
             raise DataError(f"{file}: no {key!r} of the log is in it; is it the right table?")
 
 
-def widths(field: Field) -> list[int]:
-    """Every width its vectors have, ascending."""
-    return field.values.list.len().drop_nulls().unique().sort().to_list()
+def widths(field: Field) -> dict[str, int]:
+    """width -> how many of its vectors have it; as JSON has keys, text."""
+    counts = field.values.list.len().drop_nulls().value_counts()
+    return {str(width): n for width, n in counts.iter_rows()}
 
 
-def one_width(name: str, found: Iterable[int]) -> int:
-    """The width of a vector field. `found`: from `widths`, of all shards; raises DataError unless it is one."""
-    found = sorted(set(found))
-    if len(found) != 1:
-        raise DataError(f"vectors of {name!r} have widths {found}; they must have one")
-    return found[0]
+def one_width(name: str, found: Iterable[Mapping[str, int]], notes: list[Note]) -> int:
+    """The width of a vector field: that of nearly all its vectors; the few others count as missing.
+
+    Args:
+      name: Of the column.
+      found: From `widths`, of all shards.
+      notes: Gets how many have another.
+
+    Raises:
+      DataError: No width is that of nearly all.
+    """
+    total: dict[int, int] = {}
+    for counts in found:
+        for width, n in counts.items():
+            total[int(width)] = total.get(int(width), 0) + n
+    width = max(total, key=lambda w: total[w], default=0)
+    others = {w: n for w, n in total.items() if w != width}
+    if not total or sum(others.values()) > SHORT * sum(total.values()):
+        raise DataError(f"vectors of {name!r} have widths {sorted(total)}; they must have one")
+    if others:
+        notes.append(Note("width", name, sum(others.values()), str(min(others))))
+    return width
 
 
 def numbers(field: Field, whole: Whole | None = None) -> np.ndarray:
-    """Dense or vector values and a last one of zeros for "nowhere": float32 [n + 1, ...]."""
+    """Dense or vector values, 0 where missing, and a last one for "nowhere": float32 [n + 1, ...]."""
     if field.kind == "dense":
         x = field.values.cast(pl.Float32).fill_null(0).to_numpy()
-        return np.append(x, np.float32(0))
+        return np.append(x, np.float32(field.nowhere))
     # A shard's own rows may hold no vector.
-    width = whole.widths[field.name] if whole else one_width(field.name, widths(field))
+    width = whole.widths[field.name] if whole else one_width(field.name, [widths(field)], [])
     out = np.zeros((len(field.values) + 1, width), np.float32)
-    there = field.values.is_not_null().to_numpy()
-    out[:-1][there] = field.values.drop_nulls().explode().to_numpy().reshape(-1, out.shape[1])
+    there = (field.values.list.len() == width).fill_null(False)
+    vectors = field.values.filter(there)
+    out[:-1][there.to_numpy()] = vectors.explode().to_numpy().reshape(-1, width)
     return out
 
 
@@ -178,8 +223,18 @@ class Encoded:
     keys: Mapping[str, tuple[np.ndarray, str]]
 
 
-def encode(e: Events, features: list[Field], partitions: int, growth: Growth = NEW) -> Encoded:
-    """Vocabularies from the training rows; timelines and counters from all of them."""
+def encode(
+    e: Events,
+    features: list[Field],
+    partitions: int,
+    growth: Growth = NEW,
+    notes: list[Note] | None = None,
+) -> Encoded:
+    """Vocabularies from the training rows; timelines and counters from all of them. `notes` gets what was noticed."""
+    if notes is not None:
+        for f in features:
+            if f.kind == "vector":
+                one_width(f.values.name, [widths(f)], notes)
     everything = events_at(e, np.arange(len(e.item)))
     recorded = remembered(e, features)
     v, values = _encode_values(e, {f.name: f for f in [*features, *recorded]}.values(), growth)
@@ -248,8 +303,7 @@ def _of_actions(e: Events, values: tuple) -> np.ndarray:
     """Rows with one of these actions, bool [N]; all rows for none."""
     if not values:
         return np.ones(len(e.item), bool)
-    action = e.rows[e.mapping.action].cast(pl.String)
-    return action.is_in([str(x) for x in values]).fill_null(False).to_numpy()
+    return is_any(e.rows[e.mapping.action], values).to_numpy()
 
 
 def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarray, str]]:

@@ -21,6 +21,9 @@ import runpy
 import types
 from typing import Any
 
+from recjax.data.logs.conditions import Condition, is_condition
+from recjax.data.logs.sources import TextForm
+from recjax.data.logs.values import NULLS
 from recjax.data.store.prepared import DataError
 from recjax.data.store.times import seconds_of, span_of
 from recjax.schema import TRANSFORMS
@@ -28,6 +31,9 @@ from recjax.schema import TRANSFORMS
 NEGATIVES = ("impressions", "popular", "uniform")
 GROUPS = ("request", "user", "page", "session")
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}  # microseconds in one; ns are divided
+DAY_FIRST, MONTH_FIRST = "day first", "month first"
+IDS = ("text", "stored")
+LATER = ("as_of", "label_missing", "where", "indicators", "catalogue", "encoding", "columns", "nulls", "ids")  # fmt: skip
 SESSION = "session"  # list and group key of the running session
 POSITIVE = "positive"  # the label of a log that holds positives only
 
@@ -39,12 +45,18 @@ class LogMapping:
     Attributes:
       user, item: Columns of who and what.
       time: Column of when: a number, a date, or text.
-      time_unit: Of a number: "s", "ms", "us" or "ns"; "auto" tells by its size.
-      time_format: strptime pattern of text (or of numbers like 20240131); "": ISO 8601.
+      time_unit: Of a number: "s", "ms", "us", "ns", or "excel" (days of a spreadsheet); "auto" tells by its size.
+      time_format: strptime pattern of text (or of numbers like 20240131); "day first" or "month first" for dates like
+        1/2/2024; "": ISO 8601 and the forms that can be read in one way only (`recjax.data.logs.times`). Whether days or
+        months come first is then told from the whole log, and refused where it does not say.
       utc_offset: Hours the log's days are ahead of the time stamps; only hour, weekday and day depend on it.
-      until: Later time stamps are some clock's error; "": the present.
-      labels: Columns of 0/1, the first is trained on; or {label: values of the `action` column}. Empty: every
-        row is a positive.
+      as_of: When the log was written, a date: later rows are some clock's error and set aside. "": every row up to 2100 is
+        kept, and one later than the present is warned of. What is prepared never depends on the day it is prepared on.
+      labels: Columns of 0/1 (or Y/N, true/false, -1/+1), the first is trained on; or {label: values of the `action`
+        column, or a condition like "rating >= 4"}. Empty: every row is a positive.
+      label_missing: What an empty label cell means, 0 or 1 (a click joined to its impression leaves it empty where there was
+        none); None: such a row is set aside.
+      where: A condition (`recjax.data.logs.conditions`) that rows must fulfil, like "quantity > 0"; "": all do.
       action: Column of what happened (view, cart, buy).
       request: Column of the page, basket or request id; "": rows of one user and time.
       page: Column of a page that holds several requests (a user scrolls on); a group key, nothing else.
@@ -56,6 +68,8 @@ class LogMapping:
         `dense` or `vectors`.
       dense: Number columns and their transform, "identity" or "log1p" (not below zero); a list means "identity".
       vectors: Columns that hold one vector of fixed width per row: lists, or text like "[0.1, 0.2]".
+      indicators: Those of `dense` and `vectors` that get a feature "<column>_missing", 1 where the value is missing or could
+        not be read (the value itself is then 0).
       user_table, item_table: Files with one row per user or item, keyed by the same column name; relative to the
         mapping. They are taken as known at all times, so they must not hold later outcomes.
       negatives: "impressions": rows with label 0 are real. "popular", "uniform": drawn for every positive from the items
@@ -66,10 +80,15 @@ class LogMapping:
       movelines: list -> values of `action` it holds, () for every row: events with the scene they happened in, for
         models that follow a user from scene to scene (role "moveline"). Rows with label 0 belong to them too.
       counters: Whether causal counters are made.
+      catalogue: "seen": negatives are drawn from every item of the training rows, "taken": from those of its positives.
       split: {"validation": ..., "test": ...}: the dates they begin at, or their fractions of the requests.
       gap: Time left out of a split before the next one begins, as "1d" or "12h"; its events stay in histories.
       min_count: Training rows a value needs to get an id of its own.
-      separator: Of CSV files.
+      separator: Of CSV files; more than one character will do.
+      encoding: Of CSV and JSON files; "": UTF-8, or what the bytes tell.
+      columns: Names of the columns of CSV files without a header.
+      nulls: More spellings of a missing value, beside those that `recjax.data.logs.values.NULLS` lists.
+      ids: "text": a value has one spelling, whatever the file's format. "stored": as Parquet types it (published sets).
       seed: Of drawn negatives and of the training order.
     """
 
@@ -79,8 +98,10 @@ class LogMapping:
     time_unit: str = "auto"
     time_format: str = ""
     utc_offset: float = 0.0
-    until: str = ""
+    as_of: str = ""
     labels: Any = ()
+    label_missing: int | None = None
+    where: str = ""
     action: str = ""
     request: str = ""
     page: str = ""
@@ -92,22 +113,29 @@ class LogMapping:
     context_columns: tuple[str, ...] = ()
     dense: Any = ()
     vectors: tuple[str, ...] = ()
+    indicators: tuple[str, ...] = ()
     user_table: str = ""
     item_table: str = ""
     negatives: str = ""
     negatives_per_positive: int = 4
     history: Any = ()
     movelines: Any = ()
+    catalogue: str = "seen"
     counters: bool = True
     split: Any = dataclasses.field(default_factory=lambda: {"validation": 0.1, "test": 0.1})
     gap: str = ""
     min_count: int = 2
     separator: str = ","
+    encoding: str = ""
+    columns: tuple[str, ...] = ()
+    nulls: tuple[str, ...] = ()
+    ids: str = "text"
     seed: int = 0
 
     def __post_init__(self):
         settle = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        for name in ("user_columns", "item_columns", "context_columns", "vectors"):
+        sides = ("user_columns", "item_columns", "context_columns")
+        for name in (*sides, "vectors", "indicators", "columns", "nulls"):
             settle(name, _strings(name, getattr(self, name)))
         if not isinstance(self.labels, Mapping):
             settle("labels", _strings("labels", self.labels))
@@ -116,10 +144,10 @@ class LogMapping:
         for name in ("labels", "history", "movelines"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
-                settle(name, {k: _strings(f"{name}[{k!r}]", v) for k, v in value.items()})
+                settle(name, {k: _values(f"{name}[{k!r}]", v) for k, v in value.items()})
         settle("history", dict(self.history))
         settle("movelines", dict(self.movelines))
-        impressions = self.labels and not isinstance(self.labels, Mapping)
+        impressions = self.labels and not self.label_actions
         settle("negatives", self.negatives or ("impressions" if impressions else "popular"))
         self._check()
 
@@ -129,7 +157,12 @@ class LogMapping:
                 raise DataError(f"mapping: {name} is empty; name the log's {name} column")
         _check_choice("negatives", self.negatives, NEGATIVES)
         _check_choice("group", self.group, GROUPS)
-        _check_choice("time_unit", self.time_unit, ("auto", *UNITS))
+        _check_choice("time_unit", self.time_unit, ("auto", *UNITS, "excel"))
+        _check_choice("label_missing", self.label_missing, (None, 0, 1))
+        _check_choice("catalogue", self.catalogue, ("seen", "taken"))
+        _check_choice("ids", self.ids, IDS)
+        if self.as_of:
+            seconds_of(self.as_of)
         for column, transform in self.dense.items():
             _check_choice(f"dense[{column!r}]", transform, TRANSFORMS)
         sides = (*self.user_columns, *self.item_columns, *self.context_columns)
@@ -142,7 +175,12 @@ class LogMapping:
                     f"mapping: {column!r} is dense or a vector of nothing; name it in item_columns, user_columns or "
                     "context_columns too"
                 )
-        if (isinstance(self.labels, Mapping) or self.history) and not self.action:
+        for column in self.indicators:
+            if column not in self.dense and column not in self.vectors:
+                raise DataError(
+                    f"mapping: indicators names {column!r}; name it in dense or vectors too"
+                )
+        if (self.label_actions or self.history) and not self.action:
             raise DataError("mapping: labels or history name action values; set action to a column")
         self._check_lists()
         if self.negatives == "impressions" and not self.labels:
@@ -192,9 +230,37 @@ class LogMapping:
         return tuple(self.labels) or (POSITIVE,)
 
     @property
+    def label_conditions(self) -> dict[str, Condition]:
+        """Labels that rows have by a condition."""
+        if not isinstance(self.labels, Mapping):
+            return {}
+        return {k: Condition(v) for k, v in self.labels.items() if isinstance(v, str)}
+
+    @property
+    def label_actions(self) -> dict[str, tuple[Any, ...]]:
+        """Labels that rows have by what happened: label -> values of `action`."""
+        if not isinstance(self.labels, Mapping):
+            return {}
+        return {k: v for k, v in self.labels.items() if not isinstance(v, str)}
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """Labels that are columns of the log."""
         return () if isinstance(self.labels, Mapping) else self.labels
+
+    @property
+    def conditions(self) -> list[Condition]:
+        where = [Condition(self.where)] if self.where else []
+        return where + list(self.label_conditions.values())
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Every spelling of a missing value."""
+        return NULLS.union(self.nulls)
+
+    @property
+    def text_form(self) -> TextForm:
+        return TextForm(self.separator, self.encoding, self.columns)
 
     @property
     def key_columns(self) -> tuple[str, ...]:
@@ -209,8 +275,10 @@ class LogMapping:
         return (self.group, *(g for g in there if g != self.group))
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values: part of the data's identity."""
-        return {k: _plain(v) for k, v in dataclasses.asdict(self).items()}
+        """The fields as JSON values, later ones where they are used: part of the data's identity."""
+        given = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        out = {k: _plain(v) for k, (v, default) in given.items() if k not in LATER or v != default}
+        return out | {"until": self.as_of}  # what it was called before
 
 
 def load_mapping(path: str | os.PathLike) -> LogMapping:
@@ -238,8 +306,15 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
     return LogMapping(**given)
 
 
+def _values(name: str, value: Any) -> str | tuple[Any, ...]:
+    """Values of a list, or a condition on a row."""
+    if name.startswith("labels[") and is_condition(value):
+        return value
+    return _strings(name, value)
+
+
 def _strings(name: str, value: Any) -> tuple[Any, ...]:
-    values = (value,) if isinstance(value, str) else tuple(value)
+    values = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
     if "" in values:
         raise DataError(f"mapping: {name} holds an empty name; remove it")
     return values

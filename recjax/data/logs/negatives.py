@@ -26,7 +26,7 @@ class Catalogue:
 
     @classmethod
     def of(cls, item: np.ndarray, kind: str) -> "Catalogue":
-        """From the items taken in the training period [P]; kind "popular" or "uniform"."""
+        """From the items of training rows [P]; kind "popular" or "uniform"."""
         return cls.counted(*np.unique(item, return_counts=True), kind)
 
     @classmethod

@@ -19,6 +19,7 @@ Vocabularies and the catalogue know the training period only.
 
 from collections.abc import Mapping
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -33,15 +34,17 @@ import polars as pl
 from recjax.data.logs import report, sharded
 from recjax.data.logs.events import Events, Places, catalogue_of, impressions
 from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
-from recjax.data.logs.files import RawLog, fingerprint, list_files, read_log
 from recjax.data.logs.mapping import LogMapping, load_mapping
+from recjax.data.logs.notes import Note
+from recjax.data.logs.rows import RawLog, read_log
+from recjax.data.logs.sources import fingerprint, list_files
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.prepared import DataError, Prepared, is_prepared, prepared_path
 from recjax.data.store.vocabulary import frames
 from recjax.data.store.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
 from recjax.schema import Schema
 
-NAME, VERSION = "logs", "1.0.0"
+NAME, VERSION = "logs", "2.0.0"  # 2: a value has one spelling in every format
 
 
 def prepare(
@@ -199,9 +202,12 @@ def write_log(
     e = Events.of(log, m)
     drawn: dict[str, Any] = {}
     places = impressions(e, drawn)
-    x = encode(e, fields(e), partitions, growth)
+    notes: list[Note] = []
+    x = encode(e, fields(e, notes=notes), partitions, growth, notes)
+    log = dataclasses.replace(log, notes=(*log.notes, *notes))
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
     what = report.make_report(log, e, x, places, drawn) | dict(found or {})
+    report.refuse(what, m)
     logging.info("%s", report.report_text(what))
     return write_prepared(
         folder,
@@ -228,6 +234,7 @@ def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Pa
     text, counters = job.folder.json("made/schema.json")
     schema = Schema.from_json(text)
     what = job.report()
+    report.refuse(what, job.mapping)
     logging.info("%s", report.report_text(what))
     return write_blocks(
         folder,

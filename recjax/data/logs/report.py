@@ -5,7 +5,8 @@ ids by the mean label of the value among the other half of the rows. An AUC abov
 column was written after the outcome.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+import difflib
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ from scipy import stats
 
 from recjax.data.logs.events import Events, Places
 from recjax.data.logs.features import Encoded, Field
-from recjax.data.logs.files import FILE, MOMENT, ROW, RawLog, describe
+from recjax.data.logs.mapping import POSITIVE, LogMapping
+from recjax.data.logs.notes import Note
+from recjax.data.logs.rows import FILE, MOMENT, RawLog, describe
+from recjax.data.logs.sources import ROW
+from recjax.data.logs.values import is_any
 from recjax.data.store import histories
+from recjax.data.store.prepared import DataError
 
+MUCH = 0.2  # share of rows whose loss is warned of
 SUSPICIOUS = 0.95  # single-column AUC
 PROBED = 200_000  # training impressions a probe looks at
 MIN_CLASS = 20  # fewer of either label say nothing
@@ -38,9 +45,12 @@ def make_report(
     """
     reasons = log.bad.group_by("reason").len().sort("reason")
     probes = probe(e, x, places["train"])
+    notes = [*log.notes, *never(e.mapping, actions_of(e))]
     return {
         "rows": log.read,
         "events": len(e.item),
+        "notes": [n.plain() for n in notes],
+        "as_of": str(e.mapping.as_of),
         "users": len(e.users),
         "items": len(e.items),
         "from": date(e.time.min()),
@@ -101,6 +111,9 @@ def _split_report(e: Events, x: Encoded, at: Places, found: Mapping[str, Any]) -
         "users": len(np.unique(e.user[at.row])),
         "items": len(np.unique(at.item)),
         "label_rate": float(np.where(at.positive, label[at.row], 0).mean()),
+        "label_rates": {
+            c: float(np.where(at.positive, y[at.row], 0).mean()) for c, y in e.labels.items()
+        },
         "from": date(e.asked[at.row].min()),
         "until": date(e.asked[at.row].max()),
         "history_median": float(np.median(length)),
@@ -109,6 +122,94 @@ def _split_report(e: Events, x: Encoded, at: Places, found: Mapping[str, Any]) -
         "history_empty": float((length == 0).mean()),
         **found,
     }
+
+
+def actions_of(e: Events) -> dict[str, int]:
+    """action -> rows; {} without a column of actions."""
+    if not e.mapping.action:
+        return {}
+    return dict(e.rows[e.mapping.action].cast(pl.String).drop_nulls().value_counts().iter_rows())
+
+
+def never(m: LogMapping, actions: Mapping[str, int]) -> list[Note]:
+    """Notes of action values that labels or lists name and the log lacks.
+
+    Args:
+      m: The mapping.
+      actions: action -> rows, of the whole log.
+
+    Raises:
+      DataError: A label or a list would be empty, as none of its values occurs.
+    """
+    out = []
+    named = {f"labels[{k!r}]": v for k, v in m.label_actions.items()}
+    named |= {f"history[{k!r}]": v for k, v in m.history.items()}
+    named |= {f"movelines[{k!r}]": v for k, v in m.movelines.items()}
+    have = pl.Series(list(actions), dtype=pl.String)
+    for name, values in named.items():
+        absent = [v for v in values if not is_any(have, [v]).any()]
+        if not absent:
+            continue
+        what = " and ".join(f"{v!r}{_near(v, actions)}" for v in absent)
+        shown = ", ".join(sorted(actions, key=lambda a: -actions[a])[:20])
+        if len(absent) == len(values):
+            raise DataError(
+                f"mapping: {name} names {what}, which {m.action!r} never is; it has {shown}"
+            )
+        out.append(Note("absent", name, 1, f"{what}, which {m.action!r} never is; it has {shown}"))
+    return out
+
+
+def _near(value: Any, actions: Iterable[str]) -> str:
+    lower = {a.lower(): a for a in actions}
+    found = difflib.get_close_matches(str(value).lower(), lower, n=1)
+    return f" (did you mean {lower[found[0]]!r}?)" if found else ""
+
+
+def refuse(report: Mapping[str, Any], m: LogMapping) -> None:
+    """Raises DataError for a report of data that teach nothing: one label only in training."""
+    name, rate = m.label_names[0], report["splits"]["train"]["label_rate"]
+    if 0 < rate < 1:
+        return
+    aside = sum(n for r, n in report["quarantined"].items() if r == "not a label in [0, 1]")
+    if aside:
+        remedy = (
+            f"{aside:,} rows were set aside whose label is empty or cannot be read; if an empty cell means 0, set "
+            "label_missing = 0"
+        )
+    elif m.sampled:
+        remedy = "no negative could be drawn; the catalogue is too small for negatives_per_positive"
+    else:
+        remedy = "name another label, or let negatives be drawn with negatives = 'popular'"
+    raise DataError(f"label {name!r} is {rate:.0f} in every training row; {remedy}")
+
+
+def warnings_of(r: Mapping[str, Any]) -> list[str]:
+    """What a reader of the report must not overlook."""
+    out = [n.text for n in (Note(*n) for n in r["notes"]) if n.warning]
+    aside = sum(r["quarantined"].values())
+    if aside > MUCH * r["rows"]:
+        worst = max(r["quarantined"], key=lambda k: r["quarantined"][k])
+        out.append(
+            f"{aside:,} of {r['rows']:,} rows are set aside, most for {worst!r}; correct the mapping if they should count"
+        )
+    for split, s in r["splits"].items():
+        for label, rate in s["label_rates"].items():
+            if rate in (0, 1) and label != POSITIVE:
+                out.append(f"label {label!r} is {rate:.0f} in every row of {split}")
+        lost = s.get("outside_catalogue", 0)
+        positives = lost + s["label_rate"] * s["rows"]
+        if lost > MUCH * positives:
+            out.append(
+                f"{lost:,} of {positives:,.0f} positives of {split} are left out: training never saw their items. Split later, "
+                "or give more days to training"
+            )
+    for c in r["suspicious"]:
+        out.append(
+            f"{c!r} alone predicts the label with AUC {r['probes'][c]:.3f}; unless it is known before the request, take "
+            "it out of the mapping"
+        )
+    return out
 
 
 def cold_start(e: Events, at: Places) -> dict[str, float]:
@@ -192,6 +293,7 @@ def report_text(report: Mapping[str, Any]) -> str:
         f"bad rows: {r['quarantined'] or 'none'}; out of order: {r['out_of_order']:,} (sorted)",
         *r["quarantined_where"],
         f"nulls: {r['nulls'] or 'none'}",
+        *(f"note: {n.text}" for n in (Note(*n) for n in r["notes"]) if not n.warning),
     ]
     for split, s in r["splits"].items():
         lines.append(
@@ -211,11 +313,7 @@ def report_text(report: Mapping[str, Any]) -> str:
     lines += _rates_text("day", r["by_day"]) + _rates_text("scene", r["by_scene"])
     top = ", ".join(f"{c} {a:.3f}" for c, a in list(r["probes"].items())[:5])
     lines.append(f"single-column AUC: {top or 'too few of one label to tell'}")
-    for c in r["suspicious"]:
-        lines.append(
-            f"WARNING: {c!r} alone predicts the label with AUC {r['probes'][c]:.3f}; unless it is known before "
-            "the request, take it out of the mapping"
-        )
+    lines += [f"WARNING: {text}" for text in warnings_of(r)]
     return "\n".join(lines)
 
 

@@ -13,7 +13,9 @@ import polars as pl
 from recjax.data.logs import report
 from recjax.data.logs.events import Events, Places
 from recjax.data.logs.features import Encoded
-from recjax.data.logs.files import FILE, MOMENT, PLACE, ROW, describe
+from recjax.data.logs.notes import Note
+from recjax.data.logs.rows import FILE, MOMENT, PLACE, describe
+from recjax.data.logs.sources import ROW
 from recjax.data.store import histories
 
 IGNORED = (MOMENT, FILE, ROW, PLACE)
@@ -62,7 +64,6 @@ def _count_split(e: Events, x: Encoded, at: Places, found: Mapping[str, Any]) ->
         return {"rows": 0, **found}
     first = next(iter(x.timelines.values()))
     length = histories.cutoffs(first, e.user[at.row], e.asked[at.row])["count"]
-    label = next(iter(e.labels.values()))
     lengths, counts = np.unique(length, return_counts=True)
     real = at.row[at.positive]
     if e.mapping.sampled:  # those of unknown items were left out of `at`
@@ -72,7 +73,9 @@ def _count_split(e: Events, x: Encoded, at: Places, found: Mapping[str, Any]) ->
         "requests": len(np.unique(e.request[at.row])),
         "users": len(np.unique(e.user[at.row])),
         "items": np.unique(at.item).tolist(),
-        "labels": float(np.where(at.positive, label[at.row], 0).sum()),
+        "labels": {
+            c: float(np.where(at.positive, y[at.row], 0).sum()) for c, y in e.labels.items()
+        },
         "times": [int(e.asked[at.row].min()), int(e.asked[at.row].max())],
         "lengths": [lengths.tolist(), counts.tolist()],
         "real": len(real),
@@ -89,6 +92,8 @@ def merge(
     out_of_order: int,
     items: int,
     vocabularies: Mapping[str, int],
+    notes: Sequence[Note],
+    as_of: str,
 ) -> dict[str, Any]:
     """The whole report from the shards' counts."""
     reasons = bad.group_by("reason").len().sort("reason")
@@ -98,6 +103,8 @@ def merge(
     day = lambda k: str(np.datetime64(int(k), "D"))  # noqa: E731
     return {
         "rows": read,
+        "notes": [n.plain() for n in notes],
+        "as_of": as_of,
         "events": sum(c["events"] for c in counted),
         "users": sum(c["users"] for c in counted),
         "items": items,
@@ -148,6 +155,7 @@ def _merge_split(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     counts = np.concatenate([p["lengths"][1] for p in parts])
     lengths, counts = lengths[np.argsort(lengths)], counts[np.argsort(lengths)]
     rows = sum(p["rows"] for p in parts)
+    rates = {c: sum(p["labels"][c] for p in parts) / rows for c in parts[0]["labels"]}
     found = {
         k: sum(s.get(k, 0) for s in shards)
         for k in ("outside_catalogue", "negatives_short")
@@ -158,7 +166,8 @@ def _merge_split(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "requests": sum(p["requests"] for p in parts),
         "users": sum(p["users"] for p in parts),
         "items": len(set().union(*(p["items"] for p in parts))),
-        "label_rate": sum(p["labels"] for p in parts) / rows,
+        "label_rate": next(iter(rates.values())),
+        "label_rates": rates,
         "from": report.date(min(p["times"][0] for p in parts)),
         "until": report.date(max(p["times"][1] for p in parts)),
         "history_median": _quantile(lengths, counts, 0.5),

@@ -46,22 +46,26 @@ from recjax.data.logs.events import (
     codes,
     events_at,
     impressions,
+    in_catalogue,
     requests_of,
     split_begins,
 )
-from recjax.data.logs.files import (
+from recjax.data.logs.mapping import LogMapping
+from recjax.data.logs.notes import Note
+from recjax.data.logs.notes import added as added_notes
+from recjax.data.logs.report import actions_of, never
+from recjax.data.logs.rows import (
     MOMENT,
     PLACE,
-    ROW,
     RawLog,
     describe,
     in_time_order,
-    latest_second,
+    nothing_left,
     read_part,
-    scan_rows,
+    settled,
     wanted_columns,
 )
-from recjax.data.logs.mapping import LogMapping
+from recjax.data.logs.sources import ROW, kind_of, scan_rows
 from recjax.data.logs.whole import Arrays, Whole, added, index_arrays, last_row_arrays, union
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.prepared import PARTITION, DataError
@@ -168,28 +172,28 @@ class Job:
       folder: Where the stages leave their files.
       pieces: (file, first row, rows) of the log, in its order; rows 0: the whole file.
       wanted: Columns to read.
-      latest: Last second a time stamp may have.
       shards: Of users.
       parts: Shards that have rows, known after "sort": a shard's place here is its partition.
       unit, block_size: Of the blocks.
       growth: How the vocabularies begin.
+      settled: What was noticed before anything was read.
     """
 
     mapping: LogMapping
     folder: Folder
     pieces: tuple[tuple[str, int, int], ...]
     wanted: tuple[str, ...]
-    latest: int
     shards: int
     unit: str
     block_size: int
     growth: Growth = NEW
+    settled: tuple[Note, ...] = ()
     parts: tuple[int, ...] = ()
 
     def read(self, i: int) -> None:
         file, first, rows = self.pieces[i]
         piece = (first, rows) if rows else None
-        log = read_part(file, self.wanted, self.mapping, self.latest, piece)
+        log = read_part(file, self.wanted, self.mapping, piece)
         # Its place in the whole log: piece << 32 | row.
         place = (pl.lit(i, pl.Int64) * (1 << 32) + pl.col(ROW).cast(pl.Int64)).alias(PLACE)
         log_rows = log.rows.with_columns(place)
@@ -197,14 +201,15 @@ class Job:
         for s in range(self.shards):
             self.folder.save_frame(f"read/{s}-{i}", log_rows.filter(pl.Series(shard == s)))
         self.folder.save_frame(f"bad/read-{i}", log.bad)
-        self.folder.save_json(f"read/{i}.json", [log.read, log.out_of_order])
+        notes = [n.plain() for n in log.notes]
+        self.folder.save_json(f"read/{i}.json", [log.read, log.out_of_order, notes])
 
     def sort(self, s: int) -> None:
         read = [self.folder.frame(f"read/{s}-{i}") for i in range(len(self.pieces))]
-        log, repeated = in_time_order(read, self.mapping)
+        log, repeated, notes = in_time_order(read, self.mapping)
         self.folder.save_frame(f"log/{s}", log)
         self.folder.save_frame(f"bad/sort-{s}", repeated)
-        self.folder.save_json(f"sort/{s}.json", log.height)
+        self.folder.save_json(f"sort/{s}.json", [log.height, [n.plain() for n in notes]])
         m, time = self.mapping, log[MOMENT].to_numpy() // 1_000_000
         _, asked = requests_of(log, m.request, codes(log[m.user])[1], time)
         times, counts = np.unique(asked, return_counts=True)
@@ -217,7 +222,8 @@ class Job:
         e = self.events(p)
         trained, times = events_at(e, np.flatnonzero(e.trained)), e.time[e.trained]
         known: dict[str, int] = {}
-        features = log_features.fields(e, known)
+        notes: list[Note] = []
+        features = log_features.fields(e, known, notes)
         for f in {f.name: f for f in [*features, *log_features.remembered(e, features)]}.values():
             if f.kind == "id":
                 seen = occurrences(f.values.gather(trained.of(f.where, e)), None, times)
@@ -226,10 +232,12 @@ class Job:
         recorded = log_features.remembered(e, features)
         spaces |= {f.space: log_features.min_count(f, e) for f in recorded}
         widths = {f.name: log_features.widths(f) for f in features if f.kind == "vector"}
-        counted = {"spaces": spaces, "positive": bool(e.positive.all())}
+        counted = {"spaces": spaces, "positive": bool(e.positive.all()), "actions": actions_of(e)}
+        counted["notes"] = [n.plain() for n in notes]
         self.folder.save_json(f"count/{p}.json", counted | {"known": known, "widths": widths})
-        taken, n = np.unique(e.item[e.trained & e.positive], return_counts=True)
-        arrays = {"taken": taken, "n": n, "trained": np.unique(e.item[e.trained])}
+        offered, n = np.unique(e.item[in_catalogue(e)], return_counts=True)
+        arrays = {"offered": offered, "n": n, "trained": np.unique(e.item[e.trained])}
+        arrays["positives"] = np.sum(e.trained & e.positive)
         present, rows = np.unique(e.split, return_counts=True)
         self.folder.save_arrays(f"count/{p}-items", arrays | {"splits": present, "rows": rows})
 
@@ -304,7 +312,7 @@ class Job:
             positive=known.get("positive", True),
             vocabularies=vocabularies,
             widths=known.get("widths", {}),
-            items=(arrays.get("taken", none), arrays.get("n", none)),
+            items=(arrays.get("offered", none), arrays.get("n", none)),
             trained=arrays.get("trained", none),
             load=functools.partial(self._indexes),
         )
@@ -321,10 +329,10 @@ class Job:
 
     def after_sort(self) -> "Job":
         """Adds up values and request times; names the shards that have rows."""
-        sizes = [self.folder.json(f"sort/{s}.json") for s in range(self.shards)]
+        sizes = [self.folder.json(f"sort/{s}.json")[0] for s in range(self.shards)]
         parts = tuple(s for s, n in enumerate(sizes) if n)
         if not parts:
-            raise DataError(f"no usable row in the log:\n{describe(self.bad())}")
+            raise nothing_left(self.mapping, len({file for file, _, _ in self.pieces}), self.bad())
         times = [self.folder.arrays(f"sort/{s}-times") for s in parts]
         begins = split_begins(self.mapping, *added([(t["times"], t["counts"]) for t in times]))
         self.folder.save_json("whole.json", {"begins": begins})
@@ -341,10 +349,16 @@ class Job:
         for side in counted[0]["known"]:
             of_all = sum(c["known"][side] for c in counted)
             log_features.check_known(self.mapping, {side: of_all})
+        notes = [Note(*n) for n in counted[0]["notes"]]  # side tables are the same in all shards
         widths = {
-            name: log_features.one_width(name, [w for c in counted for w in c["widths"][name]])
+            name: log_features.one_width(name, [c["widths"][name] for c in counted], notes)
             for name in counted[0]["widths"]
         }
+        actions: dict[str, int] = {}
+        for c in counted:
+            for action, rows_of in c["actions"].items():
+                actions[action] = actions.get(action, 0) + rows_of
+        notes += never(self.mapping, actions)
         known, rows = self.folder.json("whole.json"), {}
         for space, least in counted[0]["spaces"].items():
             seen = [self.folder.frame(f"count/{p}-{space}") for p in n]
@@ -356,18 +370,19 @@ class Job:
             rows[space] = v.rows
             self.folder.save_frame(f"vocab/{space}", v.frame())
         known |= {"positive": all(c["positive"] for c in counted), "widths": widths}
+        known["notes"] = [n.plain() for n in notes]
         self.folder.save_json("whole.json", known | {"spaces": rows})
         arrays = [self.folder.arrays(f"count/{p}-items") for p in n]
-        taken, counts = added([(a["taken"], a["n"]) for a in arrays])
+        offered, counts = added([(a["offered"], a["n"]) for a in arrays])
         trained = np.zeros(len(self.folder.frame("values/item")), bool)
         for a in arrays:
             trained[a["trained"]] = True
-        self.folder.save_arrays("items", {"taken": taken, "n": counts, "trained": trained})
+        self.folder.save_arrays("items", {"offered": offered, "n": counts, "trained": trained})
         present = np.unique(np.concatenate([a["splits"] for a in arrays]))
         names = ("train", *(s for s in ("validation", "test") if s in self.mapping.split))
         asked = np.concatenate([self.folder.arrays(f"sort/{s}-times")["times"] for s in self.parts])
         check_splits(self.mapping, present, names, asked)
-        if self.mapping.sampled and not len(taken):
+        if self.mapping.sampled and not sum(a["positives"] for a in arrays):
             raise DataError("no positive row in the training period; correct labels or split")
 
     def after_make(self) -> None:
@@ -388,12 +403,21 @@ class Job:
         counts = [self.folder.json(f"read/{i}.json") for i in range(len(self.pieces))]
         return sum(c[0] for c in counts), sum(c[1] for c in counts)
 
+    def read_notes(self) -> list[Note]:
+        """What was noticed while reading and sorting."""
+        read = [self.folder.json(f"read/{i}.json")[2] for i in range(len(self.pieces))]
+        read += [self.folder.json(f"sort/{s}.json")[1] for s in range(self.shards)]
+        return added_notes([*self.settled, *(Note(*n) for notes in read for n in notes)])
+
     def report(self) -> dict[str, Any]:
         n = range(len(self.parts))
         counted = [self.folder.json(f"made/{p}-report.json") for p in n]
         vocabularies = {s: len(v.values) for s, v in self.whole(0).vocabularies.items()}
         items = len(self.folder.frame("values/item"))
-        return shard_report.merge(counted, self.bad(), *self.read_counts(), items, vocabularies)
+        known = self.folder.json("whole.json")
+        notes = [*self.read_notes(), *(Note(*x) for x in known["notes"])]
+        about = items, vocabularies, notes, str(self.mapping.as_of)
+        return shard_report.merge(counted, self.bad(), *self.read_counts(), *about)
 
     def blocks(self, split: str) -> Iterator[dict[str, Any]]:
         """Blocks of all shards, taken from them evenly, numbered through."""
@@ -439,11 +463,11 @@ def shard_of(users: pl.Series, shards: int) -> np.ndarray:
     return text.replace_strict(unique, pl.Series(sums, dtype=pl.Int64), default=0).to_numpy()
 
 
-def pieces_of(files: Sequence[str], separator: str) -> tuple[tuple[str, int, int], ...]:
+def pieces_of(files: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
     """Files, Parquet in pieces of `PIECE` rows."""
     out: list[tuple[str, int, int]] = []
     for file in files:
-        rows = scan_rows(file) if file.lower().endswith(".parquet") else 0
+        rows = scan_rows(file) if kind_of(file) == "parquet" else 0
         out += [(file, at, PIECE) for at in range(0, rows, PIECE)] or [(file, 0, 0)]
     return tuple(out)
 
@@ -465,9 +489,10 @@ def run(
     Raises:
       DataError: As `recjax.data.logs.prepare.prepare`.
     """
-    wanted, latest = tuple(wanted_columns(files, m)), latest_second(m)
-    pieces = pieces_of(files, m.separator)
-    job = Job(m, Folder(folder), pieces, wanted, latest, shards, unit, block_size, growth)
+    m, notes = settled(files, m)
+    wanted, pieces = tuple(wanted_columns(files, m)), pieces_of(files)
+    options = unit, block_size, growth, tuple(notes)
+    job = Job(m, Folder(folder), pieces, wanted, shards, *options)
     logging.info("read: %d pieces", len(pieces))
     runner.map(job.read, range(len(pieces)))
     logging.info("sort: %d shards", shards)

@@ -11,8 +11,9 @@ import re
 import numpy as np
 import polars as pl
 
-from recjax.data.logs.files import head
-from recjax.data.logs.values import ISO, as_id, as_number, guess_unit
+from recjax.data.logs.sources import TextForm, head
+from recjax.data.logs.times import FORMS, guess_unit
+from recjax.data.logs.values import as_id, as_number
 from recjax.data.store.prepared import DataError
 
 ROWS = 20_000  # looked at, of the first file
@@ -80,7 +81,7 @@ class Roles:
 
 def suggest(files: Sequence[str]) -> str:
     """The text of a first mapping for these files (`list_files`); raises DataError when user, item or time is not found."""
-    frame = head(files[0], ROWS)
+    frame = head(files[0], ROWS, TextForm())
     if not frame.height:
         raise DataError(f"{files[0]} has no rows to guess a mapping from")
     r = find_roles(frame)
@@ -147,7 +148,7 @@ def time_format(x: pl.Series) -> tuple[str, str] | None:
     if x.dtype != pl.String:
         return None
     text = x.drop_nulls().str.strip_chars()
-    iso = [text.str.to_datetime(f, strict=False).is_not_null() for f in ISO]
+    iso = [text.str.to_datetime(f, strict=False).is_not_null() for f in FORMS[:7]]
     if np.any([f.to_numpy() for f in iso], axis=0).mean() > 0.9:
         return "auto", ""
     others = ("%m/%d/%Y %H:%M", "%m/%d/%y %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S")  # fmt: skip

@@ -1,22 +1,63 @@
-"""What a cell of a log holds: an id, a number, a vector or a time, whatever the file's format wrote it as."""
+"""What a cell of a log holds: an id, a number, a label or a vector, whatever the file's format wrote it as.
 
+A value has one spelling. 17, 17.0, "17" and "17 " are the id "17" in CSV, JSON and Parquet alike, in every file and every piece
+of one; so what a value is never depends on its neighbours. Text keeps its digits ("017" and "1.50" are other values than
+"17" and "1.5"), whole numbers of any size keep theirs.
+"""
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
 import polars as pl
 
-from recjax.data.logs.mapping import UNITS, LogMapping
 from recjax.data.store.prepared import DataError
 
-ISO = (
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
-)
+# What pandas takes for missing, and \N of MySQL, Hive and Postgres, a lone dash, and infinity, which is no id.
+NULLS = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A")
+    + ("NA", "NULL", "NaN", "None", "n/a", "nan", "null", "\\N", "-", "inf", "-inf", "Infinity", "-Infinity")
+)  # fmt: skip
+TRUE = ("1", "true", "t", "yes", "y")
+FALSE = ("0", "false", "f", "no", "n", "-1")  # -1 beside +1 says "not taken" in many public sets
+WHOLE_FLOAT = r"^(-?(?:0|[1-9]\d*))\.0+$"  # "17.0": a whole number that a program held as a float
+LOST_DIGITS = r"^-?\d\.\d+[eE]\+?\d+$"  # "1.23457E+17": an id that a spreadsheet or a float wrote
+EXACT = 2.0**53  # above it floats skip whole numbers
+LARGEST = float(np.finfo(np.float32).max)
 
 
-def as_id(x: pl.Series) -> pl.Series:
-    """Whole numbers as Int64, anything else as text; empty text is null."""
+def as_text(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
+    """The cells as text without blanks around it; null where one is missing.
+
+    Raises:
+      DataError: The cells are lists, structs or bytes that are no text.
+    """
+    if x.dtype.is_nested() or x.dtype == pl.Object:
+        raise DataError(
+            f"column {x.name!r} holds {_kind(x.dtype)}, which is no single value; name it in `multi` (ids) or `vectors` "
+            "(numbers), name a field of it as 'column.field', or leave it out"
+        )
+    if x.dtype.is_float():
+        return _spelled(x)
+    if x.dtype == pl.Binary:
+        x = _decoded(x)
+    text = x.cast(pl.String).str.strip_chars()
+    return text.set(text.is_in(list(nulls)), None) if len(text) else text
+
+
+def as_id(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
+    """The one spelling of each value, as text; null where it is missing. Raises DataError as `as_text`."""
+    text = as_text(x, nulls)
+    if x.dtype.is_integer() or x.dtype.is_float():
+        return text
+    if text.str.contains(".0", literal=True).any():
+        text = text.str.replace(WHOLE_FLOAT, "${1}")
+    low = text.str.to_lowercase()
+    switch = low.is_in(["true", "false"])
+    return text.zip_with(~switch, low) if switch.any() else text
+
+
+def as_stored(x: pl.Series) -> pl.Series:
+    """Ids as a Parquet file types them: whole numbers as Int64, anything else as text; empty text is null."""
     if x.dtype.is_integer():
         return x.cast(pl.Int64)
     if x.dtype.is_float():
@@ -27,51 +68,89 @@ def as_id(x: pl.Series) -> pl.Series:
     return text.set(text == "", None) if text.len() else text
 
 
-def as_number(x: pl.Series) -> pl.Series:
-    """Float64; text and booleans too. Null where there is no number."""
+def spelling(value: object) -> str:
+    """`as_id` of one value of a mapping: 4, 4.0 and "4" are "4"."""
+    if isinstance(value, bool | str):
+        return as_id(pl.Series([str(value)]), ())[0]
+    return as_id(pl.Series([value]), ())[0]
+
+
+def is_any(ids: pl.Series, values: Iterable[object]) -> pl.Series:
+    """Which ids are one of some values, numbers compared as numbers ("4.50" is 4.5); never null."""
+    wanted = [spelling(v) for v in values]
+    found = ids.cast(pl.String).is_in(wanted)
+    numbers = pl.Series(wanted, dtype=pl.String).cast(pl.Float64, strict=False).drop_nulls()
+    if len(numbers):
+        found |= ids.cast(pl.String).cast(pl.Float64, strict=False).is_in(numbers.to_list())
+    return found.fill_null(False)
+
+
+def _spelled(x: pl.Series) -> pl.Series:
+    """Floats: whole ones without a point, infinities and NaN null."""
+    x = x.set(~x.is_finite(), None)
+    whole = (x == x.floor()).fill_null(True)
+    if not whole.all():
+        fraction = x.cast(pl.String)
+        return x.set(~whole, None).cast(pl.Int128).cast(pl.String).zip_with(whole, fraction)
+    return x.cast(pl.Int128, strict=False).cast(pl.String)
+
+
+def _decoded(x: pl.Series) -> pl.Series:
+    try:
+        return x.cast(pl.String)
+    except pl.exceptions.ComputeError:
+        raise DataError(
+            f"column {x.name!r} holds bytes that are no UTF-8 text; write it as text, for instance hexadecimal"
+        ) from None
+
+
+def _kind(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.List | pl.Array):
+        return "lists"
+    return "structs" if isinstance(dtype, pl.Struct) else f"{dtype} values"
+
+
+# --------------------------------------------------------------------------------- numbers and labels
+
+
+def as_number(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
+    """Float64; null where there is no number that float32 can hold. Text and booleans too."""
+    if x.dtype.is_nested():
+        return pl.Series(x.name, [None] * len(x), dtype=pl.Float64)
     if x.dtype == pl.String:
-        text = x.str.strip_chars().str.to_lowercase()
-        text = text.replace({"true": "1", "false": "0"})
-        return text.cast(pl.Float64, strict=False).fill_nan(None).alias(x.name)
-    return x.cast(pl.Float64, strict=False).fill_nan(None)
+        x = x.str.strip_chars()
+        low = x.str.to_lowercase().replace({"true": "1", "false": "0"})
+        x = low.set(x.is_in(list(nulls)), None).alias(x.name) if len(x) else low
+    number = x.cast(pl.Float64, strict=False)
+    return number.set(~(number.abs() <= LARGEST).fill_null(False), None)
 
 
-def as_vector(x: pl.Series) -> pl.Series:
-    """List(Float32) of lists, arrays, or text like "[0.1, 0.2]"; null where a part is no number."""
+def as_label(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
+    """Float64 from 0 to 1: numbers, and Y/N, yes/no, T/F, true/false, -1/+1; null elsewhere."""
     if x.dtype == pl.String:
-        parts = x.str.strip_chars(" []").str.replace_all(r"[,;\s]+", " ").str.split(" ")
-        x = parts.alias(x.name)
-    x = x.cast(pl.List(pl.Float32), strict=False)
-    broken = x.list.eval(pl.element().is_null()).list.any().fill_null(True)
-    return x.set(broken, None)
+        low = as_text(x, nulls).str.to_lowercase()
+        words = {w: "1" for w in TRUE} | {w: "0" for w in FALSE}
+        x = low.str.replace(r"^\+", "").replace(words).alias(x.name)
+    number = as_number(x, nulls)
+    number = number.set((number == -1).fill_null(False), 0.0)
+    return number.set(~number.is_between(0, 1).fill_null(False), None)
 
 
-def as_moment(x: pl.Series, m: LogMapping) -> pl.Series:
-    """Microseconds since 1970, UTC; null where there is no time."""
-    if x.dtype.is_temporal():
-        if x.dtype == pl.Time or x.dtype == pl.Duration:
-            raise DataError(f"column {x.name!r} is a {x.dtype}, which is no point in time")
-        return x.cast(pl.Datetime("us", getattr(x.dtype, "time_zone", None))).dt.epoch("us")
-    if m.time_format:
-        text = x.cast(pl.String)
-        return text.str.to_datetime(m.time_format, strict=False, time_unit="us").dt.epoch("us")
-    number = as_number(x)
-    if number.null_count() > 0.5 * len(x) and x.dtype == pl.String:
-        text = x.str.strip_chars()
-        moments = [
-            text.str.to_datetime(f, strict=False, time_unit="us").dt.epoch("us") for f in ISO
-        ]
-        return pl.select(pl.coalesce(moments)).to_series()
-    unit = m.time_unit if m.time_unit != "auto" else guess_unit(number)
-    if unit == "ns":
-        return (number / 1_000).floor().cast(pl.Int64, strict=False)
-    return (number * UNITS[unit]).round().cast(pl.Int64, strict=False)
+def is_missing(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
+    """Which cells say nothing at all, rather than something that cannot be read; bool."""
+    if x.dtype == pl.String:
+        return as_text(x, nulls).is_null()
+    return x.is_null() | x.is_nan() if x.dtype.is_float() else x.is_null()
 
 
-def guess_unit(number: pl.Series) -> str:
-    """The unit in which most of these numbers lie between 1973 and 5138."""
-    size = number.abs().median() or 0
-    for unit, above in (("ns", 1e17), ("us", 1e14), ("ms", 1e11)):
-        if size >= above:
-            return unit
-    return "s"
+def as_vector(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
+    """List(Float32) of lists, arrays, or text like "[0.1, 0.2]"; null where a part is no finite number."""
+    if x.dtype == pl.String:
+        text = as_text(x, nulls).str.strip_chars(" []()").str.replace_all(r"[,;|\s]+", " ")
+        x = text.set(text == "", None).str.split(" ").alias(x.name)
+    if not isinstance(x.dtype, pl.List | pl.Array):
+        return pl.Series(x.name, [None] * len(x), dtype=pl.List(pl.Float32))
+    x = x.cast(pl.List(pl.Float64), strict=False)
+    sound = (pl.element().abs() <= LARGEST).fill_null(False)
+    broken = (~x.list.eval(sound).list.all()).fill_null(True) | (x.list.len() == 0).fill_null(True)
+    return x.set(broken, None).cast(pl.List(pl.Float32))

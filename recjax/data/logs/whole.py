@@ -30,7 +30,7 @@ class Whole:
       positive: Whether every row is a positive.
       vocabularies: By id space; empty while they are being counted.
       widths: Of vector fields; empty while they are being counted.
-      items: (item codes, how many positive training rows took each).
+      items: (item codes, in how many training rows of the catalogue each is).
       trained: Which item codes occur in training rows, bool.
       load: Name of a saved index -> its arrays from each shard, one at a time.
     """

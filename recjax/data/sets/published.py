@@ -31,8 +31,9 @@ import polars as pl
 import tensorflow_datasets as tfds
 
 from recjax.data.logs import prepare as logs
-from recjax.data.logs.files import fingerprint, read_log
 from recjax.data.logs.mapping import LogMapping
+from recjax.data.logs.rows import read_log
+from recjax.data.logs.sources import fingerprint
 from recjax.data.store.histories import Timeline
 from recjax.data.store.prepared import DataError, is_prepared, prepared_path
 from recjax.data.store.vocabulary import Vocabulary, frames
@@ -346,7 +347,9 @@ def changed(mapping: LogMapping, changes: Mapping[str, Any]) -> LogMapping:
 
 def _placed(m: LogMapping, folder: pathlib.Path) -> LogMapping:
     place = lambda name: os.fspath(folder / name) if name else ""  # noqa: E731
-    return dataclasses.replace(m, user_table=place(m.user_table), item_table=place(m.item_table))
+    # Staged files are Parquet: whole numbers stay numbers, and no word of a title means "missing".
+    tables = {"user_table": place(m.user_table), "item_table": place(m.item_table)}
+    return dataclasses.replace(m, **tables, ids="stored", catalogue="taken")
 
 
 # ------------------------------------------------------------------------------------------ command

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data.logs import prepare as logs
-from recjax.data.logs.files import list_files
+from recjax.data.logs.sources import list_files
 from recjax.data.logs.suggest import suggest
 
 DAY = 86_400

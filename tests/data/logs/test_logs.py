@@ -11,10 +11,11 @@ import pytest
 from recjax.data import open_data
 from recjax.data.logs import negatives, suggest
 from recjax.data.logs import prepare as logs
-from recjax.data.logs.files import describe, fingerprint, list_files, read_log
 from recjax.data.logs.mapping import LogMapping, load_mapping
 from recjax.data.logs.report import SUSPICIOUS, auc, report_text
-from recjax.data.logs.values import as_moment
+from recjax.data.logs.rows import describe, read_log
+from recjax.data.logs.sources import fingerprint, list_files
+from recjax.data.logs.times import as_moment
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.worlds.transactions import DAY, FIRST, transactions
 from recjax.schema import MISSING
@@ -360,20 +361,25 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path):
         (3, "at", "not a time"),
         (4, "at", "in the future"),
         (5, "click", "not a label in [0, 1]"),
-        (6, "price", "not a finite number"),
-        (7, "price", "below zero under log1p"),
         (8, "", "8 fields where the header has 5"),
         (9, "item", "duplicate"),
     ]
-    assert json.loads(bad["record"][5])["item"] == "i4"
-    assert data.splits == {"train": 3, "test": 1}
+    assert json.loads(bad["record"][3])["item"] == "i4"
+    assert data.splits == {"train": 5, "test": 1}
     assert data.report["rows"] == 12 and data.report["duplicates"] == 1
-    assert data.report["nulls"] == {"price": 1}
-    assert "row 6, column 'price': not a finite number" in report_text(data.report)
+    assert data.report["nulls"] == {"price": 3}  # an empty one, "cheap" and -1 under log1p
+    text = report_text(data.report)
+    assert "row 5, column 'click': not a label in [0, 1]" in text
+    assert "note: 1 cells of 'price' are no number and count as missing, such as 'cheap'" in text
+    assert "note: 1 cells of 'price' lie below zero, where log1p ends" in text
+    assert "WARNING: 6 of 12 rows are set aside" in text
+    np.testing.assert_array_equal(
+        np.sort(read(data, "train")["price"]), np.float32([0, 0, 0, 2, 3.5])
+    )
 
 
 def test_strict_refuses_and_names_file_rows_and_column(tmp_path):
-    with pytest.raises(DataError, match="8 bad rows") as e:
+    with pytest.raises(DataError, match="6 bad rows") as e:
         prepare(tmp_path, BAD, BAD_MAPPING, strict=True)
     assert f"{tmp_path / 'log.csv'}, row 3, column 'at': not a time" in str(e.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.json"))
