@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import models
-from recjax.models.distillation_online import Softening
+from recjax.models.distillation_online import SOFT_LOSS, Softening
 from recjax.schema import Schema
 from recjax.system import System, bce, mean, weights_of
 
@@ -92,7 +92,7 @@ def _loss(system: System, soften: Softening):
             target = targets(batch["teacher"], soften.temperature)
             term = bce(outs[main.output] / soften.temperature, target, weights)
             total = total + soften.factor(progress) * mean(*term)
-            sums["loss/distill"] = term
+            sums[SOFT_LOSS] = term
         return total, ({**changed, **soften.advance(progress, batch)}, sums)
 
     return loss

@@ -33,7 +33,9 @@ from recjax.trees import Params
 
 SIDES = ("teacher", "student")
 SCHEDULES = ("constant", "decay", "warmup")
-PROGRESS = "distil"  # in the state, as in saved runs: examples seen
+# Checkpoints of saved runs hold these two by the spelling they began with.
+PROGRESS = "distil"  # in the state: examples seen
+SOFT_LOSS = "loss/distil"  # metric: the soft term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Pair:
                     outs["student"][o.output], outs["teacher"][o.output], weights_of(batch)
                 )
                 total = total + self.soften.factor(progress) * mean(*term)
-                sums["/".join(filter(None, ("loss/distill", o.name)))] = term
+                sums["/".join(filter(None, (SOFT_LOSS, o.name)))] = term
         return total, (changed, sums)
 
     def soft(self, z_s, z_t, weights):

@@ -658,7 +658,11 @@ class Functions:
         terms = [
             ("vq", w.vq, out["vq"]),
             ("reconstruction", w.vq, squared(out["decoded"] - stop(out["x"]))),
-            ("distill", w.distill, squared(out["h_rq"] - stop(out["h_tar"]))),
+            (
+                "distil",
+                w.distill,
+                squared(out["h_rq"] - stop(out["h_tar"])),
+            ),  # saved runs spell it so
         ]
         if w.align > 0:
             c = stop(out["c"]) if self.module.align_sg_item else out["c"]

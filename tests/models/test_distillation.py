@@ -66,8 +66,8 @@ def test_weight_zero_is_independent_training(side):
 def test_the_loss_is_three_cross_entropies():
     (loss, _, sums), _ = model(weight=0.7, temperature=3.0).loss_and_grads(W)
     terms = {k: float(a / b) for k, (a, b) in sums.items()}
-    assert set(terms) == {"loss", "loss/teacher", "loss/distill"}
-    want = terms["loss"] + terms["loss/teacher"] + 0.7 * 9 * terms["loss/distill"]
+    assert set(terms) == {"loss", "loss/teacher", "loss/distil"}
+    want = terms["loss"] + terms["loss/teacher"] + 0.7 * 9 * terms["loss/distil"]
     np.testing.assert_allclose(loss, want, rtol=1e-6)
 
 
@@ -203,7 +203,7 @@ def test_offline_is_the_third_term_of_the_pair():
     z = np.random.default_rng(0).normal(size=W.batch()["valid"].shape).astype(np.float32)
     total, (_, sums) = offline_loss(m.system, m, taught(z))
     terms = {k: float(a / b) for k, (a, b) in sums.items()}
-    np.testing.assert_allclose(total, terms["loss"] + 0.7 * 9 * terms["loss/distill"], rtol=1e-6)
+    np.testing.assert_allclose(total, terms["loss"] + 0.7 * 9 * terms["loss/distil"], rtol=1e-6)
     twice = offline_loss(m.system, m, taught(z, z))[0]
     np.testing.assert_allclose(twice, total, rtol=1e-6)
     assert abs(offline_loss(m.system, m, taught(z, z + 3))[0] - total) > 1e-3  # a second one counts
@@ -220,7 +220,7 @@ def test_schedules_follow_the_examples_seen():
         for _ in factors:
             total, (state, sums) = offline_loss(m.system, m, taught(z), state)
             terms = {k: float(a / b) for k, (a, b) in sums.items()}
-            got.append((float(total) - terms["loss"]) / (0.5 * terms["loss/distill"]))
+            got.append((float(total) - terms["loss"]) / (0.5 * terms["loss/distil"]))
         np.testing.assert_allclose(got, factors, atol=1e-4)
         assert (
             m.outputs(W)["logits"].shape == W.batch()["valid"].shape

@@ -347,7 +347,7 @@ def test_the_loss_is_the_sum_of_its_parts():
     value = {k: float(n / d) for k, (n, d) in sums.items()}
     want = value["loss"] + value["loss/teacher"]
     want += 0.1 * (value["loss/vq"] + value["loss/reconstruction"])
-    want += 0.05 * value["loss/distill"] + 0.01 * value["loss/align"]
+    want += 0.05 * value["loss/distil"] + 0.01 * value["loss/align"]
     assert float(total) == pytest.approx(want, rel=1e-5)
     codes, errors = (np.asarray(m.outputs(W)[k]) for k in ("codes", "errors"))
     used = np.mean([len(np.unique(codes[..., i])) / 6 for i in range(2)])
