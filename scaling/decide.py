@@ -25,6 +25,7 @@ def main(_) -> None:
             history=_HISTORY.value,
             examples=_EXAMPLES.value,
             target=_TARGET.value,
+            larger_is_better=_LARGER.value,
             latency_ms=decisions.read_latency(_LATENCY.value) if _LATENCY.value else None,
         )
     except (ValueError, OSError) as e:
@@ -40,5 +41,8 @@ if __name__ == "__main__":
     _HISTORY = flags.DEFINE_integer("history", 0, "only this length")
     _EXAMPLES = flags.DEFINE_float("examples", 0, "to train on; default: the most measured")
     _LATENCY = flags.DEFINE_string("latency", "", "JSON of {grade: ms a request}")
+    _LARGER = flags.DEFINE_bool(
+        "larger_is_better", None, "direction of the metric; default: by its name, if known"
+    )
     flags.mark_flag_as_required("sweep")
     app.run(main)

@@ -54,7 +54,7 @@ def run(
         )
         return ""
     logging.info("=== 3/5 law")
-    stages.law_stage(rows, root, about.metrics)
+    stages.law_stage(rows, root, about.metrics, about.directions)
     logging.info("=== 4/5 teacher, student, artifact")
     section = distillation.section(config)
     if section is not None and not only_report:

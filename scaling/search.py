@@ -65,9 +65,11 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
     return out
 
 
-def ranked(rows: list[dict], metric: str) -> list[dict]:
-    """Trials from best to worst; loglosses and errors are better when small."""
-    large = classification.larger_is_better(metric)
+def ranked(rows: list[dict], metric: str, larger_is_better: bool | None = None) -> list[dict]:
+    """Trials from best to worst; the direction of a metric whose name is not known must be given."""
+    large = larger_is_better
+    if large is None:
+        large = classification.larger_is_better(metric)
     worst = -math.inf if large else math.inf  # undefined: it diverged
     return sorted(rows, key=lambda r: worst if r[metric] is None else r[metric], reverse=large)
 
@@ -75,10 +77,13 @@ def ranked(rows: list[dict], metric: str) -> list[dict]:
 def main(_) -> None:
     set_up()
     config, grid = _CONFIG.value, parse(_GRID.value)
+    ranked(
+        [], _METRIC.value, _LARGER.value
+    )  # an unknown direction is an error before anything is trained
     data = open_data(config.data)
     todo = trials(config, grid, _EXAMPLES.value, data.identity["hash"])
     finished = processes.run_sweep(todo, _WORKDIR.value, processes=_PROCESSES.value)
-    rows = ranked(finished, _METRIC.value)
+    rows = ranked(finished, _METRIC.value, _LARGER.value)
     shown = [{k: r[k] for k in (*grid, _METRIC.value)} for r in rows]
     write_text(f"{_WORKDIR.value}/best.json", json.dumps(shown, indent=1))
     print("\n".join(json.dumps(r) for r in shown))
@@ -89,6 +94,9 @@ if __name__ == "__main__":
     _GRID = flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,... of the config; repeatable")
     _EXAMPLES = flags.DEFINE_integer("examples", 102_400, "prefix of the training split")
     _METRIC = flags.DEFINE_string("metric", "auc", "of the first of eval.splits")
+    _LARGER = flags.DEFINE_bool(
+        "larger_is_better", None, "direction of the metric; default: by its name, if known"
+    )
     _PROCESSES = flags.DEFINE_integer(
         "processes", 1, "share the trials out among the cores of this CPU", lower_bound=1
     )

@@ -1,6 +1,6 @@
 """What follows a sweep, stage by stage: law, distillation, serving, report. Each stage reads and leaves files in its directory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import platform
@@ -34,6 +34,7 @@ class About:
       title: Of the report.
       path: The config's own file, for the command that goes on.
       metrics: The law's, and a second one for the joint law.
+      directions: Metric -> whether larger is better, of `larger_is_better` in the config: for names that are not known.
       grade_law_command: The command that would measure enough grades for a law.
       final: Splits that finished runs are judged on.
       data: The experiment's section.
@@ -42,6 +43,7 @@ class About:
     title: str
     path: str
     metrics: tuple[str, str]
+    directions: Mapping[str, bool]
     grade_law_command: str
     final: tuple[str, ...]
     data: ConfigDict
@@ -50,15 +52,26 @@ class About:
     def of(cls, config: ConfigDict) -> "About":
         metrics = tuple(config.get("metrics", METRICS))
         final, data = tuple(config.experiment.eval.final), config.experiment.data
-        return cls(config.title, config.path, metrics, config.grade_law_command, final, data)
+        directions = dict(config.get("larger_is_better", {}))
+        return cls(
+            config.title, config.path, metrics, directions, config.grade_law_command, final, data
+        )
 
 
-def law_stage(rows: Sequence[Row], root: epath.Path, metrics: tuple[str, str] = METRICS) -> None:
+def law_stage(
+    rows: Sequence[Row],
+    root: epath.Path,
+    metrics: tuple[str, str] = METRICS,
+    directions: Mapping[str, bool] | None = None,
+) -> None:
     """Fits everything the rows support: fit.json (a law per axis and slice), laws.json, decisions.json."""
-    found = laws.fit_all(rows, metrics[0], second=metrics[1])
+    found = laws.fit_all(rows, metrics[0], second=metrics[1], directions=directions)
     flat_fits = [f for axis in found.pop("axes").values() for f in axis]
     try:
-        answers = decisions.answers(rows, metric=metrics[0], latency_ms=latency_by_grade(root))
+        better = found["larger_is_better"]
+        answers = decisions.answers(
+            rows, metrics[0], latency_by_grade(root), larger_is_better=better
+        )
     except fit.FitError as e:
         answers = {}
         logging.warning("no joint law, so no decisions: %s", e)

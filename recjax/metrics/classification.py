@@ -27,6 +27,7 @@ scores) is NaN and comes with a reason, never 0.5.
 
 from collections.abc import Mapping
 import math
+import re
 from typing import Any, NamedTuple
 import warnings
 
@@ -49,10 +50,37 @@ class UndefinedMetric(UserWarning):
     """A metric is NaN; the message says why."""
 
 
+# Names without the split before and the group or cut-off after: "test_auc", "click/gauc_visit", "hr10", "NDCG@10".
+LARGER = (
+    "auc gauc auuc qini uplift accuracy acc precision recall f1 map mrr ndcg hr hit hitrate hit_rate r2 "
+    "average_precision pr_auc roc_auc win_rate bleu rouge"
+).split()
+SMALLER = (
+    "loss logloss log_loss nce_loss nll ne normalized_entropy cross_entropy entropy bce ece ece_width brier mse rmse rmsle mae mape "
+    "perplexity ppl bpb bpc bits_per_byte error error_rate wer cer"
+).split()
+NEITHER = (
+    "drop gap regret cost diff delta std se groups covered".split()
+)  # as the end of a name: of something else
+_SPLITS = "train|training|val|valid|validation|dev|eval|test|heldout"
+
+
 def larger_is_better(metric: str) -> bool:
-    """Unless it is a loss or an error, by its name ("click/logloss", "ece", "mse")."""
-    name = metric.rpartition("/")[2]
-    return "loss" not in name and name not in ("ece", "mse")
+    """The direction of a metric whose name is known ("auc", "click/logloss", "val_bpb", "gauc_visit", "HR@10").
+
+    Raises:
+      ValueError: The name is not known; a direction is never guessed.
+    """
+    name = metric.rpartition("/")[2].lower()
+    name = re.sub(f"^({_SPLITS})_", "", name)
+    if re.fullmatch(rf"({'|'.join(SMALLER)})\d*|\w+_loss", name):
+        return False
+    known = re.fullmatch(rf"({'|'.join(LARGER)})[@_]?\d*(?:_([a-z]\w*))?", name)
+    if known and (known[2] or "").rpartition("_")[2] not in (*SMALLER, *NEITHER):
+        return True
+    raise ValueError(
+        f"whether a larger {metric!r} is better is not known from its name; give it: larger_is_better=True or False"
+    )
 
 
 # ------------------------------------------------------------------------------------------- device

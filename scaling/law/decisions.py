@@ -12,8 +12,9 @@ import math
 from typing import Any
 
 from etils import epath
+import numpy as np
 
-from scaling.law import laws
+from scaling.law import laws, notes
 from scaling.law.fit import FitError, count
 from scaling.law.joint import JointFit
 from scaling.plan.grades import LADDER, TRAIN_FACTOR
@@ -53,7 +54,7 @@ def expected(law: JointFit, option: Option, examples: float) -> dict[str, Any]:
     low, high = law.interval(sizes)
     return dict(
         grade=option.grade, history=option.history, examples=examples, value=law.predict(sizes), low=low, high=high,
-        train_flops=option.train_flops(examples), beyond=beyond(law, sizes),
+        train_flops=option.train_flops(examples), beyond=law.support.beyond(sizes), where=law.support.word(sizes),
     )  # fmt: skip
 
 
@@ -61,12 +62,29 @@ def _of(law: JointFit, sizes: Mapping[str, float]) -> dict[str, float]:
     return {a: sizes[a] for a in law.axes}
 
 
-def beyond(law: JointFit, sizes: Mapping[str, float]) -> float:
-    """The largest factor by which a size lies outside what was measured; 1: inside."""
-    factors = [1.0]
-    for axis, (low, high) in law.spans.items():
-        factors += [sizes[axis] / high, low / sizes[axis]]
-    return max(factors)
+def best_measured(
+    rows: Iterable[Row], metric: str, larger_is_better: bool
+) -> dict[str, Any] | None:
+    """The cell of grade, history and examples with the best mean, of cells with two seeds or more where there are any.
+
+    Returns:
+      grade, history, examples, value (the mean), sd and seeds, and `single`: a better value of a cell with one seed, or None.
+    """
+    cells: dict[tuple, list[float]] = {}
+    for r in base_rows(list(rows)):
+        if on_ladder(r) and r.get(metric) is not None:
+            cells.setdefault((r["grade"], r["history"], r["examples"]), []).append(r[metric])
+    if not cells:
+        return None
+    sign = 1 if larger_is_better else -1
+    mean = {k: float(np.mean(v)) for k, v in cells.items()}
+    sure = [k for k, v in cells.items() if len(v) > 1] or list(cells)
+    key = max(sure, key=lambda k: sign * mean[k])
+    one = max((sign * mean[k] for k, v in cells.items() if len(v) == 1), default=-math.inf)
+    sd = float(np.std(cells[key], ddof=1)) if len(cells[key]) > 1 else None
+    single = sign * one if one > sign * mean[key] else None
+    return dict(zip(("grade", "history", "examples"), key, strict=True), value=mean[key], sd=sd,
+                seeds=len(cells[key]), single=single)  # fmt: skip
 
 
 def cheapest(law: JointFit, choices: Sequence[Option], target: float) -> list[dict[str, Any]]:
@@ -77,10 +95,11 @@ def cheapest(law: JointFit, choices: Sequence[Option], target: float) -> list[di
         if need["value"] is None:
             continue
         flops = {k: None if v is None else option.train_flops(v) for k, v in need.items()}
-        far = beyond(law, _of(law, option.sizes(need["value"])))
-        out.append(
-            dict(grade=option.grade, history=option.history, examples=need, flops=flops, beyond=far)
-        )
+        at = _of(law, option.sizes(need["value"]))
+        out.append(dict(
+            grade=option.grade, history=option.history, examples=need, flops=flops,
+            beyond=law.support.beyond(at), where=law.support.word(at),
+        ))  # fmt: skip
     return sorted(out, key=lambda r: r["flops"]["value"])
 
 
@@ -107,6 +126,7 @@ def doubling(
                 end=there[axis],
                 extra_flops=extra,
                 per_flops=per,
+                where=law.support.word(there),
                 **gain,
             )
         )
@@ -168,11 +188,20 @@ def frontier(
 # ---------------------------------------------------------------------------------------- in words
 
 
+def measured_sentence(metric: str, r: Mapping[str, Any]) -> str:
+    """What was measured and not expected of a law."""
+    spread = "one seed" if r["sd"] is None else f"± {r['sd']:.4f}, {r['seeds']} seeds"
+    text = (
+        f"Best of what was measured: grade {r['grade']} at history {r['history']} after {count(r['examples'])} examples, "
+        f"{metric} {r['value']:.4f} ({spread})."
+    )
+    return text if r["single"] is None else f"{text} A cell of one seed has {r['single']:.4f}."
+
+
 def sentence(metric: str, r: Mapping[str, Any]) -> str:
-    far = "" if r["beyond"] <= 1 else f"; {r['beyond']:.1f} x outside what was measured"
     return (
-        f"Grade {r['grade']} at history {r['history']} after {count(r['examples'])} examples: {metric} {r['value']:.4f} "
-        f"({r['low']:.4f} to {r['high']:.4f}), {r['train_flops']:.2g} training FLOPs{far}."
+        f"Grade {r['grade']} at history {r['history']} after {count(r['examples'])} examples: the law expects {metric} {r['value']:.4f} "
+        f"({r['low']:.4f} to {r['high']:.4f}), {r['train_flops']:.2g} training FLOPs; {r['where']}."
     )
 
 
@@ -180,24 +209,21 @@ def cheapest_sentence(metric: str, target: float, found: Sequence[Mapping[str, A
     if not found:
         return f"No measured grade and length reaches {metric} {target} under this law, with any number of examples."
     r = found[0]
-    need, far = (
-        r["examples"],
-        "" if r["beyond"] <= 1 else f", {r['beyond']:.1f} x outside what was measured",
-    )
+    need = r["examples"]
     low, high = (count(need[k]) if need[k] is not None else "no end" for k in ("low", "high"))
     return (
         f"{metric} {target} is cheapest with grade {r['grade']} at history {r['history']}: {count(need['value'])} examples "
-        f"({low} to {high}), {r['flops']['value']:.2g} training FLOPs{far}."
+        f"({low} to {high}), {r['flops']['value']:.2g} training FLOPs; {r['where']}."
     )
 
 
 def doubling_sentence(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Which size is worth most; says so when the intervals do not decide."""
     parts = [
-        f"{laws.NAMES[r['axis']]} {r['value']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})"
+        f"{laws.NAMES[r['axis']]} {r['value']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f}; {r['where']})"
         for r in rows
     ]
-    text = f"Doubling one size improves {metric} by: " + "; ".join(parts) + "."
+    text = f"Under the law, doubling one size improves {metric} by: " + "; ".join(parts) + "."
     if len(rows) > 1 and rows[0]["low"] <= max(r["high"] for r in rows[1:]):
         return text + " The intervals overlap: this sweep does not decide."
     if rows[0]["low"] <= 0:
@@ -205,35 +231,45 @@ def doubling_sentence(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return text + f" More {laws.NAMES[rows[0]['axis']]} first."
 
 
+def doubt_sentence(law: JointFit) -> str:
+    """The notes that belong beside every number of the law; "" where there are none."""
+    doubts = notes.doubts(law.notes)
+    return f"Beside these numbers: {'; '.join(doubts)}." if doubts else ""
+
+
 def answers(
     rows: Sequence[Row],
     metric: str = "auc",
     latency_ms: Mapping[str, float] | None = None,
-    draws: int = 120,
+    draws: int = 150,
+    larger_is_better: bool | None = None,
 ) -> dict[str, Any]:
-    """The report's section: expectations at the largest data, targets, doublings and the frontier."""
-    law, choices = laws.joint_law(rows, metric, draws=draws), options(rows)
-    if not choices:
+    """The report's section: the best measured cell, what doubling is worth from there, targets and the frontier."""
+    law = laws.joint_law(rows, metric, draws=draws, larger_is_better=larger_is_better)
+    choices = options(rows)
+    best = best_measured(rows, metric, law.larger_is_better)
+    if best is None:
         raise FitError("no trial is a rung of the ladder, so there is nothing to choose from")
     most = law.spans["examples"][1]
     now = [expected(law, o, most) for o in choices]
-    best = max(now, key=lambda r: law.sign * r["value"])
     at = next(o for o in choices if (o.grade, o.history) == (best["grade"], best["history"]))
     step = 0.01 * law.sign if "auc" in metric else -0.01 * best["value"]
     target = round(best["value"] + step, 3)
     reach = cheapest(law, choices, target)
-    twice = doubling(law, choices, at, most)
+    twice = doubling(law, choices, at, best["examples"])
     budgets = [best_split(law, choices, at.train_flops(most) * f, most * f) for f in (0.1, 1, 10)]
     out = dict(
-        law=law.to_json(), expected=now, target=target, cheapest=reach, doubling=twice, budgets=budgets,
+        law=law.to_json(), best=best, expected=now, target=target, cheapest=reach, doubling=twice, budgets=budgets,
         frontier=frontier(law, choices, latency_ms or {}, most),
     )  # fmt: skip
     words = [
-        sentence(metric, best),
-        cheapest_sentence(metric, target, reach),
+        measured_sentence(metric, best),
+        sentence(metric, expected(law, at, best["examples"])),
         doubling_sentence(metric, twice),
+        cheapest_sentence(metric, target, reach),
+        doubt_sentence(law),
     ]
-    return {**out, "sentences": words}
+    return {**out, "sentences": [w for w in words if w]}
 
 
 def read_latency(path: str) -> dict[str, float]:
@@ -252,7 +288,7 @@ def read_latency(path: str) -> dict[str, float]:
 
 def advice(
     rows: Sequence[Row], metric: str, *, grade: str = "", history: int = 0, examples: float = 0.0,
-    target: float | None = None, latency_ms: Mapping[str, float] | None = None,
+    target: float | None = None, latency_ms: Mapping[str, float] | None = None, larger_is_better: bool | None = None,
 ) -> list[str]:  # fmt: skip
     """The answers as lines to print: the law, what to expect, what to double, and what reaches a target.
 
@@ -263,12 +299,13 @@ def advice(
       examples: To train on; 0: the most measured.
       target: Value of the metric to reach; None: not asked.
       latency_ms: As of `frontier`; None: not asked.
+      larger_is_better: Of the metric; None: as its name says, if it is known.
 
     Raises:
       FitError: The rows support no joint law.
       ValueError: Nothing of that grade and length was measured.
     """
-    law, choices = laws.joint_law(rows, metric), options(rows)
+    law, choices = laws.joint_law(rows, metric, larger_is_better=larger_is_better), options(rows)
     examples = examples or law.spans["examples"][1]
     chosen = [
         o for o in choices if o.grade == (grade or o.grade) and o.history == (history or o.history)
@@ -281,6 +318,9 @@ def advice(
     best = max(chosen, key=lambda o: law.sign * law.predict(_of(law, o.sizes(examples))))
     twice = doubling_sentence(metric, doubling(law, choices, best, examples))
     out = [f"{law.formula}   (R2 {law.r2:.3f}, {law.points} points of {law.runs} runs)"]
+    out += [f"note: {n}" for n in notes.doubts(law.notes)]
+    measured = best_measured(rows, metric, law.larger_is_better)
+    out += [measured_sentence(metric, measured)] if measured else []
     out += [sentence(metric, expected(law, o, examples)) for o in chosen]
     out.append(f"{twice} (from grade {best.grade})")
     if target is not None:

@@ -10,21 +10,14 @@ logloss; A >= 0; a > 0.
 
 Fitting is variable projection (`scaling.law.projection`). Intervals come from the profile: every (E, A,
 a) whose sum of squares stays within an F threshold of the best is kept, and the interval of anything
-(a, E, a prediction, the X that reaches a target) is its range over that set.
-`tests/scaling/test_fit.py` measures how often they cover the truth.
+(a, E, a prediction, the X that reaches a target) is its range over that set. The means at the sizes are weighted by
+what noise they have (`scaling.law.components`: seeds scatter more at some sizes than at others), and where it is known
+which run each point is of, what a run's points share, which no scatter around the law shows, is estimated and added to
+the intervals of E and of predictions. `python -m scaling.law.coverage` measures how often they cover the truth; the table is in
+`scaling/law/coverage.md`.
 
-Coverage of 90 % intervals, measured on 200 simulated sweeps (6 sizes x 3 seeds, a = 0.35; exponent /
-held-out largest size / ceiling), with the mean at each size as the unit, which is the default, and
-with every seed as a unit:
-
-    noise                                      size as unit            seed as unit
-    independent                                0.880 / 0.915 / 0.890   0.860 / 0.870 / 0.855
-    as much again, shared by a size's seeds    0.890 / 0.910 / 0.890   0.725 / 0.705 / 0.735
-    most of it shared by the points of a run   0.900 / 0.875 / 0.840   0.980 / 0.985 / 0.955   (with E beyond the best mean)
-    independent, of a flat curve (A = 0)             - / 0.970 / 0.960
-
-Percentile bootstraps of the first row (`scaling.law.joint.bootstrap`) covered 0.77 to 0.85 (60 sweeps), so
-no report uses them. What all points share, the test set above all, goes into E unseen.
+Percentile bootstraps of the points, or of the residuals, covered 0.77 to 0.85 of 0.90 (60 sweeps), so no report uses them. What
+all points share, the test set above all, goes into E unseen.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +30,8 @@ from scipy import stats
 
 from recjax.metrics import classification
 from recjax.runtime.run import plain
+from scaling.law import components
+from scaling.law.notes import Note
 from scaling.law.projection import (
     EXPONENTS,
     Array,
@@ -49,6 +44,7 @@ from scaling.law.projection import (
 )
 
 MIN_SIZES = 4
+LACK = 0.05  # p-value of the lack of fit below which it is noted
 
 
 class FitError(ValueError):
@@ -65,6 +61,14 @@ def points(
 
     Rows without the metric (null: it was undefined) are left out; a missing axis is an error.
     """
+    x, y, _ = points_of_runs(rows, axis, metric, **where)
+    return x, y
+
+
+def points_of_runs(
+    rows: Iterable[Mapping[str, Any]], axis: str, metric: str, **where: Any
+) -> tuple[Array, Array, Array]:
+    """`points`, and the name of each one's run: that of the pass from which a cooldown was forked."""
     chosen = [r for r in rows if all(r.get(k) == v for k, v in where.items())]
     found = []
     for r in chosen:
@@ -74,15 +78,20 @@ def points(
             )
         y = r.get(metric, r.get("metrics", {}).get(metric))
         if y is not None and math.isfinite(y):
-            found.append((float(r[axis]), float(y)))
+            found.append((float(r[axis]), float(y), run_of(r)))
     if not found:
         raise FitError(
             f"no row has a finite {metric!r} (of {len(chosen)} rows with {where or 'any values'})"
         )
-    x, y = np.array(sorted(found)).T
+    x, y, runs = (np.array(v) for v in zip(*sorted(found), strict=True))
     if x[0] <= 0:
         raise FitError(f"{axis} must be positive, the smallest is {x[0]}")
-    return x, y
+    return x, y, runs
+
+
+def run_of(row: Mapping[str, Any]) -> str:
+    """The run that a row's point shares its seed and its noise with."""
+    return f"{row.get('parent') or row.get('run')}/{row.get('member', 0)}"
 
 
 def count(value: float | None) -> str:
@@ -114,6 +123,8 @@ class LawFit:
         seeds, or None without replicates; a small one says the law's form is wrong or points share noise.
       x, y: The points.
       larger_is_better, huber, unit: How it was fitted; `sigma` is that of one unit.
+      offset: Variance of the mean over runs of what the points of each share, and its degrees of freedom: part of the intervals of E
+        and of predictions; 0 where runs are not known.
       notes: What a reader must know.
     """
 
@@ -132,7 +143,8 @@ class LawFit:
     larger_is_better: bool
     huber: float
     unit: str
-    notes: tuple[str, ...] = ()
+    offset: tuple[float, int] = (0.0, 1)
+    notes: tuple[Note, ...] = ()
     holdout: Mapping[str, Any] | None = None
     competitors: Mapping[str, Any] | None = None
     _region: Any = dataclasses.field(default=None, repr=False, compare=False)
@@ -148,17 +160,28 @@ class LawFit:
     def interval(self, x: float, seeds: int = 0) -> tuple[float, float]:
         """Interval of the law at X, or with seeds > 0 of the mean of that many new runs there."""
         values = power_law(*self._region.T, self.sign, x)
+        units = len(self.x) if self.unit == "seed" else len(set(self.x))
         noise = 0.0
         if seeds:
-            units = len(self.x) if self.unit == "seed" else len(set(self.x))
             share = len(self.x) / units / seeds  # seeds of a unit, for each one asked about
             if self.unit == "size":  # its seeds may share their noise: more of them promise nothing
                 share = max(share, 1.0)
-            noise = _t(self.level, units - 3) * self.sigma * math.sqrt(share)
+            noise = self.sigma**2 * share
         middle = self.predict(x)
         return tuple(
-            float(middle + side * math.hypot(abs(edge - middle), noise))
+            float(
+                middle
+                + side * _widened(abs(edge - middle), self.level, units - 3, noise, self.offset)
+            )
             for side, edge in ((-1, values.min()), (1, values.max()))
+        )
+
+    def gain(self, start: float, end: float) -> dict[str, float]:
+        """How much better the law is at `end` than at `start`: value, low, high; what both share cancels."""
+        powers = lambda a_, k: a_ * (start**-k - end**-k)  # noqa: E731
+        among = powers(*self._region.T[1:])
+        return dict(
+            value=float(powers(self.A, self.a)), low=float(among.min()), high=float(among.max())
         )
 
     def needed(self, target: float) -> dict[str, Any]:
@@ -185,7 +208,7 @@ class LawFit:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, lists and strings; not finite becomes null. `curve` reaches 10 x the largest X."""
-        names = [f.name for f in dataclasses.fields(self) if f.name != "_region"]
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("_region", "notes")]
         curve = [
             {"x": float(x), "value": self.predict(x), "low": low, "high": high}
             for x in np.geomspace(min(self.x), 10 * max(self.x), 48)
@@ -196,13 +219,16 @@ class LawFit:
             "sizes": len(set(self.x)),
             "points": len(self.x),
             "curve": curve,
+            "notes": [n.to_json() for n in self.notes],
         }
         return plain({n: getattr(self, n) for n in names} | extra)
 
     @property
     def formula(self) -> str:
         if self.A <= 0:
-            return f"{self.metric} = {self.E:.4f}, whatever {self.axis}"
+            return f"{self.metric} = {self.E:.4f}, no effect of {self.axis} found"
+        if any(n.kind == "bound" and "search" in n.text for n in self.notes):
+            return f"{self.metric} with {self.axis}: no power law found, the exponent lies on the bound of its search"
         return f"{self.metric} = {self.E:.4f} {'-' if self.sign > 0 else '+'} {self.A:.4g} / {self.axis}^{self.a:.3g}"
 
 
@@ -211,20 +237,71 @@ def power_law(e, a_, k, sign, x):
     return e - sign * a_ * np.exp(-k * np.log(x))
 
 
-def _t(level: float, dof: int) -> float:
+def _t(level: float, dof: float) -> float:
     return float(stats.t.ppf(0.5 + level / 2, max(dof, 1)))
 
 
-def _lack_of_fit(x: Array, y: Array, rss: float) -> float | None:
-    """p-value of the F test of scatter around the law against scatter between seeds."""
+def _widened(half: float, level: float, dof: int, noise: float, offset: tuple[float, int]) -> float:
+    """A half-width by t of `dof` degrees of freedom, with a variance as well known and one of its own degrees of freedom added."""
+    own = (half / _t(level, dof)) ** 2 + noise
+    variance, number = offset
+    if not variance:
+        return _t(level, dof) * math.sqrt(own)
+    total = own + variance
+    return _t(level, total**2 / (own**2 / max(dof, 1) + variance**2 / number)) * math.sqrt(total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noise:
+    """What the means at the sizes scatter by, besides what the runs share.
+
+    Attributes:
+      weight: Inverse variance of each size's mean, 1 in the mean over sizes.
+      offset: As `LawFit` has it.
+      lack_of_fit: p-value.
+    """
+
+    weight: Array
+    offset: tuple[float, int]
+    lack_of_fit: float | None
+
+
+def _noise_of(x: Array, y: Array, runs: Array | None, best, p: Problem) -> _Noise:
+    """From the residuals of an unweighted fit, where sizes have replicates."""
+    sizes, _, count = size_means(x, y)
+    if len(x) == len(sizes):
+        return _Noise(np.ones(len(sizes)), (0.0, 1), None)
+    ceiling, gap, a, _ = best
+    index = np.searchsorted(sizes, x)
+    means = np.eye(len(sizes))[index].T / count[:, None]  # [S, n]: the mean at each size
+    basis = p.basis(a) if len(p.x) == len(x) else p.basis(a)[index]
+    rest = y - (ceiling - p.sign * gap * basis)
+    noise = components.relative_noise(np.log(x), index, y)
+    run = np.zeros((len(x), len(x))) if runs is None else components.sharing(runs)
+    jacobian = np.column_stack([np.ones(len(x)), basis, np.log(x / p.scale) * basis])
+    found = components.estimate(rest, jacobian, (components.sharing(x), run), noise)
+    size, shared, point = (means @ v @ means.T for v in found.parts())
+    common = float(shared.sum() / shared.size)  # of the mean over sizes
+    variance = np.diag(size + point) + np.maximum(np.diag(shared) - common, 0)
+    number = 0 if runs is None else len(np.unique(runs))
+    offset = (max(common, 0.0), number - 1) if number > 1 else (0.0, 1)
+    weight = 1 / np.maximum(variance, 1e-300)
+    return _Noise(weight / weight.mean(), offset, _lack_of_fit(x, y, run, noise, p))
+
+
+def _lack_of_fit(x: Array, y: Array, run: Array, noise: Array, p: Problem) -> float | None:
+    """p-value of the law's misfit of the means at the sizes, against the scatter of seeds; runs may have effects."""
     sizes, means, count = size_means(x, y)
+    index = np.searchsorted(sizes, x)
     dof, pure_dof = len(sizes) - 3, len(x) - len(sizes)
-    if dof < 1 or pure_dof < 1:
+    rest = y - means[index]
+    if dof < 1 or pure_dof < 1 or not (rest**2).sum() > 0:
         return None
-    pure = ((y - means[np.searchsorted(sizes, x)]) ** 2).sum()
-    if pure <= 0:
-        return None
-    return float(stats.f.sf(max(rss - pure, 0) / dof / (pure / pure_dof), dof, pure_dof))
+    cells = np.eye(len(sizes))[index]
+    own = components.estimate(rest, cells, (np.zeros_like(run), run), noise).variances[2]
+    # A level that all sizes share is the ceiling's, so what runs share leaves the misfit as it is.
+    weighted = dataclasses.replace(p, x=sizes, y=means, w=count**2 / (cells.T @ noise))
+    return float(stats.f.sf(solve(weighted)[3] / dof / own, dof, pure_dof))
 
 
 def fit_law(
@@ -237,18 +314,20 @@ def fit_law(
     huber: float = 0.0,
     level: float = 0.9,
     unit: str = "size",
+    runs: Sequence[Any] | None = None,
 ) -> LawFit:
     """Fits value = E -+ A / X^a.
 
     Args:
       x, y: Sizes and metric values; several seeds of one size are several points.
       axis, metric: Their names.
-      larger_is_better: Default: unless the metric is a loss.
+      larger_is_better: Default: as `metrics.larger_is_better` knows the name.
       huber: 0 for least squares, else the Huber threshold in robust standard deviations (1.345 is
         usual). Down-weighted residuals shrink sigma: intervals are then some 10 % too narrow.
       level: Of the intervals.
       unit: What varies independently: "size" (the mean at each size), or "seed" (every point):
         narrower, and too narrow as soon as the seeds of a size share noise, such as the data prefix.
+      runs: Which run each point is of; None: not known, and then what the points of a run share is not in the intervals.
 
     Raises:
       FitError: Fewer than 4 sizes: three parameters go through any three sizes and nothing is
@@ -272,46 +351,88 @@ def fit_law(
         )
     if unit not in ("size", "seed"):
         raise ValueError(f"unit is 'size' or 'seed', not {unit!r}")
-    lack = _lack_of_fit(x, y, solve(problem(x, y, better))[3])
-    u, v, count = size_means(x, y) if unit == "size" else (x, y, np.ones_like(x))
-    p = problem(u, v, better, count.astype(float) * len(u) / count.sum())
+    means, values, _ = size_means(x, y)
+    p = problem(means, values, better) if unit == "size" else problem(x, y, better)
+    runs = None if runs is None else np.unique(np.asarray(runs), return_inverse=True)[1]
+    noise = _noise_of(x, y, runs, solve(p), p)
+    if unit == "size":
+        p = dataclasses.replace(p, w=noise.weight)
     if huber:
         p = dataclasses.replace(p, w=huber_weights(p, huber))
     ceiling, gap, a, rss = best = solve(p)
-    dof = len(u) - 3
+    dof = len(p.x) - 3
     threshold = rss * (1 + _t(level, dof) ** 2 / dof) * (1 + 1e-9) + 1e-30
     region = profile_region(p, best, threshold)
     region[:, 1] *= p.scale ** region[:, 2]
+    intervals = {n: (float(c.min()), float(c.max())) for n, c in zip("EAa", region.T, strict=True)}
+    intervals["E"] = tuple(
+        float(
+            np.clip(
+                ceiling + side * _widened(abs(end - ceiling), level, dof, 0.0, noise.offset),
+                0.0,
+                1.0 if better else math.inf,
+            )
+        )
+        for side, end in zip((-1, 1), intervals["E"], strict=True)
+    )
     spread = ((y - y.mean()) ** 2).sum()
     return LawFit(
-        axis, metric, ceiling, gap * p.scale**a, a, level,
-        {n: (float(c.min()), float(c.max())) for n, c in zip("EAa", region.T, strict=True)},
+        axis, metric, ceiling, gap * p.scale**a, a, level, intervals,
         math.sqrt(rss / dof), float(1 - ((y - power_law(ceiling, gap, a, p.sign, x / p.scale)) ** 2).sum() / spread),
-        lack, tuple(x.tolist()), tuple(y.tolist()), better, huber, unit,
-        _notes(x, p, best, region, lack, unit), _region=region,
+        noise.lack_of_fit, tuple(x.tolist()), tuple(y.tolist()), better, huber, unit, noise.offset,
+        _notes(x, p, best, region, noise.lack_of_fit, unit), _region=region,
     )  # fmt: skip
 
 
 def _notes(
     x: Array, p: Problem, best, region: Array, lack: float | None, unit: str
-) -> tuple[str, ...]:
-    """What the fit cannot tell, in words."""
+) -> tuple[Note, ...]:
+    """What the fit cannot tell."""
     sizes, span = len(np.unique(x)), math.log10(x.max() / x.min())
-    notes = [f"{sizes} sizes over {span:.1f} orders of magnitude, {len(x)} points"]
+    about = f"{sizes} sizes over {span:.1f} orders of magnitude, {len(x)} points"
+    notes = [Note("points", about, False, dict(sizes=sizes, orders=span, points=len(x)))]
     if sizes < 5 or span < 1.5:
+        notes.append(Note(
+            "range", "too few sizes, or too narrow a range, to tell a power law from other saturating curves"
+        ))  # fmt: skip
+    if best[1] <= 0:
+        return (*notes, Note("effect", "no growth with size was found"))
+    if best[2] >= EXPONENTS[-1] * 0.99:
         notes.append(
-            "too few sizes, or too narrow a range, to tell a power law from other saturating curves"
+            Note(
+                "bound",
+                "the exponent lies on the upper bound of its search: the larger sizes look saturated",
+            )
         )
-    if best[2] >= EXPONENTS[-1] * 0.99 or region[:, 2].max() >= EXPONENTS[-1] * 0.99:
-        notes.append("the exponent has no upper limit here: the larger sizes look saturated")
-    if region[:, 0].max() >= p.high - 1e-9 and p.sign > 0:
-        notes.append("the ceiling is not determined: the interval reaches 1")
-    if lack is not None and lack < 0.1:
+    elif best[2] <= EXPONENTS[0] * 1.01:
         notes.append(
+            Note(
+                "bound",
+                "the exponent lies on the lower bound of its search: a logarithm fits as well",
+            )
+        )
+    elif region[:, 2].max() >= EXPONENTS[-1] * 0.99:
+        notes.append(
+            Note(
+                "bound",
+                "the exponent has no upper limit here: the larger sizes look saturated",
+                False,
+            )
+        )
+    if region[:, 0].max() >= p.high - 1e-9 and p.sign > 0:
+        notes.append(
+            Note(
+                "bound",
+                "the ceiling is not determined: the interval reaches 1",
+                best[0] >= p.high - 1e-9,
+            )
+        )
+    if lack is not None and lack < LACK:
+        notes.append(Note(
+            "lack of fit",
             f"the law misses the means by more than the seeds scatter (p = {lack:.2g}): its form is wrong, or "
             "the seeds of a size share noise"
-            + ("; intervals by seed are then too narrow, use unit='size'" if unit == "seed" else "")
-        )
-    if best[1] <= 0:
-        notes.append("no growth with size was found")
+            + ("; intervals by seed are then too narrow, use unit='size'" if unit == "seed" else ""),
+            numbers=dict(p=lack),
+        ))  # fmt: skip
     return tuple(notes)

@@ -12,6 +12,7 @@ the pass at its constant rate.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import math
 from typing import Any
 
 from absl import logging
@@ -62,8 +63,8 @@ def axis_laws(
     for values, chosen in slices(base_rows(rows, kind), axis).items():
         label = f"{kind}: " * bool(kind) + named(axis, values)
         try:
-            x, y = fit.points(chosen, axis, metric)
-            law = rivals.fit_judged(x, y, axis=axis, metric=metric, **options)
+            x, y, runs = fit.points_of_runs(chosen, axis, metric)
+            law = rivals.fit_judged(x, y, runs, axis=axis, metric=metric, **options)
         except fit.FitError as e:
             logging.warning("%s: no law: %s", label, e)
             continue
@@ -103,13 +104,16 @@ def joint_law(rows: Sequence[Row], metric: str, **options: Any) -> joint.JointFi
     Raises:
       FitError: Too few values on an axis.
     """
-    chosen = [r for r in base_rows(rows) if r.get(metric) is not None]
+    chosen = [r for r in base_rows(rows) if metric in r]
+    if not any(r[metric] is not None for r in chosen):
+        raise fit.FitError(f"no row has a finite {metric!r}")
     axes = ["n_blocks", "examples"]
     if len({r.get("history") for r in chosen}) >= joint.MIN_AXIS:
         axes.append("history")
     sizes = {a: [float(r[a]) for r in chosen] for a in axes}
-    runs = [f"{r.get('parent') or r['run']}/{r.get('member', 0)}" for r in chosen]
-    return joint.fit_joint(sizes, [r[metric] for r in chosen], metric=metric, runs=runs, **options)
+    values = [math.nan if r[metric] is None else r[metric] for r in chosen]  # named in the notes
+    runs = [fit.run_of(r) for r in chosen]
+    return joint.fit_joint(sizes, values, metric=metric, runs=runs, **options)
 
 
 def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def agreement(rows: Sequence[Row], metric: str) -> list[dict]:
 Tried = dict[float, dict[int, float]]  # of one grade: rate -> seed -> metric, larger better
 
 
-def rates(rows: Sequence[Row], metric: str) -> list[dict]:
+def rates(rows: Sequence[Row], metric: str, larger_is_better: bool | None = None) -> list[dict]:
     """Whether the rule for dense rates transfers: a multiple of it chosen at the smaller grades, checked at all.
 
     The rule is the rate that the sweep used in each grade; its multiples are matched to the nearest rate that was tried. One
@@ -187,7 +191,9 @@ def rates(rows: Sequence[Row], metric: str) -> list[dict]:
       used, used_cost   the sweep's rate, and what it loses to the best one: value and paired interval over seeds, 0 where they are one
       rule, rule_cost   the same of the chosen multiple of the rule; `multiple`
     """
-    sign = 1 if classification.larger_is_better(metric) else -1
+    if larger_is_better is None:
+        larger_is_better = classification.larger_is_better(metric)
+    sign = 1 if larger_is_better else -1
     found = [r for r in rows if r["kind"] == "rate" and r.get(metric) is not None]
     size = {r["grade"]: r["n_blocks"] for r in found}
     tried: dict[str, Tried] = {g: {} for g in sorted(size, key=size.get)}
@@ -248,7 +254,7 @@ def lost(
     return out
 
 
-def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
+def ablations(rows: Sequence[Row], metric: str, larger_is_better: bool | None = None) -> list[dict]:
     """Each variant against the model itself, by grade, history and examples, and each one's law in examples.
 
     All laws are fitted to the sizes at which variants were measured, the model's own too.
@@ -272,8 +278,10 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
         own = [r for r in own if tuple(r.get(k) for k in names) in compared]
         for values, chosen in slices(own, "examples").items():
             try:
-                x, y = fit.points(chosen, "examples", metric)
-                law = rivals.fit_judged(x, y, axis="examples", metric=metric)
+                x, y, runs = fit.points_of_runs(chosen, "examples", metric)
+                law = rivals.fit_judged(
+                    x, y, runs, axis="examples", metric=metric, larger_is_better=larger_is_better
+                )
             except fit.FitError as e:
                 logging.warning("%s, %s: no law: %s", variant, named("examples", values), e)
                 continue
@@ -284,23 +292,39 @@ def ablations(rows: Sequence[Row], metric: str) -> list[dict]:
 
 
 def fit_all(
-    rows: Sequence[Row], metric: str = "auc", draws: int = 120, second: str = "logloss"
-) -> dict[str, Any]:
-    """All of it as JSON, with a joint law of `second` too; what cannot be fitted says why."""
-    out: dict[str, Any] = dict(metric=metric, kind=measured_kind(rows))
-    out["axes"] = {a: axis_laws(rows, a, metric) for a in CONTROLS}
-    out["axes"] |= {k: axis_laws(rows, "examples", metric, k) for k in kinds_apart(rows)}
+    rows: Sequence[Row], metric: str = "auc", draws: int = 150, second: str = "logloss",
+    directions: Mapping[str, bool] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """All of it as JSON, with a joint law of `second` too; what cannot be fitted says why.
+
+    Args:
+      rows: Of trials.jsonl.
+      metric, second: Columns.
+      draws: Of the joint laws' bootstrap.
+      directions: Metric -> whether larger is better, for names that `larger_is_better` does not know.
+    """
+    larger = {m: (directions or {}).get(m) for m in (metric, second)}
+    for name, given in larger.items():
+        larger[name] = classification.larger_is_better(name) if given is None else given
+    own = larger[metric]
+    out: dict[str, Any] = dict(metric=metric, larger_is_better=own, kind=measured_kind(rows))
+    out["axes"] = {a: axis_laws(rows, a, metric, larger_is_better=own) for a in CONTROLS}
+    out["axes"] |= {
+        k: axis_laws(rows, "examples", metric, k, larger_is_better=own) for k in kinds_apart(rows)
+    }
     out["joint"], out["joint_holdouts"] = {}, []
-    for name in dict.fromkeys((metric, second)):
+    for name, better in larger.items():
         try:
-            out["joint"][name] = joint_law(rows, name, draws=draws).to_json()
+            law = joint_law(rows, name, draws=draws, larger_is_better=better)
+            out["joint"][name] = law.to_json()
         except fit.FitError as e:
             out["joint"][name] = {"why": str(e)}
     for axis in ("examples", "n_blocks"):
         try:
-            out["joint_holdouts"].append(joint_holdout(rows, metric, axis, draws=draws))
-        except (fit.FitError, ValueError) as e:
+            held = joint_holdout(rows, metric, axis, draws=draws, larger_is_better=own)
+            out["joint_holdouts"].append(held)
+        except fit.FitError as e:
             out["joint_holdouts"].append({"axis": axis, "why": str(e)})
-    out["agreement"], out["rates"] = agreement(rows, metric), rates(rows, metric)
-    out["ablations"] = ablations(rows, metric)
+    out["agreement"], out["rates"] = agreement(rows, metric), rates(rows, metric, own)
+    out["ablations"] = ablations(rows, metric, own)
     return plain(out)

@@ -91,7 +91,7 @@ def compare(x, y, *, larger_is_better: bool = True) -> dict[str, dict[str, Any]]
     return out
 
 
-def leave_largest_out(x, y, **options) -> dict[str, Any]:
+def leave_largest_out(x, y, runs=None, **options) -> dict[str, Any]:
     """Fits without the largest size and predicts the mean of its runs, with an interval of `level`.
 
     `decisive`: the interval is narrower (half its width) than the gain from the second-largest size, so that a law
@@ -99,7 +99,8 @@ def leave_largest_out(x, y, **options) -> dict[str, Any]:
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     top = x == x.max()
-    law = fit_law(x[~top], y[~top], **options)
+    runs = None if runs is None else np.asarray(runs)[~top]
+    law = fit_law(x[~top], y[~top], runs=runs, **options)
     low, high = law.interval(x.max(), seeds=int(top.sum()))
     observed, second = float(y[top].mean()), x[~top].max()
     gain = abs(observed - float(y[x == second].mean()))
@@ -110,11 +111,11 @@ def leave_largest_out(x, y, **options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fit_judged(x, y, **options) -> LawFit:
+def fit_judged(x, y, runs=None, **options) -> LawFit:
     """`fit_law` with its held-out prediction and rivals: what the report shows."""
-    law = fit_law(x, y, **options)
+    law = fit_law(x, y, runs=runs, **options)
     try:
-        held = leave_largest_out(x, y, **options)
+        held = leave_largest_out(x, y, runs, **options)
     except FitError as e:
         held = {"why": f"no held-out prediction: {e}"}
     rivals = compare(x, y, larger_is_better=law.larger_is_better)

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 import numpy as np
 
+from recjax.metrics.classification import larger_is_better
 from scaling.law.fit import count
 
 WIDTH, HEIGHT = (
@@ -54,6 +55,18 @@ class Axes:
     def y(self, value: float) -> float:
         share = (min(max(value, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    def whisker(self, x: float, low: float, high: float, style: str) -> list[str]:
+        """An interval at x: a line with a cap at each end. An end outside the plot has an arrowhead at the edge in place of the cap."""
+        u, y0, y1 = self.x(x), self.y(low), self.y(high)
+        out = [f'<path class="{style}" d="M{u:.1f} {y0:.1f} L{u:.1f} {y1:.1f}"/>']
+        for value, y, way in ((low, y0, -1), (high, y1, 1)):
+            side = f"{y:.1f}" if self.y0 <= value <= self.y1 else f"{y + 6 * way:.1f}"
+            name = style if self.y0 <= value <= self.y1 else f"{style} cut"
+            out.append(
+                f'<path class="{name}" d="M{u - 5:.1f} {side} L{u:.1f} {y:.1f} L{u + 5:.1f} {side}"/>'
+            )
+        return out
 
     def path(self, xs: Iterable[float], ys: Iterable[float]) -> str:
         return "M" + " L".join(
@@ -116,11 +129,7 @@ def law_chart(f: Mapping[str, Any]) -> Markup:
         body.append(_dot(axes, u, v, tip=f"{count(u)} {f['axis']}: {f['metric']} {v:.4f}"))
     if "observed" in held:
         u = axes.x(held["x"])
-        ends = axes.y(held["low"]), axes.y(held["high"])
-        body.append(f'<path class="held" d="M{u:.1f} {ends[0]:.1f} L{u:.1f} {ends[1]:.1f}"/>')
-        body += [
-            f'<path class="held" d="M{u - 5:.1f} {e:.1f} L{u + 5:.1f} {e:.1f}"/>' for e in ends
-        ]
+        body += axes.whisker(held["x"], held["low"], held["high"], "held")
         body.append(
             f'<circle class="held" cx="{u:.1f}" cy="{axes.y(held["predicted"]):.1f}" r="5" data-tip="predicted without '
             f'it {held["predicted"]:.4f} ({held["low"]:.4f} to {held["high"]:.4f}), measured {held["observed"]:.4f}"/>'
@@ -299,8 +308,13 @@ def isoflop_curves(
     return out
 
 
-def compute_frontier(rows: Sequence[Mapping[str, Any]], metric: str, factor: float) -> list[dict]:
-    """Every measured (grade, history, examples) by training FLOPs; `best`: nothing cheaper is better."""
+def compute_frontier(
+    rows: Sequence[Mapping[str, Any]], metric: str, factor: float, better: bool | None = None
+) -> list[dict]:
+    """Every measured (grade, history, examples) by training FLOPs; `best`: nothing cheaper is better.
+
+    `better`: whether larger is; None: as the metric's name says, if it is known.
+    """
     cells: dict[tuple, list[float]] = {}
     cost = {}
     for r in rows:
@@ -308,7 +322,8 @@ def compute_frontier(rows: Sequence[Mapping[str, Any]], metric: str, factor: flo
             key = r["grade"], r.get("history"), r["examples"]
             cells.setdefault(key, []).append(r[metric])
             cost[key] = factor * r["flops_per_example"] * r["examples"]
-    sign, top, out = (-1 if "loss" in metric else 1), -math.inf, []
+    better = larger_is_better(metric) if better is None else better
+    sign, top, out = (1 if better else -1), -math.inf, []
     for key in sorted(cells, key=cost.get):
         grade, history, examples = key
         value = float(np.mean(cells[key]))

@@ -125,9 +125,10 @@ def all_charts(
 ) -> dict[str, Markup]:
     """name -> chart, of everything there are numbers for; the names are those of the files."""
     metric, curves = c.metric, isoflops(c.trials, c.laws, c.metric)
-    costs = charts.compute_frontier(own_rows(c.trials, c.laws), metric, TRAIN_FACTOR)
+    better = c.laws.get("larger_is_better")
+    costs = charts.compute_frontier(own_rows(c.trials, c.laws), metric, TRAIN_FACTOR, better)
     timed = [
-        dict(r, tip=f"grade {r['grade']}: {r['value']:.4f}, {r['ms']:.2f} ms")
+        dict(r, tip=f"grade {r['grade']}: {r['value']:.4f} ({r['where']}), {r['ms']:.2f} ms")
         for r in c.decisions.get("frontier") or ()
     ]
     deltas = [
@@ -282,12 +283,16 @@ def answer(
     """What was found, one sentence a finding."""
     out = [law_sentence(f) for f in fits if f.get("headline", True)]
     held = [f["holdout"] for f in fits if "observed" in (f.get("holdout") or {})]
+    sharp = [h for h in held if h["decisive"]]
     if len(held) > 1:
-        inside = sum(h["inside"] for h in held)
-        out.append(
-            f"Of {len(held)} laws that were fitted without their largest size, {inside} have it inside their "
-            f"{100 * fits[0]['level']:.0f} % interval."
+        inside = sum(h["inside"] for h in sharp)
+        tested = (
+            f"{len(sharp)} predict it sharply enough to be tested by it: {inside} of them have it inside the "
+            f"{100 * fits[0]['level']:.0f} % interval"
+            if sharp
+            else "none predicts it sharply enough to be tested by it"
         )
+        out.append(f"Of {len(held)} laws that were fitted without their largest size, {tested}.")
     paired = (distillation or {}).get("paired")
     if paired:
         sure = (
@@ -313,9 +318,10 @@ def law_sentence(f: Mapping[str, Any]) -> str:
         return (
             f"By {name} ({f['label']}): no growth was found from {count(min(f['x']))} to "
             f"{count(max(f['x']))}; {f['metric']} is {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
+            f"{beside(f)}"
         )
     text = (
-        f"By {name} ({f['label']}): {f['law']}. At {there}, ten times the most measured, it "
+        f"By {name} ({f['label']}): {f['law']}. At {there}, extrapolated to ten times the most measured, it "
         f"expects {f['metric']} {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
     )
     held = f.get("holdout") or {}
@@ -332,7 +338,13 @@ def law_sentence(f: Mapping[str, Any]) -> str:
             f" That interval's half-width ({held['half_width']:.4f}) is no smaller than the gain from the size before "
             f"({held['gain']:.4f}), so being inside proves little."
         )
-    return text
+    return text + beside(f)
+
+
+def beside(f: Mapping[str, Any]) -> str:
+    """The notes of a fit that belong beside its numbers, as a sentence with a space before it."""
+    doubts = [n["text"] for n in f.get("notes") or () if n["doubt"]]
+    return f" Beside these numbers: {'; '.join(doubts)}." if doubts else ""
 
 
 def limits(
@@ -352,7 +364,7 @@ def limits(
             f"{len(few)} of {len(grid['cells'])} cells of the grid have fewer than 3 seeds: small gaps may be chance."
         )
     for f in fits:
-        out += [f"{f['label']}: {note}." for note in f.get("notes", ())[1:]]
+        out += [f"{f['label']}: {n['text']}." for n in f.get("notes", ()) if n["kind"] != "points"]
         why = (f.get("holdout") or {}).get("why")
         out += [f"{f['label']}: {why}."] if why else []
     undefined = sum(1 for r in trials if r.get("undefined"))

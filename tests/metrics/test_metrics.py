@@ -538,3 +538,28 @@ def test_bootstrap_of_several_seeds_averages_their_metrics():
     one = comparison.paired_bootstrap(a, b, y, g, "auc", n=30)
     assert both.difference == pytest.approx(one.difference / 2)
     assert both.low == pytest.approx(one.low / 2)  # the same draws
+
+
+# ------------------------------------------------------------------------------------------- directions
+
+
+@pytest.mark.parametrize("metric", ["auc", "click/auc", "gauc_visit", "test_auc", "HR@10", "hr10", "hr10_last", "ndcg@10",
+                                    "qini_ctcvr", "map", "average_precision"])  # fmt: skip
+def test_scores_are_better_when_large(metric):
+    assert classification.larger_is_better(metric)
+
+
+@pytest.mark.parametrize("metric", ["logloss", "click/logloss", "nce_loss", "val_loss", "ece", "ece_width", "mse", "test/rmse",
+                                    "NE", "normalized_entropy", "val_bpb", "rmse", "mae", "perplexity"])  # fmt: skip
+def test_losses_and_errors_are_better_when_small(metric):
+    assert not classification.larger_is_better(metric)
+
+
+@pytest.mark.parametrize(
+    "metric", ["calibration", "auc_drop", "auc_error", "gauc_visit_groups", "slot_1", "sharpness"]
+)
+def test_the_direction_of_an_unknown_name_is_not_guessed(metric):
+    with pytest.raises(
+        ValueError, match=f"'{metric}' is better is not known .* give it: larger_is_better"
+    ):
+        classification.larger_is_better(metric)

@@ -259,8 +259,42 @@ def test_the_frontier_drops_what_is_slower_and_no_better(law, rows):
 
 def test_the_whole_section_is_json_and_speaks(rows):
     found = decisions.answers(rows, latency_ms={"0": 1.0}, draws=20)
-    assert len(found["sentences"]) == 3 and len(found["frontier"]) == 1
+    measured, expected, doubling, target = found["sentences"][:4]
+    assert measured.startswith("Best of what was measured: grade 3 at history 20 after 810 k")
+    assert expected.endswith("; measured.") and "the law expects auc" in expected
+    assert doubling.count("extrapolated, 2.0 x outside") == 3 and "extrapolated" in target
+    assert len(found["frontier"]) == 1
     json.dumps(found, allow_nan=False)
+
+
+def test_the_headline_was_measured_and_long_histories_of_all_the_data_were_not(rows):
+    """Without a largest-data point at history 100, the law's favourite there is no headline."""
+    law, choices = laws.joint_law(rows, "auc", draws=10), decisions.options(rows)
+    best = decisions.best_measured(rows, "auc", True)
+    cells = {(r["grade"], r["history"], r["examples"]) for r in rows if r["kind"] == "cooldown"}
+    assert (best["grade"], best["history"], best["examples"]) in cells and best["seeds"] == 3
+    far = next(o for o in choices if (o.grade, o.history) == ("0", 100))
+    corner = decisions.expected(law, far, 810_000)
+    assert corner["where"].startswith("extrapolated") and corner["beyond"] > 4
+    assert corner["where"] in decisions.sentence("auc", corner)
+    lucky = dict(row("4", 0, 810_000, kind="cooldown"), auc=0.9)
+    best = decisions.best_measured([*rows, lucky], "auc", True)
+    assert best["grade"] == "3" and best["single"] == 0.9
+    assert "A cell of one seed has 0.9000" in decisions.measured_sentence("auc", best)
+
+
+def test_a_diverged_and_a_failed_trial_are_named_beside_the_answer(rows):
+    broken = [dict(r) for r in rows]
+    own = [r for r in broken if r["kind"] == "cooldown" and not r["variant"]]
+    own[3]["auc"], own[7]["auc"] = None, 0.2
+    found = decisions.answers(broken, draws=10)
+    assert found["sentences"][-1].count("was set aside") == 2
+    lines = decisions.advice(broken, "auc")
+    assert sum(line.startswith("note: run ") for line in lines) >= 2
+    with pytest.raises(fit.FitError, match="no row has a finite 'recall'"):
+        decisions.answers(rows, "recall")
+    with pytest.raises(ValueError, match="larger 'sharpness' is better is not known"):
+        decisions.answers([r | {"sharpness": 1.0} for r in rows], "sharpness")
 
 
 def test_latency_files_of_either_form(tmp_path):

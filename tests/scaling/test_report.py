@@ -193,6 +193,39 @@ def test_missing_stages_say_so(tmp_path):
     assert Page(shown).open == []
 
 
+def test_a_whisker_that_leaves_the_chart_has_no_cap_inside():
+    axes = charts.Axes([1, 10], [0.0, 1.0])
+    line, *inside = axes.whisker(3, 0.2, 0.8, "held")
+    assert all('class="held"' in end for end in inside)
+    _, low, high = axes.whisker(3, -5.0, 0.8, "held")
+    assert 'class="held cut"' in low and 'class="held"' in high
+    f = context()["fits"][0]
+    f["holdout"] = f["holdout"] | {"low": -3.0}
+    assert str(charts.law_chart(f)).count('class="held cut"') == 1
+
+
+def test_notes_stand_beside_the_numbers():
+    f = context()["fits"][0]
+    assert "Beside these numbers" not in page.law_sentence(f)
+    note = dict(kind="lack of fit", text="the law misses the means", doubt=True, numbers={})
+    f["notes"] = [*f["notes"], note]
+    assert page.law_sentence(f).endswith(" Beside these numbers: the law misses the means.")
+    assert "<strong>Lack of fit:</strong> the law misses the means." in page.render(
+        Context(**context() | {"fits": [f]})
+    )
+
+
+def test_only_laws_that_could_have_failed_are_counted():
+    f = context()["fits"][0]
+    vague = f | {"headline": False, "holdout": f["holdout"] | {"decisive": False}}
+    wrong = f | {"headline": False, "holdout": f["holdout"] | {"decisive": True, "inside": False}}
+    assert "none predicts it sharply" in page.answer([vague, vague], None, "auc")[-1]
+    assert (
+        "Of 3 laws that were fitted without their largest size, 1 predict it sharply enough"
+        in page.answer([vague, vague, wrong], None, "auc")[-1]
+    )
+
+
 def test_a_held_out_miss_is_loud():
     f = context()["fits"][0]
     f["holdout"] = f["holdout"] | {"inside": False}
