@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from recjax import configs
 from recjax.data import open_data
+from recjax.evaluation import score_files
 from recjax.runtime.run import set_up
 from recjax.training import transfer
 from scaling import distillation, report, stages
@@ -72,7 +73,10 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    shard = sweep.parse_shard(_SHARD.value)
+    try:
+        shard = score_files.parse_shard(_SHARD.value)
+    except score_files.ScoredError as e:
+        sys.exit(f"error: {e}")
     run(config, _WORKDIR.value, shard, _REPORT.value, _PROCESSES.value)
 
 

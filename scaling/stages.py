@@ -82,7 +82,8 @@ def law_stage(
 def latency_by_grade(root: epath.Path) -> dict[str, float] | None:
     """What `scaling.distill` timed here, if it did."""
     folder = distillation.folder(root)
-    timed = sorted(folder.glob("latency-*.json")) if folder.exists() else []
+    files = folder.iterdir() if folder.exists() else ()
+    timed = sorted(f for f in files if f.name.startswith("latency-") and f.suffix == ".json")
     return decisions.read_latency(timed[0]) if timed else None
 
 
@@ -130,7 +131,8 @@ def publish(root: epath.Path, students: epath.Path, candidates: int) -> str:
       students: Where its runs lie; the artifact goes beside them.
       candidates: Of the requests timed.
     """
-    seed = min(int(p.name.rsplit("-", 1)[1]) for p in students.glob("distilled-*"))
+    runs = [p.name for p in students.iterdir() if p.name.startswith("distilled-")]
+    seed = min(int(name.rsplit("-", 1)[1]) for name in runs)
     serving_stage(students, students / f"distilled-{seed}", candidates)
     return report_stage(About.of(study.saved(root)), root)
 

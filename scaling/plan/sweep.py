@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 from typing import Any
 
 from absl import logging
@@ -28,8 +27,8 @@ from recjax.runtime.identity import Use, without
 from recjax.runtime.run import Busy, Interrupted, RunError, flat, plain, read_jsonl, write_text
 from recjax.training.loop import train
 from scaling.plan import together
-
-FACTS = ("n_blocks", "n_dense", "n_embedding", "flops_per_example", "seed")
+from scaling.plan.grades import SIZES
+from scaling.plan.rows import FILE, Row, TrialRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Trial:
 
     Attributes:
       config: What is trained.
-      columns: What names it in trials.jsonl; `data` is the hash of the data it reads.
+      columns: What names it in trials.jsonl: of a `TrialRow`, or a search's keys; `data` is the hash of the data it reads.
       cooldown: Share of each point's examples in a fork whose rate falls to zero; 0 is none.
     """
 
@@ -78,7 +77,7 @@ def run_sweep(
     workdir: epath.PathLike,
     shard: tuple[int, int] = (0, 1),
     members: int | Callable[[Trial], int] = 1,
-) -> list[dict]:
+) -> list[Row]:
     """Runs this shard's trials and collects all finished ones; returns the rows of trials.jsonl.
 
     A run that fails is recorded in its `failed.json` and the sweep goes on; it is tried again next time. A run that
@@ -104,7 +103,7 @@ def run_sweep(
         logging.info("run %d of %d: %s", i + 1, len(mine), "; ".join(map(described, todo)))
         name = run_name(todo)
         try:
-            rows = run_group(todo, root / "runs" / name)
+            found = run_group(todo, root / "runs" / name)
         except (Interrupted, KeyboardInterrupt):
             raise
         except Busy:
@@ -115,7 +114,7 @@ def run_sweep(
             record_failure(todo, root / "runs" / name, e)
             failed.append(name)
             continue
-        write_text(root / "trials" / f"{name}.json", json.dumps(plain(rows)))
+        write_text(root / "trials" / f"{name}.json", json.dumps(plain(found)))
         (root / "runs" / name / "failed.json").unlink(missing_ok=True)
         collect(trials, root)
     rows = collect(trials, root)
@@ -156,7 +155,7 @@ def run_name(group: list[Trial]) -> str:
     return group[0].run if len(group) == 1 else _digest([t.run for t in group])
 
 
-def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[dict]]:
+def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[Row]]:
     """Trains a group; returns {trial: rows}."""
     first = group[0]
     if len(group) == 1 and not first.cooldown:
@@ -167,8 +166,9 @@ def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[dict]]:
             "cooldowns fork from a plain pass on one device: set needs, init_from, eval.every and eval.use_best "
             "to nothing, or cooldown to 0"
         )
-    measured, facts = together.train_together([t.config for t in group], rundir, first.cooldown)
-    return {t.run: member_rows(t, i, group, measured, facts) for i, t in enumerate(group)}
+    configs_of = [t.config for t in group]
+    measured, summary = together.train_together(configs_of, rundir, first.cooldown)
+    return {t.run: member_rows(t, i, group, measured, summary) for i, t in enumerate(group)}
 
 
 def record_failure(group: list[Trial], rundir: epath.Path, error: Exception) -> None:
@@ -180,22 +180,27 @@ def record_failure(group: list[Trial], rundir: epath.Path, error: Exception) -> 
 # ---- rows
 
 
-def finished(root: epath.Path) -> dict[str, list[dict]]:
+def finished(root: epath.Path) -> dict[str, list[Row]]:
     """{trial: rows} of everything that has finished."""
-    out: dict[str, list[dict]] = {}
-    for path in sorted((root / "trials").glob("*.json")):
+    out: dict[str, list[Row]] = {}
+    folder = root / "trials"
+    # Not by a pattern: one would be looked for in the folder's own path too, which a user gave.
+    files = [p for p in folder.iterdir() if p.suffix == ".json"] if folder.exists() else []
+    for path in sorted(files):
         out |= json.loads(path.read_text())
     return out
 
 
-def failures(root: epath.PathLike) -> list[dict]:
+def failures(root: epath.PathLike) -> list[dict[str, Any]]:
     """The trials whose last attempt failed, with the error."""
-    paths = sorted(epath.Path(root).glob("runs/*/failed.json"))
+    runs = epath.Path(root) / "runs"
+    files = [run / "failed.json" for run in sorted(runs.iterdir())] if runs.exists() else []
+    failed = [r for f in files if f.exists() for r in json.loads(f.read_text())]
     done = finished(epath.Path(root))  # perhaps in another group since
-    return [r for p in paths for r in json.loads(p.read_text()) if r["trial"] not in done]
+    return [r for r in failed if r["trial"] not in done]
 
 
-def rows_of(trial: Trial, workdir: epath.PathLike) -> list[dict]:
+def rows_of(trial: Trial, workdir: epath.PathLike) -> list[Row]:
     """The rows a finished trial contributes: one per evaluated point, metrics of its first split flat."""
     summary = json.loads((epath.Path(workdir) / "summary.json").read_text())
     batch = trial.config.train.batch
@@ -207,52 +212,58 @@ def rows_of(trial: Trial, workdir: epath.PathLike) -> list[dict]:
             n = planned.get(r["examples"], min(r["examples"], summary["examples"]))
             at = points.setdefault(n, {})
             at[r["split"]] = metrics_of(r)
-    common = dict(trial=trial.run, run=trial.run, member=0, parent=None, kind="pass")
-    common |= {**{k: summary[k] for k in FACTS}, **trial.columns}
-    return [dict(common, examples=n, **by_split(trial, m)) for n, m in sorted(points.items())]
+    names = TrialRow(trial=trial.run, run=trial.run, member=0, parent=None, kind="pass")
+    own = {**names, **facts_of(summary), **trial.columns}
+    return [{**own, "examples": n, **by_split(trial, m)} for n, m in sorted(points.items())]
 
 
 def member_rows(
-    trial: Trial, member: int, group: list[Trial], measured: list[dict], facts: dict
-) -> list[dict]:
+    trial: Trial, member: int, group: list[Trial], measured: list[dict], summary: Mapping[str, Any]
+) -> list[Row]:
     """The rows of one member of a run: its pass, and the cooldowns forked from it, each a run with a parent."""
     run = run_name(group)
     points: dict[tuple, dict] = {}
     for r in measured:
         if r["member"] == member:
             points.setdefault((r["examples"], r["kind"]), {})[r["split"]] = metrics_of(r)
-    own = {k: facts[k] for k in FACTS if k in facts} | dict(seed=trial.config.seed) | trial.columns
-    out = []
+    own = {**facts_of(summary), "seed": trial.config.seed, **trial.columns}
+    of = own.get("kind", "pass")
+    out: list[Row] = []
     for (n, kind), splits in sorted(points.items()):
-        of = own.get("kind", "pass")
-        names = dict(trial=trial.run, run=run, member=member, parent=None, kind=of)
+        names = TrialRow(trial=trial.run, run=run, member=member, parent=None, kind=of)
         if kind == "cooldown":
-            fork = kind if of == "pass" else f"{of} {kind}"
-            names |= dict(run=_digest([run, n]), parent=run, kind=fork)
+            names["run"], names["parent"] = _digest([run, n]), run
+            names["kind"] = kind if of == "pass" else f"{of} {kind}"
         out.append({**own, **names, "examples": n, **by_split(trial, splits)})
     return out
 
 
-def run_dir(root: epath.PathLike, row: Mapping[str, Any]) -> epath.Path:
+def facts_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's summary says that a row does too."""
+    return {k: summary[k] for k in (*SIZES, "seed") if k in summary}
+
+
+def run_dir(root: epath.PathLike, row: Row) -> epath.Path:
     """The run directory of one row's trial, to evaluate, export or distill from."""
     shared = epath.Path(root) / "runs" / (row["parent"] or row["run"])
     own = shared / "members" / str(row["member"])
     return own if own.exists() else shared
 
 
-def metrics_of(row: Mapping[str, Any]) -> dict:
+def metrics_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a row of metrics.jsonl."""
     return {
         k: v for k, v in row.items() if k not in ("step", "kind", "split", "examples", "member")
     }
 
 
-def by_split(trial: Trial, splits: Mapping[str, dict]) -> dict:
+def by_split(trial: Trial, splits: Mapping[str, dict]) -> dict[str, Any]:
     """The first split's metrics, and those of the others under their names."""
     first = trial.config.eval.splits[0]
     return {**splits[first], **{s: m for s, m in splits.items() if s != first}}
 
 
-def collect(trials: list[Trial], root: epath.Path) -> list[dict]:
+def collect(trials: list[Trial], root: epath.Path) -> list[Row]:
     """trials.jsonl from the finished trials, in the sweep's order."""
     done = finished(root)
     once: dict[str, Trial] = {}
@@ -263,17 +274,5 @@ def collect(trials: list[Trial], root: epath.Path) -> list[dict]:
         for trial in once.values()
         for row in done.get(trial.run, [])
     ]
-    write_text(root / "trials.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    write_text(root / FILE, "".join(json.dumps(r) + "\n" for r in rows))
     return rows
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "1/4" -> (1, 4): the second of four shards.
-
-    Raises:
-      ValueError: Anything else.
-    """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not int(found[1]) < int(found[2]):
-        raise ValueError(f"--shard={text!r} is not i/n with 0 <= i < n, such as 0/4")
-    return int(found[1]), int(found[2])

@@ -2,6 +2,7 @@
 
 import json
 
+from etils import epath
 from ml_collections import ConfigDict
 import pytest
 
@@ -102,8 +103,12 @@ def test_a_trial_is_what_it_changes():
     assert sweep.Trial(newer, one.columns).run != one.run
 
 
-def test_shards_are_written_as_i_of_n():
-    assert sweep.parse_shard("1/4") == (1, 4)
-    for wrong in ("4/4", "1", "a/b", "-1/2"):
-        with pytest.raises(ValueError, match="i/n"):
-            sweep.parse_shard(wrong)
+def test_a_workdir_may_have_brackets_in_its_name(tmp_path):
+    """What a pattern would take for a choice of letters: the finished trials there would be trained again."""
+    root = epath.Path(tmp_path) / "runs [a-c]"
+    (root / "trials").mkdir(parents=True)
+    (root / "trials" / "x.json").write_text('{"x": []}')
+    (root / "runs" / "y").mkdir(parents=True)
+    (root / "runs" / "y" / "failed.json").write_text('[{"trial": "y"}, {"trial": "x"}]')
+    assert sweep.finished(root) == {"x": []}
+    assert sweep.failures(root) == [{"trial": "y"}]
