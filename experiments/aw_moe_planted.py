@@ -25,6 +25,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "din", "runlocal")
     c = configs.base()
     c.data.name = "worlds.aw_moe"
     c.data.history = 20
@@ -40,10 +41,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.epochs = 4
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test", "test_cut")
-    if "din" in arg:
+    if "din" in words:
         c.model = ConfigDict(dict(name="din", table=c.model.table, attention=(32,), head=(128, 64)))
         c.opt.lr = 3e-3
-    if "runlocal" in arg:
+    if "runlocal" in words:
         c.data.prepare = dict(train=2_000, validation=500, test=500)
         c.train.epochs = 1
     return c

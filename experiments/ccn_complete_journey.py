@@ -17,6 +17,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "plain", "din", "dihn", "decisive", "runlocal")
     c = configs.base()
     c.data.name = "complete_journey_pages"
     c.data.candidates = 32
@@ -29,19 +30,19 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.batch = 256
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test", "test_unseen")
-    if "plain" in arg:
+    if "plain" in words:
         c.model.alpha = c.model.beta = 0.0
         c.opt.lr = 1e-2
     for rival in ("din", "dihn"):
-        if rival in arg.split(","):
+        if rival in words:
             c.model = ConfigDict(dict(name=rival, table=c.model.table, attention=(32,)))
             c.opt.lr = 3e-3
-    if "decisive" in arg:
+    if "decisive" in words:
         c.data.counters = False
         c.train.recent = 300_000
         c.eval.examples = 200_000  # the first weeks of the test split; all of the unseen department
         c.eval.final = ("test", "test_unseen")
-    if "runlocal" in arg:
+    if "runlocal" in words:
         c.data.prepare = dict(limit_households=60)
         c.data.history = 8
         c.train.examples = 2_048

@@ -35,7 +35,6 @@ from recjax import configs
 from recjax.evaluation import kept_scores
 from recjax.evaluation.kept_scores import Rows
 from recjax.metrics import classification, comparison
-from recjax.models.parts.building import plain as hashable
 from recjax.runtime.run import Interrupted, plain, set_up, write_text
 from recjax.training import opening
 from recjax.training.loop import train
@@ -73,25 +72,9 @@ def entry(text: str, common: Sequence[str] = ()) -> Entry:
     file, _, arg = place.partition(":")
     config = configs.load(file, arg)
     for assignment in (*common, *own):
-        override(config, assignment)
+        configs.assign_text(config, assignment)
     parts = [epath.Path(file).stem, *([arg] if arg not in ("", "decisive") else []), *own]
     return Entry(re.sub(r"[^\w.=+-]+", "-", "+".join(parts)), configs.check(config))
-
-
-def override(config: ConfigDict, assignment: str) -> None:
-    """Applies "a.b=value"; the value is JSON, or text where it is none."""
-    key, equals, value = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"{assignment!r} is no assignment; write key=value")
-    try:
-        value = json.loads(value)
-    except json.JSONDecodeError:
-        pass
-    value = tuple(value) if isinstance(value, list) else value
-    try:
-        configs.assign(config, key, hashable(value))
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"override {assignment!r}: {e.args[0]}") from e
 
 
 def entries(texts: Sequence[str], common: Sequence[str] = ()) -> list[Entry]:

@@ -9,18 +9,19 @@ by finished runs that were asked about its training split (`python -m recjax.tea
 from ml_collections import ConfigDict
 
 from experiments import suan_complete_journey
+from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    parts = [p for p in arg.split(",") if p]
-    c = suan_complete_journey.get_config(",".join(p for p in parts if p != "offline"))
+    words = configs.arguments(arg, "offline", "decisive", "runlocal")
+    c = suan_complete_journey.get_config(",".join(sorted(words - {"offline"})))
     suan = c.model.to_dict()
     student = {
         **suan,
         **dict(name="lightsuan", blocks=1, width=16, gate_pool="causal", local=16, dilation=4),
         **dict(head=(64, 32), head_norm="rms", head_activation="silu"),
     }
-    if "offline" in parts:
+    if "offline" in words:
         c.model = ConfigDict(dict(name="distillation_offline", temperature=1.0, weight=0.3))
     else:
         c.model = ConfigDict(dict(name="distillation_online", temperature=2.0, weight=1.0))

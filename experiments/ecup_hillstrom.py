@@ -12,6 +12,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "runlocal")
     c = configs.base()
     c.data.name = "hillstrom"
     c.data.prepare = dict(seed=0, fractions=dict(validation=0.1, test=0.4))
@@ -23,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.epochs = 10
     c.eval.batch = 2048
     # The last step is judged. The specification's rule, the best Qini of conversions on validation, chooses here by 59 conversions.
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.train.examples = 2_048
         c.train.epochs = 1
     return c

@@ -13,6 +13,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "runlocal")
     c = configs.base()
     c.data.name = "product_graph"
     c.data.prepare = dict(
@@ -30,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.batch = 64
     c.eval.every = 100
     c.eval.use_best = True
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.data.prepare.update(text="hashed", limit=40)
         c.train.batch = 64
         c.train.epochs = 4

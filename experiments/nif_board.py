@@ -81,7 +81,7 @@ def variants(
         flow, weights, whose = VARIANTS[base]
         c.model.flow = flow
         for assignment in (*common, *own):
-            compare.override(c, assignment)
+            configs.assign_text(c, assignment)
         out.append(Variant(name, configs.check(c), None, root, rules, weights, whose))
     return out
 
@@ -101,7 +101,7 @@ def train_generators(
         for kind, folder in (("flow", "generators"), ("codes", "generators-codes"))[: 1 + codes]:
             c = configs.load(file, ",".join(filter(None, [kind, arg])))
             for assignment in (*(a for a in common if a.startswith("data.")), *own):
-                compare.override(c, assignment)
+                configs.assign_text(c, assignment)
             if kind == "codes":
                 dense, c.needs = str(root / "generators" / f"seed-{seed}"), ()
                 c.init_from = tuple((dense, *rule[1:]) for rule in c.init_from)

@@ -28,9 +28,16 @@ ITEM = "product|category|type|department"
 from_generator = nif_planted.from_generator
 
 
+ARGUMENTS = (
+    "flow", "codes", "disc2gen2disc", "plain", "amen24", "both", "runlocal",
+    "width=", "layers=", "heads=", "examples=",
+)  # fmt: skip
+
+
 def get_config(arg: str = "") -> ConfigDict:
     """Stage 2, or what the arguments name (module docstring)."""
     parts = [p for p in arg.split(",") if p]
+    configs.arguments(arg, *ARGUMENTS)
     given = dict(p.split("=") for p in parts if "=" in p)
     c = configs.base()
     c.data.name = "complete_journey_movelines"

@@ -23,6 +23,7 @@ MODEL = dict(width=32, heads=2, layers=2, slots=4)
 def get_config(arg: str = "") -> ConfigDict:
     """Stage 2, or stage 1 for "flow" and "codes"; "none" is stage 2 without a generator; each with ",runlocal"."""
     parts = [p for p in arg.split(",") if p]
+    configs.arguments(arg, "flow", "codes", "none", "runlocal")
     c = configs.base()
     c.data.name = "worlds.nif"
     c.data.prepare = dict(users=12_000)

@@ -14,6 +14,7 @@ of other products, paired, three seeds (recjax/models/README.md has the figures)
 from ml_collections import ConfigDict
 
 from experiments import suan_complete_journey
+from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -27,6 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.penalty = 1e-5
     c.opt.lr = 5e-3
     c.opt.clip = 10.0
-    if arg == "runlocal":
+    if "runlocal" in configs.arguments(arg, "decisive", "runlocal"):
         c.data.prepare.text = "hashed"
     return c

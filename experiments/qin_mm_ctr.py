@@ -18,6 +18,7 @@ ROWS = 3_600_000  # of train.parquet
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "main", "runlocal")
     c = configs.base()
     c.data.name = "microlens"
     c.data.history = 64
@@ -34,12 +35,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.every = -(-round(0.99 * ROWS) // 8192)  # an epoch
     c.eval.use_best = True
     c.seed = 20242025
-    if "main" in arg:
+    if "main" in words:
         c.data.prepare.history_levels = True
         c.model.user = True
         c.model.output_bias = True
         c.model.context_fields = ("likes_level", "views_level")
-    if "runlocal" in arg:
+    if "runlocal" in words:
         c.data.name = "worlds.mm_ctr"
         c.data.history = 8
         c.data.prepare.users = 300

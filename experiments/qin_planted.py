@@ -22,6 +22,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "runlocal")
     c = configs.base()
     c.data.name = "worlds.qin"
     c.data.history = 8
@@ -40,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.every = 118  # an epoch
     c.eval.use_best = True
     c.eval.final = ("validation", "test", "test_cold")
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.data.prepare = dict(train=2_000, validation=500, test=500, test_cold=500)
         c.train.epochs = 1
     return c

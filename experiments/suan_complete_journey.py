@@ -14,6 +14,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "decisive", "runlocal")
     c = configs.base()
     c.data.name = "complete_journey"
     c.data.history = 50
@@ -30,9 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.microbatches = 8  # activations stay in the cache; batch statistics are of 64 rows
     c.eval.splits = ("validation", "validation_matched")
     c.eval.final = ("validation", "validation_matched", "test", "test_matched")
-    if arg == "runlocal":
+    if "runlocal" in words:
         runlocal(c)
-    if arg == "decisive":
+    if "decisive" in words:
         decisive(c)
     return c
 

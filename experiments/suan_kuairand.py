@@ -8,9 +8,11 @@ FOLDER holds the publisher's files. True impressions with their clicks; eight im
 from ml_collections import ConfigDict
 
 from experiments import suan_complete_journey
+from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "multi", "runlocal")
     c = suan_complete_journey.get_config()
     c.data.name = "kuairand"
     c.data.history = 20
@@ -19,9 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.opt.lr = 2e-3
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test")
-    if "multi" in arg:
+    if "multi" in words:
         c.model.labels = ("is_click", "long_view", "like", "follow")
-    if "runlocal" in arg:
+    if "runlocal" in words:
         c.train.batch = 64
         c.train.microbatches = 1
         c.train.examples = 1_024

@@ -8,14 +8,16 @@
 from ml_collections import ConfigDict
 
 from experiments import suan_complete_journey
+from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "runlocal")
     c = suan_complete_journey.get_config()
     c.data.name = "logs"
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test")
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.data.name = "worlds.transactions"
         c.data.history = 8
         c.train.batch = 64

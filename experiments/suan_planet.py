@@ -11,6 +11,7 @@ the update of the rows). Plans: launch/plans/. `--config=experiments/suan_planet
 from ml_collections import ConfigDict
 
 from experiments import suan_logs
+from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -20,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.update(
         head=(512, 256), head_norm="rms", head_activation="silu", compute_dtype="bfloat16"
     )
-    if arg == "runlocal":
+    if "runlocal" in configs.arguments(arg, "runlocal"):
         c.model.update(blocks=1, width=32, head=(64, 32))
         c.model.table.dim = 16
         return c

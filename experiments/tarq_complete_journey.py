@@ -15,6 +15,7 @@ baseline, two towers, and the exact target attention it imitates, paired, three 
 from ml_collections import ConfigDict
 
 from experiments import suan_complete_journey, tarq_planted
+from recjax import configs
 
 ITEM = ("product", "category", "type", "department", "manufacturer", "brand")
 
@@ -30,6 +31,6 @@ def get_config(arg: str = "") -> ConfigDict:
     # Both rates: the best of six on validation (`scaling.search`, 102,400 examples of `:decisive`).
     c.opt.lr = 3e-3
     c.opt.clip = 5.0
-    if arg == "runlocal":
+    if "runlocal" in configs.arguments(arg, "decisive", "runlocal"):
         tarq_planted.quick(c)
     return c

@@ -19,12 +19,13 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "k128", "runlocal")
     c = configs.base()
     c.data.name = "worlds.tarq"
     c.data.history = 20
     c.model.name = "tarq"
     c.model.width = 32
-    c.model.codes = 128 if arg == "k128" else 32
+    c.model.codes = 128 if "k128" in words else 32
     c.model.item_features = ("content",)
     c.model.event_features = ("hist_content",)
     c.model.table = dict(dim=8)
@@ -35,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.epochs = 3
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test")
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.data.prepare = dict(users=200, train=4_000, validation=500, test=500)
         c.train.epochs = 1
         quick(c)

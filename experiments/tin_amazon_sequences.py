@@ -14,6 +14,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "din", "runlocal")
     c = configs.base()
     c.data.name = "next_item"
     c.data.prepare = dict(name="Beauty")
@@ -25,9 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.epochs = 4
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test")
-    if "din" in arg:
+    if "din" in words:
         c.model = ConfigDict(dict(name="din", table=c.model.table))
-    if "runlocal" in arg:
+    if "runlocal" in words:
         c.data.prepare = dict(name="Beauty", users=300)
         c.data.history = 8
         c.model.table.dim = 8

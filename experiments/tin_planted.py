@@ -17,6 +17,7 @@ from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "runlocal")
     c = configs.base()
     c.data.name = "worlds.tin"
     c.data.history = 10
@@ -28,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.epochs = 6
     c.eval.splits = ("validation",)
     c.eval.final = ("validation", "test")
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.data.prepare = dict(train=2_000, validation=500, test=500)
         c.train.epochs = 1
     return c

@@ -3,8 +3,12 @@
 An experiment file starts from `base()` and assigns. Unknown keys are errors, on the command line too.
 """
 
+import ast
+from collections.abc import Mapping
 import difflib
 import importlib.util
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +125,154 @@ def _unknown(key: str, known: ConfigDict, level: int) -> KeyError:
     return KeyError(f"unknown config key {key}{hint * len(near)}")
 
 
+# What values make sense beside their type; the rest is checked by whoever reads the key.
+ABOVE_ZERO = (
+    "data.candidates", "train.batch", "train.epochs", "train.microbatches", "train.log_every", "train.checkpoint_every",
+    "train.keep", "eval.batch", "eval.at_examples", "data.length_buckets",
+)  # fmt: skip
+NOT_BELOW_ZERO = (
+    "seed", "data.workers", "data.shuffle_seed", "data.history", "opt.lr", "opt.group_lr", "opt.warmup_steps",
+    "opt.weight_decay", "opt.clip", "train.recent", "train.recent_days", "train.examples", "eval.every", "eval.examples",
+)  # fmt: skip
+TEXTS = ("data.teachers", "eval.splits", "eval.final", "needs")
+
+
 def check(config: ConfigDict) -> ConfigDict:
-    """Raises KeyError naming a key that `base` does not know and the nearest one it does."""
+    """Checks the keys of a config, their types and ranges; returns it.
+
+    Raises:
+      KeyError: A key that `base` does not know; the message has the nearest one it does.
+      ValueError: A value of another type than the key has, or one that cannot be meant.
+    """
 
     def walk(known, given, prefix=""):
         for key in given:
+            name = f"{prefix}{key}"
             if key not in known:
-                raise _unknown(f"{prefix}{key}", known, prefix.count("."))
+                raise _unknown(name, known, prefix.count("."))
             if isinstance(known[key], ConfigDict) and known[key].is_locked:
-                walk(known[key], given[key], f"{prefix}{key}.")
+                walk(known[key], given[key], f"{name}.")
+            elif name != "data.history":  # one number, or one for each list
+                _check_type(name, given[key], known[key])
+            _check_range(name, given[key])
 
     walk(base(), config)
     return config
+
+
+def _check_type(name: str, value: Any, like: Any) -> None:
+    if not same_type(value, like):
+        raise ValueError(f"{name}={value!r} must be {TYPE_WORDS[type(like)]}, such as {like!r}")
+    if name in TEXTS and not all(isinstance(x, str) for x in value):
+        raise ValueError(f"{name}={value!r} must hold texts only")
+
+
+TYPE_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple of values, (a,) for a single one",
+    ConfigDict: "a section of keys",
+    dict: "a mapping",
+}
+
+
+def same_type(value: Any, like: Any) -> bool:
+    """Whether a value may stand where `like` is the default: True is no number, and a whole number is a float too."""
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    if isinstance(like, float):
+        return isinstance(value, int | float)
+    if isinstance(like, tuple | list):
+        return isinstance(value, tuple | list)
+    if isinstance(like, Mapping | ConfigDict):
+        return isinstance(value, Mapping | ConfigDict)
+    return not isinstance(like, int | str) or isinstance(value, type(like))
+
+
+def _check_range(name: str, value: Any) -> None:
+    if name not in (*ABOVE_ZERO, *NOT_BELOW_ZERO):
+        return
+    for x in _numbers(value):
+        if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x):
+            raise ValueError(f"{name}={value!r} must be a finite number")
+        if x < 0 or (x == 0 and name in ABOVE_ZERO):
+            bound = "above 0" if name in ABOVE_ZERO else "0 or more"
+            raise ValueError(f"{name}={value!r} must be {bound}")
+
+
+def _numbers(value: Any) -> list:
+    if isinstance(value, Mapping | ConfigDict):
+        return list(value.values())
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def arguments(arg: str, *known: str) -> set[str]:
+    """The words of a config file's argument, FILE:word,word; every `get_config(arg)` begins with it.
+
+    Args:
+      arg: As given, "" for none.
+      known: Words that the file takes; one that ends in "=" takes a value.
+
+    Raises:
+      ValueError: A word that the file does not take; the message lists those it does.
+    """
+    words = {w for w in arg.split(",") if w}
+    stems = {w: w.partition("=")[0] + "=" * ("=" in w) for w in words}
+    for word in sorted(w for w in words if stems[w] not in known):
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise ValueError(f"the config file does not know its argument {word!r}: {takes}{hint}")
+    return words
+
+
+def assign_text(config: ConfigDict, assignment: str) -> None:
+    """Sets a key from "a.b=value", as every command takes it.
+
+    The value is read as JSON or a Python literal (true, null, [8, 4] and True, None, (8, 4) alike) unless the key holds a
+    text; what is neither stays a text. Where the key holds True or False, yes, no, on and off are understood.
+
+    Raises:
+      ValueError: It is no assignment, names no key, or the value is of another type than the key has.
+    """
+    key, equals, text = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"{assignment!r} is no assignment; write key=value")
+    try:
+        assign(config, key, value_of(text, _held(config, key)))
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{assignment!r}: {e.args[0]}") from e
+
+
+SPOKEN = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def value_of(text: str, like: Any = None) -> Any:
+    """The value that a text on a command line means, where the key holds `like` (None: not known)."""
+    if isinstance(like, str):
+        return text
+    if isinstance(like, bool):
+        return SPOKEN.get(text.lower(), text)
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return _hashable(read(text))
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def _held(config: ConfigDict, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, ConfigDict) else None
+    return config
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _hashable(v) for k, v in value.items()}
+    return tuple(_hashable(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def define_flag(what: str = "experiments/<name>.py[:arg]", **more: Any) -> flags.FlagHolder:

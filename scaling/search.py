@@ -8,7 +8,6 @@ Trains the config once for each combination on a prefix of its training split, e
 `test` is refused: a rate chosen there is no longer judged there. Resumes; one file per finished trial.
 """
 
-import ast
 from collections.abc import Sequence
 import json
 import math
@@ -26,21 +25,14 @@ Grid = dict[str, tuple]
 
 
 def parse(axes: Sequence[str]) -> Grid:
-    """["opt.lr=1e-3,3e-3"] -> {"opt.lr": (0.001, 0.003)}; values are Python literals or plain words."""
+    """["opt.lr=1e-3,3e-3"] -> {"opt.lr": (0.001, 0.003)}; values as `configs.value_of` reads them."""
     out: Grid = {}
     for axis in axes:
         key, equals, values = axis.partition("=")
         if not equals or not values:
             raise ValueError(f"--grid={axis!r} is not KEY=VALUE,VALUE,...")
-        out[key] = tuple(_value(v) for v in values.split(","))
+        out[key] = tuple(configs.value_of(v) for v in values.split(","))
     return out
-
-
-def _value(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[sweep.Trial]:

@@ -38,7 +38,11 @@ def build(schema: Schema, cfg_model: Mapping[str, Any]) -> System:
     make = _module(name).build
     parameters = inspect.signature(make).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        accepted = {
+            p.name: building.like(p.annotation, p.default)
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY
+        }
         building.check_options(name, options, accepted)
     return make(schema, **options)
 

@@ -311,7 +311,7 @@ def build(
       **options: Fields of `AWMoE`.
     """
     accepted = building.module_options(AWMoE, INTERNAL)
-    building.check_options("aw_moe", options, (*accepted, *_NAMED))
+    building.check_options("aw_moe", options, accepted, _NAMED)
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table, dim=16)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))

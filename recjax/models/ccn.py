@@ -372,9 +372,9 @@ def build(
       "score_conditioned" (candidates under an h that was computed before). Where the trigger has ids, evaluation also gives
       the share of each page's ten best that are of the trigger's category.
     """
-    accepted = (*building.module_options(CCN, INTERNAL), *_TERMS)
+    accepted = building.module_options(CCN, INTERNAL) | building.module_options(Collaboration, ())
     named = ("table", "compute_dtype", "param_dtype", "label")
-    building.check_options("ccn", options, (*accepted, *named))
+    building.check_options("ccn", options, accepted, named)
     term = Collaboration(**{k: options.pop(k) for k in _TERMS if k in options})
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table, dim=16)

@@ -135,7 +135,7 @@ def build(
       **options: Fields of `DIHN`.
     """
     named = ("table", "compute_dtype", "param_dtype", "label", "aux")
-    building.check_options("dihn", options, (*building.module_options(DIHN, INTERNAL), *named))
+    building.check_options("dihn", options, building.module_options(DIHN, INTERNAL), named)
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))

@@ -231,7 +231,7 @@ def build(
     """
     accepted = building.module_options(ECUP, INTERNAL)
     more = ("table", "compute_dtype", "param_dtype", "control", "weight", "propensity")
-    building.check_options("ecup", options, (*accepted, *more))
+    building.check_options("ecup", options, accepted, more)
     ids = arms_of("ecup", schema, control)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
     module = ECUP(schema=schema, arms=len(ids), **dtypes, **options)

@@ -284,7 +284,7 @@ def build(
     """
     accepted = building.module_options(HyperPAVE, INTERNAL)
     building.check_options(
-        "hyperpave", options, (*accepted, "table", "compute_dtype", "param_dtype")
+        "hyperpave", options, accepted, ("table", "compute_dtype", "param_dtype")
     )
     if table:
         raise SchemaError("hyperpave has no embedding tables: leave model.table out")

@@ -66,8 +66,9 @@ def build(
         "param_dtype",
         "labels",
     )
-    accepted = set(building.module_options(suan.SUAN, suan.INTERNAL)) - {"causal"}
-    building.check_options("lightsuan", options, (*accepted, *own))
+    accepted = building.module_options(suan.SUAN, suan.INTERNAL)
+    del accepted["causal"]
+    building.check_options("lightsuan", options, accepted, own)
     pattern = LocalDilated(local, dilation, anchor, sparse)
     options = {**options, "gate_pool": gate_pool}
     return suan.make_system(schema, table, compute_dtype, param_dtype, labels, pattern, options)

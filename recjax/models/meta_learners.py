@@ -161,7 +161,7 @@ def build(
     """A meta-learner as a system; the arguments and outputs of `recjax.models.ecup.build`, options of `MetaLearner`."""
     accepted = building.module_options(MetaLearner, INTERNAL)
     more = ("table", "compute_dtype", "param_dtype", "control", "weight", "propensity")
-    building.check_options("meta_learners", options, (*accepted, *more))
+    building.check_options("meta_learners", options, accepted, more)
     building.check_choice("meta_learners", "kind", options.get("kind", "s"), KINDS)
     ids = arms_of("meta_learners", schema, control)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))

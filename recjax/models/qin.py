@@ -210,7 +210,7 @@ def build(
       **options: Fields of `QIN`.
     """
     accepted = building.module_options(QIN, INTERNAL)
-    building.check_options("qin", options, (*accepted, *OWN))
+    building.check_options("qin", options, accepted, OWN)
     building.check_choice("qin", "vectors", vectors, VECTORS)
     building.check_choice("qin", "embedding", embedding, EMBEDDING)
     if vectors != "none" and not any(space.vectors for space in schema.id_spaces):

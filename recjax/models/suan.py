@@ -613,7 +613,7 @@ def build(
     """
     accepted = building.module_options(SUAN, INTERNAL)
     building.check_options(
-        "suan", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
+        "suan", options, accepted, ("table", "compute_dtype", "param_dtype", "labels")
     )
     return make_system(schema, table, compute_dtype, param_dtype, labels, None, options)
 

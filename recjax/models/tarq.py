@@ -537,7 +537,7 @@ def build(
     """
     accepted = building.module_options(TARQ, INTERNAL)
     common = ("table", "compute_dtype", "param_dtype", "label")
-    building.check_options("tarq", options, (*accepted, *LOSSES, *common))
+    building.check_options("tarq", options, accepted | building.module_options(Weights, ()), common)
     weights = Weights(**{k: options.pop(k) for k in LOSSES if k in options})
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table)

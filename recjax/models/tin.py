@@ -218,7 +218,7 @@ def build(
     """
     accepted = building.module_options(TIN, INTERNAL)
     building.check_options(
-        "tin", options, (*accepted, "table", "compute_dtype", "param_dtype", "labels")
+        "tin", options, accepted, ("table", "compute_dtype", "param_dtype", "labels")
     )
     heads = building.make_heads(schema, labels)
     table = {"init_scale": 0.1, **table}

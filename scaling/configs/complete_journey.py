@@ -14,6 +14,7 @@ counters; SUAN without its parts, one option of the model at a time (`af_net=Fal
 
 from ml_collections import ConfigDict
 
+from recjax import configs
 from scaling.configs import quickstart
 from scaling.plan.study import chain, product
 
@@ -34,8 +35,9 @@ VARIANTS = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = quickstart.get_config(arg)
-    if arg == "runlocal":
+    words = configs.arguments(arg, "gpu", "runlocal")
+    c = quickstart.get_config("runlocal" if "runlocal" in words else "")
+    if "runlocal" in words:
         return c
     c.title = "SUAN on The Complete Journey"
     del c.distill  # scaling.distill reads the finished sweep
@@ -48,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sweep = ConfigDict()
     c.sweep.members = 3  # trials of a grade that share a program: a quarter less time of a core
     c.sweep.lr_exponent = 0.5
-    c.sweep.trials = gpu() if arg == "gpu" else cpu()
+    c.sweep.trials = gpu() if "gpu" in words else cpu()
     return c
 
 

@@ -16,6 +16,7 @@ has seen all cut-offs once (trained below each trial, in needs/0).
 from ml_collections import ConfigDict
 
 from experiments import nif_complete_journey
+from recjax import configs
 from scaling.configs import quickstart
 from scaling.plan.grades import named
 from scaling.plan.study import chain, product
@@ -28,7 +29,7 @@ LABELLED = (10_000, 30_000, 100_000, 300_000)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    parts = [p for p in arg.split(",") if p]
+    parts = configs.arguments(arg, "stage2", "runlocal")
     small = "runlocal" in parts
     c = quickstart.get_config()
     del c.distill

@@ -10,9 +10,11 @@ data-size law of each grade is what this can support.
 from ml_collections import ConfigDict
 
 from experiments import suan_complete_journey
+from recjax import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    words = configs.arguments(arg, "runlocal")
     c = ConfigDict()
     c.title = "Quickstart: SUAN on The Complete Journey"
     c.path = ""
@@ -50,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.distill.examples = 51_200
     c.distill.seeds = (0, 1)
 
-    if arg == "runlocal":
+    if "runlocal" in words:
         c.experiment.data.prepare = dict(limit_households=60)
         c.experiment.eval.examples = 2_000
         c.sweep.grades = ("0",)

@@ -8,6 +8,7 @@ examples: about a quarter of an hour of two cores. `:long` trains the best of ea
 
 from ml_collections import ConfigDict
 
+from recjax import configs
 from scaling.configs import complete_journey
 from scaling.plan.study import product
 
@@ -24,15 +25,16 @@ RATES = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = complete_journey.get_config(arg)
-    if arg == "runlocal":
+    words = configs.arguments(arg, "long", "runlocal")
+    c = complete_journey.get_config("runlocal" if "runlocal" in words else "")
+    if "runlocal" in words:
         return c
     c.title = "Row optimizers on The Complete Journey"
     c.experiment.opt.schedule = "linear"
     c.experiment.eval.examples = 0  # all of validation
     c.sweep.members = 1  # each has its own program
     judged = {"eval.splits": [("validation_matched",)], "eval.final": [("validation_matched",)]}
-    n = LONG if arg == "long" else SHORT
+    n = LONG if "long" in words else SHORT
     c.sweep.trials = tuple(
         row
         for optimizer, rates in RATES[n]

@@ -26,6 +26,21 @@ def source_of(config, real_data) -> str:
     return str(real_data(FOLDERS[name])) if name in FOLDERS else ""
 
 
+@pytest.mark.parametrize(
+    "file",
+    sorted(
+        p
+        for f in (FOLDER, FOLDER.parent / "scaling" / "configs")
+        for p in f.glob("*.py")
+        if "def get_config" in p.read_text()
+    ),
+    ids=lambda p: p.stem,
+)
+def test_a_misspelt_argument_is_refused(file):
+    with pytest.raises(ValueError, match="'runlocla'.*runlocal"):
+        configs.load(str(file), "runlocla")
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
 def test_runlocal(file, tmp_path, real_data):
     config = configs.load(str(file), "runlocal")

@@ -12,7 +12,6 @@ Those of logs are facts: a `LogMapping`, and a `stage` that writes the publisher
 The whole of `recjax.data.logs.prepare` (quarantine, histories, counters, drawn negatives, report) then holds for them.
 """
 
-import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -30,6 +29,7 @@ import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
 
+from recjax import configs
 from recjax.data.logs import prepare as logs
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.rows import read_log
@@ -371,11 +371,10 @@ def main(argv: list[str]) -> None:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise DataError(f"--option={text!r} is no assignment; write name=value")
+    return name, configs.value_of(value)
 
 
 if __name__ == "__main__":

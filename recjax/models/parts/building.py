@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import inspect
+import typing
 from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
 
+from recjax import configs
 from recjax.layers import fields
 from recjax.layers.mlp import ACTIVATIONS, NORMS
 from recjax.schema import Schema, SchemaError, Table
@@ -20,13 +23,43 @@ def plain(value: Any) -> Any:
     return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def check_options(name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
-    """Raises ValueError naming the first option `name` does not take, and all it does."""
-    for option in given:
-        if option not in accepted:
+def check_options(
+    name: str, given: Mapping[str, Any], accepted: Mapping[str, Any], more: Iterable[str] = ()
+) -> None:
+    """Checks the options of a model against what it declares.
+
+    Args:
+      name: Of the model, for messages.
+      given: Option -> value.
+      accepted: Option -> a value of its type (`like`); None: any.
+      more: Options that others check.
+
+    Raises:
+      ValueError: An option that the model does not take, or one of another type: the text "False" is not False.
+    """
+    for option, value in given.items():
+        if option not in accepted and option not in more:
+            known = ", ".join(sorted({*accepted, *more}))
+            raise ValueError(f"model {name!r} has no option {option!r}; it takes {known}")
+        want = accepted.get(option)
+        if want is not None and value is not None and not configs.same_type(value, want):
             raise ValueError(
-                f"model {name!r} has no option {option!r}; it takes {', '.join(sorted(accepted))}"
+                f"model {name!r}: {option}={value!r} must be {configs.TYPE_WORDS[type(want)]}"
             )
+
+
+LIKE = {bool: False, int: 0, float: 0.0, str: "", tuple: ()}
+
+
+def like(annotation: Any, default: Any) -> Any:
+    """A value of an option's declared type: of its annotation, else its default; None where neither says."""
+    kind = typing.get_origin(annotation) or annotation
+    if kind in LIKE:
+        return LIKE[kind]
+    return default if type(default) in (*LIKE, dict) and annotation in _SILENT else None
+
+
+_SILENT = (inspect.Parameter.empty, None)
 
 
 def check_choice(name: str, option: str, value: Any, choices: Iterable[Any]) -> None:
@@ -37,10 +70,11 @@ def check_choice(name: str, option: str, value: Any, choices: Iterable[Any]) -> 
         )
 
 
-def module_options(module: type[nn.Module], internal: Iterable[str]) -> tuple[str, ...]:
-    """Fields of a Flax module that a config may set: all but Flax's own and the `internal` ones."""
+def module_options(module: type, internal: Iterable[str]) -> dict[str, Any]:
+    """Fields of a Flax module (or dataclass) that a config may set -> `like`: all but Flax's own and `internal` ones."""
     hidden = {"parent", "name", *internal}
-    return tuple(f.name for f in dataclasses.fields(module) if f.name not in hidden)
+    found = {f.name: f for f in dataclasses.fields(module) if f.name not in hidden}
+    return {n: like(f.type, f.default) for n, f in found.items()}
 
 
 def width_of(schema: Schema, tables: Sequence[Table]) -> int:
@@ -94,7 +128,7 @@ def ranker(
       **options: The module's other fields.
     """
     accepted = module_options(module_type, ("schema", "outputs", "dtype", "param_dtype"))
-    check_options(name, options, (*accepted, "table", "compute_dtype", "param_dtype", "labels"))
+    check_options(name, options, accepted, ("table", "compute_dtype", "param_dtype", "labels"))
     heads = make_heads(schema, labels)
     tables = make_tables(schema, table)
     dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
