@@ -9,6 +9,7 @@ from recjax.training.loop import train
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
+SWEEPS = sorted(FOLDER.parent.glob("scaling/configs/[a-z]*.py"))
 
 
 FOLDERS = {
@@ -26,16 +27,7 @@ def source_of(config, real_data) -> str:
     return str(real_data(FOLDERS[name])) if name in FOLDERS else ""
 
 
-@pytest.mark.parametrize(
-    "file",
-    sorted(
-        p
-        for f in (FOLDER, FOLDER.parent / "scaling" / "configs")
-        for p in f.glob("*.py")
-        if "def get_config" in p.read_text()
-    ),
-    ids=lambda p: p.stem,
-)
+@pytest.mark.parametrize("file", [*FILES, *SWEEPS], ids=lambda p: p.stem)
 def test_a_misspelt_argument_is_refused(file):
     with pytest.raises(ValueError, match="'runlocla'.*runlocal"):
         configs.load(str(file), "runlocla")
