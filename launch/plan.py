@@ -111,7 +111,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> Step:
     system = models.build(data.schema, config.model)
     batch, skew = _batch(data, config, mesh.size)
     plan = embedding.plan(system.tables, data.schema, mesh, skew, config.embedding.placement)
-    batch = _routed(batch, plan) if isinstance(data, AbstractData) else plan.route(batch)
+    batch = plan.route_shapes(batch) if isinstance(data, AbstractData) else plan.route(batch)
     batch = jax.tree.map(_shape(NamedSharding(mesh, P(plan.axis)), mesh), batch)
     everywhere = meshes.replicated(mesh)
     trees = jax.eval_shape(lambda b: init_trees(system, config, b, plan), batch)
@@ -152,17 +152,6 @@ def _batch(data, config: ConfigDict, shards: int) -> tuple[dict, dict[str, Skew]
         inner[name] = jax.ShapeDtypeStruct(shape, dtype)
     del batch["level"]
     return batch, {s: Skew.uniform(u, shards) for s, u in worst.items()}
-
-
-def _routed(batch: dict, plan: embedding.Plan) -> dict:
-    """What `Plan.route` adds, as shapes."""
-    spaces, n = plan.spaces("all_to_all"), plan.devices
-    if not spaces:
-        return batch
-    size = {s: plan.capacities(s, batch["ids"][s].shape[1])[0] for s in spaces}
-    send = {s: jax.ShapeDtypeStruct((n, n, c), np.int32) for s, c in size.items()}
-    starts = {s: jax.ShapeDtypeStruct((n, n + 1), np.int32) for s in spaces}
-    return {**batch, "send": send, "starts": starts}
 
 
 # ---- what the compiler says -------------------------------------------------------------------------------------

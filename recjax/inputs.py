@@ -1,20 +1,6 @@
 """What a model sees of a batch: embedded features, dense features, masks and ages.
 
-A *batch* is a dict of fixed-shape arrays (made by `recjax.data.loading.batches`, NumPy only):
-
-    ids    {id space: int32 [S, U]}    unique ids of each of the S device shards, ascending; unused slots hold
-                                       rows + slot, out of range for gather (clipped, unused) and scatter (dropped)
-    pos    {id feature: int32 [B, ...]}  position of each id in its shard's list (B = S * b)
-    dense  {dense or vector feature: float32 [B, ...]}
-    mask   {list: bool [B, L]}         left-padded, oldest first
-    age    {list: int32 [B, L]}        request minus event, seconds, saturating; 0 where masked
-    label  {label: float32 [B, C]}
-    weight float32 [B, C]              training and metric weight
-    valid  bool [B, C]                 False on slots that only fill up the shape
-    group  {group key: int32 [B]}
-    row    int32 [B, C]                index of the impression in its split, -1 on filling slots
-
-`embed` turns it and the gathered rows into `Inputs`. Raw ids need no transfer of their own: they are
+`embed` turns a batch (`recjax.batch.Batch`) and the gathered rows into `Inputs`. Raw ids need no transfer of their own: they are
 `ids[space][pos]` (`raw_ids`).
 """
 
@@ -22,9 +8,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from recjax.batch import Batch
 from recjax.schema import Feature, Schema, table_path
-
-Batch = dict
 
 
 @struct.dataclass
@@ -112,7 +97,7 @@ def embed(
     Args:
       schema: Of the batch.
       rows: table path -> [S, U, d], from `embedding.gather`.
-      batch: See the module docstring.
+      batch: What was gathered for.
       owner: Whose tables to use (`Table.owner`).
       dtype: Compute type of the result; tables keep their own.
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recjax.inputs import Batch, Inputs, embed
+from recjax.batch import Batch
+from recjax.inputs import Inputs, embed
 from recjax.schema import Schema, Table
 from recjax.trees import Params, Rows, Tree, Trees
 

@@ -53,8 +53,8 @@ def agreement(out: str) -> None:
     try:
         for k, batch in enumerate(hosts.in_step(mine, plan, stop)):
             ids = batch["ids"]["item"]
-            width = plan.route(batch)["send"]["item"].shape
-            need = batch["need"]["item"]
+            width = plan.route(batch)["exchange"]["send"]["item"].shape
+            need = batch["exchange"]["need"]["item"]
             seen.append([ids.shape[1], (ids[0] < 40).sum().item(), ids[0, -1].item(), need, *width])
             stop.raise_if_requested()
             if k == 1 and jax.process_index() == 1:  # only one of them receives it

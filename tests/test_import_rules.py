@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TOPS = ("recjax", "scaling", "experiments", "launch")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
-CONTRACTS = ("recjax.schema", "recjax.trees", "recjax.inputs", "recjax.system")
+CONTRACTS = ("recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs", "recjax.system")
 DATA = ("recjax.data.store", "recjax.data.loading", "recjax.data.logs", "recjax.data.sets", "recjax.data.worlds", "recjax.data")  # fmt: skip
 CORE = (*CONTRACTS, "recjax.configs", "recjax.metrics", "recjax.layers", "recjax.models.parts", "recjax.models", "recjax.embedding", *DATA)  # fmt: skip
 LIBRARY = (*CORE, "recjax.runtime", "recjax.evaluation", "recjax.training", "recjax.serving")
@@ -26,9 +26,10 @@ COMMANDS = ("recjax.train", "recjax.score", "recjax.teach", "recjax.evaluate")
 ROOMS: dict[str, tuple[str, ...]] = {
     "recjax.configs": (),
     "recjax.schema": (),
+    "recjax.batch": (),
     "recjax.trees": (),
-    "recjax.inputs": ("recjax.schema",),
-    "recjax.system": ("recjax.schema", "recjax.trees", "recjax.inputs"),
+    "recjax.inputs": ("recjax.schema", "recjax.batch"),
+    "recjax.system": ("recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs"),
     "recjax.metrics": (),
     "recjax.layers": CONTRACTS,
     "recjax.models.parts": (*CONTRACTS, "recjax.configs", "recjax.metrics", "recjax.layers"),
@@ -39,8 +40,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "recjax.layers",
         "recjax.models.parts",
     ),
-    "recjax.embedding": ("recjax.schema",),
-    **{room: ("recjax.schema", "recjax.configs", *DATA[:i]) for i, room in enumerate(DATA)},
+    "recjax.embedding": ("recjax.schema", "recjax.batch"),
+    **{
+        room: ("recjax.schema", "recjax.batch", "recjax.configs", *DATA[:i])
+        for i, room in enumerate(DATA)
+    },
     "recjax.runtime": CORE,
     "recjax.evaluation": (*CORE, "recjax.runtime"),
     "recjax.training": (*CORE, "recjax.runtime", "recjax.evaluation"),

@@ -2,7 +2,7 @@
 
 `open_data(config.data)` gives the object the training loop reads: `.schema`, `.identity`, `.splits`,
 `.vocabulary(space)`, `.vocabulary_hash(space)` and `.batches(split, batch_size, ...)`, a resumable sequence of batches
-(layout: recjax.inputs).
+(`recjax.batch.Batch`).
 """
 
 from collections.abc import Mapping

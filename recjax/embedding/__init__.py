@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax.batch import Batch
 from recjax.embedding import exchange, lanes
 from recjax.embedding.exchange import Merged
 from recjax.embedding.optimizers import OPTIMIZERS, row_mean, stochastic_round
@@ -70,13 +71,13 @@ def _init_table(key: jax.Array, t: Table, rows: int, k: int) -> dict:
     return {"rows": value, **{n: x if x.ndim == 2 else narrow[n] for n, x in wide.items()}}
 
 
-def exchange_ids(batch: dict, plan: Plan | None = None) -> dict:
+def exchange_ids(batch: Batch, plan: Plan | None = None) -> Batch:
     """The batch with each device's ids where rows are looked up; once a step, so that they travel once."""
     return batch if plan is None else exchange.exchange_ids(plan, batch)
 
 
 def gather(
-    tables: Sequence[Table], values: Tables, batch: dict, plan: Plan | None = None
+    tables: Sequence[Table], values: Tables, batch: Batch, plan: Plan | None = None
 ) -> dict[str, jax.Array]:
     """Rows of the batch's unique ids, {path: [S, U, d]}; unused slots hold some in-range row nobody reads."""
     if plan is not None and plan.devices > 1 and tables:
@@ -87,7 +88,7 @@ def gather(
 
 
 def merge(
-    tables: Sequence[Table], batch: dict, grads: dict[str, jax.Array], plan: Plan | None = None
+    tables: Sequence[Table], batch: Batch, grads: dict[str, jax.Array], plan: Plan | None = None
 ) -> dict[str, Merged]:
     """Row gradients summed over the shards, at the owners of the rows: path -> (ids [N], grads [N, d]).
 
@@ -148,7 +149,7 @@ def apply(
 def update(
     tables: Sequence[Table],
     values: Tables,
-    batch: dict,
+    batch: Batch,
     grads: dict[str, jax.Array],
     lr_scale: dict[str, jax.Array] | float = 1.0,
     plan: Plan | None = None,

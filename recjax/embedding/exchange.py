@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from recjax.batch import Batch
 from recjax.embedding import lanes
 from recjax.embedding.placement import Plan
 from recjax.schema import Table
@@ -70,15 +71,16 @@ def _grouped(parts: dict, axis: int, exchange: Callable) -> dict:
     return {path: out[path] for path in parts}
 
 
-def exchange_ids(plan: Plan, batch: dict) -> dict:
-    """The batch with what owners must know: `asked` {space: [n * n, c]} and `everyone` {space: [n, U]}.
+def exchange_ids(plan: Plan, batch: Batch) -> Batch:
+    """The batch with what owners must know: `asked` and `everyone` of its `Exchange`.
 
     Call it once a step; `gather` and `merge` call it when it was not.
     """
-    if "asked" in batch or plan.devices == 1 or "ids" not in batch:
+    routed = batch.get("exchange", {})
+    if "asked" in routed or plan.devices == 1 or "ids" not in batch:
         return batch
     _check_shards(plan, batch)
-    send = batch.get("send", {})
+    send = routed.get("send", {})
     without = [s for s in plan.spaces("all_to_all") if s not in send]
     spaces = dict.fromkeys([*plan.spaces(*BY_ID), *without])
     ids = {s: batch["ids"][s] for s in spaces}
@@ -92,10 +94,10 @@ def exchange_ids(plan: Plan, batch: dict) -> dict:
         return asked, _together(ids, 1, share) if ids else {}
 
     asked, everyone = _map(plan, body, (P(plan.axis), P(plan.axis)), (P(plan.axis), P()), ids, send)
-    return {**batch, "asked": asked, "everyone": everyone}
+    return {**batch, "exchange": {**routed, "asked": asked, "everyone": everyone}}
 
 
-def _check_shards(plan: Plan, batch: dict) -> None:
+def _check_shards(plan: Plan, batch: Batch) -> None:
     for space, ids in batch["ids"].items():
         if ids.shape[0] != plan.devices:
             raise ValueError(
@@ -107,10 +109,10 @@ def _check_shards(plan: Plan, batch: dict) -> None:
 class _Local:
     """What a device knows inside shard_map: its number, its ids and what others ask of it."""
 
-    def __init__(self, plan: Plan, batch: dict):
-        self.plan, self.ids = plan, batch["ids"]
-        self.asked, self.everyone = batch["asked"], batch["everyone"]
-        self.starts = batch["starts"]
+    def __init__(self, plan: Plan, parts: dict):
+        self.plan, self.ids = plan, parts["ids"]
+        self.asked, self.everyone = parts["asked"], parts["everyone"]
+        self.starts = parts["starts"]
         self.index = jax.lax.axis_index(plan.axis)
 
     def path_of(self, t: Table) -> str:
@@ -140,13 +142,14 @@ class _Local:
         return jax.lax.all_to_all(x, self.plan.axis, split, concat, tiled=True)
 
 
-def _parts(plan: Plan, batch: dict) -> tuple[dict, dict]:
+def _parts(plan: Plan, batch: Batch) -> tuple[dict, dict]:
     """What `_Local` needs, and its specs."""
-    parts = {k: batch.get(k, {}) for k in ("ids", "starts", "asked", "everyone")}
+    routed = batch["exchange"]
+    parts = {k: routed.get(k, {}) for k in ("starts", "asked", "everyone")} | {"ids": batch["ids"]}
     return parts, {**dict.fromkeys(parts, P(plan.axis)), "everyone": P()}
 
 
-def gather(plan: Plan, tables: Sequence[Table], values: dict, batch: dict) -> dict[str, jax.Array]:
+def gather(plan: Plan, tables: Sequence[Table], values: dict, batch: Batch) -> dict[str, jax.Array]:
     """`embedding.gather` on a mesh: {path: [S, U, d]}, split over the devices."""
     batch = exchange_ids(plan, batch)
     parts, specs = _parts(plan, batch)
@@ -185,12 +188,12 @@ def gather(plan: Plan, tables: Sequence[Table], values: dict, batch: dict) -> di
 
 
 def merge(
-    plan: Plan, tables: Sequence[Table], batch: dict, grads: dict[str, jax.Array]
+    plan: Plan, tables: Sequence[Table], batch: Batch, grads: dict[str, jax.Array]
 ) -> dict[str, Merged]:
     """Row gradients [S, U, d] at the owners of the rows, duplicates summed: what each owner has to apply."""
     batch = exchange_ids(plan, batch)
     parts, specs = _parts(plan, batch)
-    send = batch.get("send", {})
+    send = batch["exchange"].get("send", {})
     grads = {t.path: grads[t.path] for t in tables}
 
     def body(grads, send, parts):

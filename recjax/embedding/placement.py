@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 import statistics
+from typing import TypedDict
 
 from absl import logging
 import jax
@@ -23,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from recjax.batch import Array, Batch
 from recjax.embedding import lanes
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import Schema, SchemaError, Table
@@ -37,6 +39,25 @@ MARGIN = 1 << 24  # of 32-bit numbers, for the fillers that follow a table's las
 SMALL = 20_480  # rows up to which a table is replicated
 MAX_OVERFLOW = 1e-4  # chance per step that a bucket overflows
 NEXT = 1.5  # the next bucket of a step whose ids do not fit
+
+
+class Exchange(TypedDict, total=False):
+    """`Batch.exchange`: what devices tell each other about ids. Sizes: S shards of n devices, c slots of a bucket.
+
+    Attributes:
+      need: Id space -> the fullest bucket that a process of the run has; on the host, before `Plan.route`.
+      send: Id space -> int32 [S, n, c], the rows that each shard asks of each owner, in the owner's numbering; unused
+        slots hold the block size, one past the owner's last row.
+      starts: Id space -> int32 [S, n + 1], where the owners' parts begin among the shard's ids.
+      asked: Id space -> int32 [n * n, c], what each owner is asked for; on devices, after `exchange_ids`.
+      everyone: Id space -> int32 [n, U], all shards' ids; likewise.
+    """
+
+    need: dict[str, int]
+    send: dict[str, Array]
+    starts: dict[str, Array]
+    asked: dict[str, Array]
+    everyone: dict[str, Array]
 
 
 class CapacityError(ValueError):
@@ -185,23 +206,25 @@ class Plan:
         first = skew.capacity(slots, self.devices, MAX_OVERFLOW)
         return [first, min(math.ceil(first * NEXT), slots)]
 
-    def need(self, batch: dict) -> dict[str, int]:
+    def need(self, batch: Batch) -> dict[str, int]:
         """The fullest bucket of this process's share of a batch, by id space: what `route` takes a capacity for.
 
-        Of several processes each has its own; they agree on the largest and give it to `route` as batch["need"].
+        Of several processes each has its own; they agree on the largest (`agreed`).
         """
         spaces = self.spaces("all_to_all") if "ids" in batch else []
         return _fullest({s: self._starts(batch, s) for s in spaces})
 
-    def _starts(self, batch: dict, space: str) -> np.ndarray:
+    def agreed(self, batch: Batch, need: Mapping[str, int]) -> Batch:
+        """The batch, to be routed with room for the largest `need` of all processes."""
+        return {**batch, "exchange": Exchange(need=dict(need))} if need else batch
+
+    def _starts(self, batch: Batch, space: str) -> np.ndarray:
         return _starts(batch["ids"][space], self.rows[space], self.devices)
 
-    def route(self, batch: dict) -> dict:
-        """The host batch with what each shard asks of each owner, by id space.
+    def route(self, batch: Batch) -> Batch:
+        """The host batch with what each shard asks of each owner: `send` and `starts` of its `Exchange`.
 
-        `send` int32 [S, n, c] holds the rows, in the owner's numbering; unused slots hold the block size, one past
-        the owner's last row. `starts` int32 [S, n + 1] says where the owners' parts begin among the shard's ids. So
-        devices know a row as (owner, row of the owner), and a vocabulary may pass 32-bit ids: `ids` then come as
+        So devices know a row as (owner, row of the owner), and a vocabulary may pass 32-bit ids: `ids` then come as
         int64 and go on saturated, good for nothing but telling padding.
 
         A batch that does not fit takes the next capacity (another shape, hence a program of its own) and is counted.
@@ -213,7 +236,7 @@ class Plan:
         if not spaces or "ids" not in batch:
             return batch
         starts = {s: self._starts(batch, s) for s in spaces}
-        need = batch.get("need") or _fullest(starts)
+        need = batch.get("exchange", {}).get("need") or _fullest(starts)
         send = {
             s: self._buckets(s, np.asarray(batch["ids"][s]), starts[s], need[s]) for s in spaces
         }
@@ -222,8 +245,17 @@ class Plan:
             s: x if x.dtype == np.int32 else np.minimum(x, INT32).astype(np.int32)
             for s, x in batch["ids"].items()
         }
-        batch = {k: v for k, v in batch.items() if k != "need"}
-        return {**batch, "ids": ids, "send": send, "starts": starts}
+        return {**batch, "ids": ids, "exchange": Exchange(send=send, starts=starts)}
+
+    def route_shapes(self, batch: Batch) -> Batch:
+        """What `route` makes of a batch that is only shapes."""
+        spaces, n = self.spaces("all_to_all"), self.devices
+        if not spaces:
+            return batch
+        size = {s: self.capacities(s, batch["ids"][s].shape[1])[0] for s in spaces}
+        send = {s: jax.ShapeDtypeStruct((n, n, c), np.int32) for s, c in size.items()}
+        starts = {s: jax.ShapeDtypeStruct((n, n + 1), np.int32) for s in spaces}
+        return {**batch, "exchange": Exchange(send=send, starts=starts)}
 
     def _buckets(self, space: str, ids: np.ndarray, starts: np.ndarray, need: int) -> np.ndarray:
         n, block = self.devices, self.block(space)

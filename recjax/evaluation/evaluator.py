@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from recjax import embedding
+from recjax.batch import Batch
 from recjax.evaluation.collector import Collector, SliceCollector
 from recjax.metrics import classification
 from recjax.runtime import hosts
@@ -42,14 +43,14 @@ class Evaluator:
         self._step = jax.jit(self._measure, donate_argnums=1)
         self.outputs = jax.jit(self._forward)
 
-    def _forward(self, trees: Trees, batch: dict) -> dict[str, jax.Array]:
+    def _forward(self, trees: Trees, batch: Batch) -> dict[str, jax.Array]:
         rows = embedding.gather(self.system.tables, trees.tables, batch, self.plan)
         return self.system.outputs(trees.params(rows), batch)
 
-    def put(self, batch: dict) -> dict:
+    def put(self, batch: Batch) -> Batch:
         return meshes.put(self.mesh, self.plan.route(batch))
 
-    def _measure(self, trees: Trees, sums: dict, batch: dict):
+    def _measure(self, trees: Trees, sums: dict, batch: Batch):
         """New sums, and what `_collect` takes: the rows of all processes, everywhere."""
         outputs, out = self._forward(trees, batch), {}
         for o in self.system.objectives:
@@ -64,7 +65,7 @@ class Evaluator:
     def __call__(
         self,
         trees: Trees,
-        batches: Iterable[dict],
+        batches: Iterable[Batch],
         poll: Callable[[], None] = lambda: None,
         slices: Sequence["Slice"] = (),
         take: Callable[[dict[str, np.ndarray]], None] | None = None,
@@ -118,7 +119,7 @@ class Evaluator:
         return hosts.from_first(out)  # decisions follow: the last bit must not differ
 
     def predictions(
-        self, trees: Trees, batches: Iterable[dict], poll: Callable[[], None] = lambda: None
+        self, trees: Trees, batches: Iterable[Batch], poll: Callable[[], None] = lambda: None
     ) -> dict[str, np.ndarray]:
         """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
         rows = {o.name: [Collector()] for o in self.system.objectives}
@@ -128,7 +129,7 @@ class Evaluator:
             self._collect(rows, {}, batch, self.outputs(trees, self.put(batch)))
         return rows[self.system.objectives[0].name][0].rows()
 
-    def _collect(self, rows: dict, kept: dict, batch: dict, outputs: dict) -> None:
+    def _collect(self, rows: dict, kept: dict, batch: Batch, outputs: dict) -> None:
         weights = batch["weight"] * batch["valid"]
         for o in self.system.objectives:
             own = outputs[o.output], batch["label"][o.label], weights, batch["row"], batch["group"]

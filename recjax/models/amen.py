@@ -40,7 +40,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.inputs import Batch, Inputs, embed
+from recjax.batch import Batch, part
+from recjax.inputs import Inputs, embed
 from recjax.layers import fields, sphere
 from recjax.layers.flow import affinity
 from recjax.layers.mlp import MLP, Logits
@@ -395,7 +396,7 @@ class Stage:
             return {"flow": self.flow(params.frozen, self.both(params.rows, batch)[1])}
 
         def score_flow(params, batch):
-            inputs, known = self.look_up(params.rows, batch), batch["flow"]["flow"]
+            inputs, known = self.look_up(params.rows, batch), part(batch, "flow")["flow"]
             return self.module.apply(params.variables, inputs, known)
 
         out = {"score": Export(score, "request")}

@@ -36,6 +36,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from recjax.batch import part
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.contrast import info_nce, keep_events, other_users
@@ -392,7 +393,7 @@ def gate_exports(schema: Schema, module: AWMoE, look_up) -> dict[str, Export]:
 
     def score_gated(params, batch):
         inputs = look_up(params.rows, batch)
-        out = module.apply(params.variables, inputs, gate=batch["gate"]["gate"])
+        out = module.apply(params.variables, inputs, gate=part(batch, "gate")["gate"])
         return {"logits": out["logits"]}
 
     reads = {"gate": "gate"}

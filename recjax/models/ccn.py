@@ -43,7 +43,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.inputs import Batch, Inputs, embed, raw_ids
+from recjax.batch import Batch, part
+from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers import fields, items, pairs
 from recjax.layers.mlp import ACTIVATIONS, MLP, MaskedBatchNorm
 from recjax.layers.target_attention import MultiHeadTargetAttention
@@ -426,7 +427,7 @@ def condition_exports(module: CCN, look_up) -> dict[str, Export]:
 
     def score_conditioned(params, batch):
         inputs = look_up(params.rows, batch)
-        out = module.apply(params.variables, inputs, condition=batch["condition"]["h"])
+        out = module.apply(params.variables, inputs, condition=part(batch, "condition")["h"])
         return {"logits": out["logits"]}
 
     return {

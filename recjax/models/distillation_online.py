@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import models
-from recjax.inputs import Batch
+from recjax.batch import Batch
 from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError, Table
 from recjax.system import Export, Objective, System, bce, mean, weights_of

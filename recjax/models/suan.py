@@ -44,6 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax.batch import part
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.attention import (
@@ -684,7 +685,9 @@ def cache_exports(module: SUAN, owner: str) -> dict[str, Export]:
 
     def candidates(params, batch):
         inputs = embed(no_history, params.rows, batch, owner=owner, dtype=module.dtype)
-        return module.apply(params.variables, batch["cache"], inputs, method=SUAN.score_candidates)
+        return module.apply(
+            params.variables, part(batch, "cache"), inputs, method=SUAN.score_candidates
+        )
 
     return {
         "prefix": Export(prefix, "event"),

@@ -49,7 +49,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.inputs import Batch, Inputs, embed
+from recjax.batch import Batch, part
+from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers import residual_quantizer as rq
 from recjax.layers.attention import masked_softmax
@@ -694,7 +695,7 @@ class Functions:
         return lambda params, batch: self.apply(params, batch, method=method)
 
     def candidates(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
-        args = batch["request"], batch["item"]
+        args = part(batch, "request"), part(batch, "item")
         return {"logits": self.module.apply(params.variables, *args, method="serve_candidates")}
 
 
@@ -719,6 +720,6 @@ def measure(size: int, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
         out[f"codes/utilisation/{level}"] = float((counts > 0).mean())
         out[f"codes/perplexity/{level}"] = float(np.exp(-(p * np.log(p)).sum()))
     totals = columns["errors"].astype(np.float64).sum(0)
-    for name, (part, whole) in {"quantisation": totals[:2], "imitation": totals[2:]}.items():
-        out[name] = float(part / max(whole, 1e-30))
+    for name, (error, whole) in {"quantisation": totals[:2], "imitation": totals[2:]}.items():
+        out[name] = float(error / max(whole, 1e-30))
     return out

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from recjax import embedding
+from recjax.batch import Batch
 from recjax.data.loading.batches import widen
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import Stop
@@ -124,8 +125,8 @@ def _last_words(text: str) -> Callable[[], None]:
 
 
 def in_step(
-    batches: Iterable[dict], plan: embedding.Plan, stop: Stop | None = None
-) -> Iterator[dict]:
+    batches: Iterable[Batch], plan: embedding.Plan, stop: Stop | None = None
+) -> Iterator[Batch]:
     """This process's share of the batches, in shapes that fit the shares of all.
 
     Each process builds its share at the smallest capacity that fits (`recjax.data.loading.batches`), and so it would choose
@@ -154,13 +155,12 @@ def in_step(
         yield _agree(*ahead, plan, stop)
 
 
-def _agree(batch: dict, form, asked: jax.Array, plan: embedding.Plan, stop: Stop | None) -> dict:
+def _agree(batch: Batch, form, asked: jax.Array, plan: embedding.Plan, stop: Stop | None) -> Batch:
     word = form.unflatten(np.asarray(asked).tolist())
     if stop is not None:
         stop.agreed = word["signum"]
     ids = {s: widen(batch["ids"][s], u, plan.rows[s]) for s, u in word["widths"].items()}
-    agreed = {k: x for k, x in dict(ids=ids, need=word["need"]).items() if x}
-    return {**batch, **agreed}
+    return plan.agreed({**batch, "ids": ids} if ids else batch, word["need"])
 
 
 def _maximum(mesh: Mesh, numbers: list[int]) -> jax.Array:

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from recjax.batch import Batch
 from recjax.schema import SchemaError
 
 
@@ -42,7 +43,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None
         )
 
 
-def put(mesh: Mesh, batch: dict) -> dict:
+def put(mesh: Mesh, batch: Batch) -> Batch:
     """A host batch (this process's part) onto the devices, split along its leading axis."""
     if mesh.size == 1:
         return jax.device_put(batch, mesh.devices.item())

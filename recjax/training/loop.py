@@ -19,6 +19,7 @@ import numpy as np
 import tqdm
 
 from recjax import configs, embedding, models
+from recjax.batch import Batch
 from recjax.data import open_data
 from recjax.embedding import huge_pages
 from recjax.evaluation.evaluator import Evaluator
@@ -152,7 +153,7 @@ class Trainer:
             self.checkpoints.close()  # nothing was begun: it waits for nobody
             raise
 
-    def put(self, batch: dict) -> dict:
+    def put(self, batch: Batch) -> Batch:
         return meshes.put(self.mesh, self.plan.route(batch))
 
     def train_batches(self, start: int):
@@ -176,7 +177,7 @@ class Trainer:
             shuffle_seed=c.data.shuffle_seed,
         )
 
-    def in_step(self, batches: Iterable[dict]) -> Iterable[dict]:
+    def in_step(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         return hosts.in_step(batches, self.plan, self.stop)
 
     def start(self) -> None:
@@ -230,7 +231,7 @@ class Trainer:
             self.run.log(self.step, kind, out[split], split=split, examples=examples)
         return out
 
-    def measure(self, batches: Iterable[dict], take: Callable | None = None) -> dict:
+    def measure(self, batches: Iterable[Batch], take: Callable | None = None) -> dict:
         poll = lambda: self.stop.raise_if_requested(self.interrupted)  # noqa: E731
         return self.evaluator(self.trees, self.in_step(batches), poll=poll, take=take)
 

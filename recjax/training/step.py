@@ -8,25 +8,26 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import embedding
+from recjax.batch import Batch
 from recjax.system import Sums, System
 from recjax.training import optim
 from recjax.training.keys import stream
 from recjax.trees import Params, Rows, Trees
 
 
-def microbatch(batch: dict, shards: int, index: jax.Array, count: int) -> dict:
-    """The index-th of `count` equal parts of every shard; unique ids stay whole."""
+def microbatch(batch: Batch, shards: int, index: jax.Array, count: int) -> Batch:
+    """The index-th of `count` equal parts of every shard; unique ids and their exchange stay whole."""
 
     def part(x):
         b = x.shape[0] // (shards * count)
         x = x.reshape(shards, count, b, *x.shape[1:])
         return jax.lax.dynamic_index_in_dim(x, index, 1, False).reshape(shards * b, *x.shape[3:])
 
-    whole = ("ids", "send", "starts", "asked", "everyone")
+    whole = ("ids", "exchange")
     return {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
 
 
-def gradients(system: System, trees: Trees, rows: Rows, batch: dict, rng: jax.Array, count: int):
+def gradients(system: System, trees: Trees, rows: Rows, batch: Batch, rng: jax.Array, count: int):
     """Gradients of the mean loss over the batch with respect to (dense, rows), the new state and metric sums.
 
     With count > 1 microbatches the gradients are weighted by each one's examples, so they equal the whole
@@ -76,7 +77,7 @@ def make_step(
     factors = optim.row_schedules(config, total_steps, system.tables)
 
     def step_fn(
-        trees: Trees, sums: Sums, batch: dict, key: jax.Array, step: jax.Array, lr_scale: jax.Array
+        trees: Trees, sums: Sums, batch: Batch, key: jax.Array, step: jax.Array, lr_scale: jax.Array
     ):
         batch = embedding.exchange_ids(batch, plan)
         rows = embedding.gather(system.tables, trees.tables, batch, plan)
@@ -114,7 +115,7 @@ def make_step(
 
 
 def init_trees(
-    system: System, config: ConfigDict, example: dict, plan: embedding.Plan | None = None
+    system: System, config: ConfigDict, example: Batch, plan: embedding.Plan | None = None
 ) -> Trees:
     """Fresh trees from the seed and one batch's shapes; the tables are on the mesh already."""
     key = jax.random.key(config.seed)
@@ -132,7 +133,7 @@ def init_trees(
 
 
 def zero_sums(
-    system: System, trees: Trees, example: dict, plan: embedding.Plan | None = None
+    system: System, trees: Trees, example: Batch, plan: embedding.Plan | None = None
 ) -> Sums:
     """Zeros (NumPy) in the shape of the loss's metric sums."""
 
@@ -147,7 +148,7 @@ def zero_sums(
 
 
 def forward_flops(
-    system: System, trees: Trees, batch: dict, plan: embedding.Plan | None = None
+    system: System, trees: Trees, batch: Batch, plan: embedding.Plan | None = None
 ) -> float:
     """FLOPs of scoring one example, as the compiler counts them (a scan body counts once)."""
 

@@ -29,6 +29,7 @@ import numpy as np
 import tqdm
 
 from recjax import embedding, models
+from recjax.batch import Batch
 from recjax.data import open_data
 from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint
@@ -205,7 +206,7 @@ class Together:
         """
         return jax.default_backend() == "cpu"
 
-    def advance(self, trees: Trees, stream: Iterator[dict], step: int, scale: np.ndarray) -> Trees:
+    def advance(self, trees: Trees, stream: Iterator[Batch], step: int, scale: np.ndarray) -> Trees:
         """Up to CHUNK steps from `step`, one for each scale; donates `trees`."""
         began = time.monotonic()
         batches = list(itertools.islice(stream, len(scale)))
@@ -313,11 +314,11 @@ def stack(trees: Sequence[Trees]) -> Trees:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-def stack_batches(batches: Sequence[dict], schema, count: int) -> dict:
+def stack_batches(batches: Sequence[Batch], schema, count: int) -> Batch:
     """Batches as one tree [count, ...], the last repeated; id lists take the longest one's capacity."""
     longest = {s: max(b["ids"][s].shape[1] for b in batches) for s in batches[0].get("ids", {})}
 
-    def widened(batch: dict) -> dict:
+    def widened(batch: Batch) -> Batch:
         ids = {}
         for space, have in batch.get("ids", {}).items():
             slots = np.arange(have.shape[1], longest[space], dtype=have.dtype)

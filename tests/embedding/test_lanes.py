@@ -128,10 +128,10 @@ def test_ids_past_32_bits_need_owners():
     ids = np.zeros((8, 16), np.int64) + np.array([0, 5, *range(2_999_999_000, 2_999_999_014)])
     out = plan.route({"ids": {"item": ids}})
     assert out["ids"]["item"].dtype == np.int32 and out["ids"]["item"][0, :2].tolist() == [0, 5]
-    assert out["starts"]["item"][0].tolist() == [0, 2, 2, 2, 2, 2, 2, 2, 16]
+    assert out["exchange"]["starts"]["item"][0].tolist() == [0, 2, 2, 2, 2, 2, 2, 2, 16]
     block = 3_000_000_512 // 8
-    assert out["send"]["item"].dtype == np.int32
-    assert out["send"]["item"][3, 7, :2].tolist() == [
+    assert out["exchange"]["send"]["item"].dtype == np.int32
+    assert out["exchange"]["send"]["item"][3, 7, :2].tolist() == [
         2_999_999_000 - 7 * block,
         2_999_999_001 - 7 * block,
     ]

@@ -1,4 +1,4 @@
-"""From columns to the batch pytree of `recjax.inputs`: NumPy only, no files, no JAX.
+"""From columns to a `recjax.batch.Batch`: NumPy only, no files, no JAX.
 
 The training loader and the scorer build batches with this one function, so they cannot disagree.
 Columns come as `recjax.data.store.prepared` documents them: impressions that say where their history ends
@@ -13,10 +13,11 @@ import dataclasses
 import functools
 import math
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from recjax.batch import Batch
 from recjax.data.loading.layout import BatchError, Capacity, Layout
 from recjax.data.loading.transport import Spec, aligned_empty, unpack, view
 from recjax.schema import Feature, Schema
@@ -72,16 +73,16 @@ class Assembler:
             for s in self.levels[-1]
         }
 
-    def open(self, buffer: np.ndarray) -> tuple[dict, int]:
-        """A packed batch as the pytree of `recjax.inputs` (views of it), and its capacity level."""
+    def open(self, buffer: np.ndarray) -> tuple[Batch, int]:
+        """A packed batch as a `Batch` (views of it), and its capacity level."""
         level = int(buffer[:4].view(np.int32)[0])
         batch = unpack(buffer, self._specs[level])
         del batch["level"]
         for key in ("ids", "pos", "dense", "mask", "age", "label", "group"):
             batch.setdefault(key, {})
-        return batch, level
+        return cast(Batch, batch), level
 
-    def build(self, parts: Iterable[Part]) -> dict:
+    def build(self, parts: Iterable[Part]) -> Batch:
         """The batch of some parts, as a pytree."""
         return self.open(self.packed(parts))[0]
 
@@ -122,7 +123,7 @@ class Assembler:
             )
         return placed
 
-    def _fill(self, placed: Sequence["_Placed"], batch: dict) -> None:
+    def _fill(self, placed: Sequence["_Placed"], batch: Batch) -> None:
         """Everything that is not an id."""
         schema = self.layout.schema
         for p in placed:

@@ -27,6 +27,7 @@ import grain
 import numpy as np
 import polars as pl
 
+from recjax.batch import Batch
 from recjax.data.loading.batches import Assembler
 from recjax.data.loading.choice import Choice, Index, Period, buckets_of
 from recjax.data.loading.layout import BatchError, Capacity, Layout, capacity_levels
@@ -94,7 +95,7 @@ class Batches:
             },
         }
 
-    def __iter__(self) -> Generator[dict, None, None]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         self._reset()
         if self._start == len(self):
             return
@@ -107,7 +108,7 @@ class Batches:
         finally:
             iterator.close()  # ends the worker processes when the reader leaves early
 
-    def _count(self, batch: dict, level: int) -> None:
+    def _count(self, batch: Batch, level: int) -> None:
         self._by_level[level] += 1
         used = int(batch["valid"].any(1).sum())
         self._by_length[max((m.shape[1] for m in batch["mask"].values()), default=0)] += 1

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from recjax.batch import Batch
 from recjax.data.store.prepared import DataError
 
 EARLIER = {"output": "logits", "best": False}  # answers without a question beside them
@@ -83,11 +84,11 @@ class _TaughtBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         for batch in self._batches:
             yield {**batch, "teacher": self._answers(batch)}
 
-    def _answers(self, batch: dict) -> dict[str, np.ndarray]:
+    def _answers(self, batch: Batch) -> dict[str, np.ndarray]:
         out = {}
         for i, (column, ask) in enumerate(self._columns):
             x = np.where(batch["valid"], column[np.maximum(batch["row"], 0)], 0).astype(np.float32)

@@ -9,7 +9,7 @@ Aspects are those of `recjax.data.sets.product_catalog`. A batch is one category
                                          products first, then aspects, then categories (recjax.layers.hypergraph)
     sage   {edge type: {source, target}} numbered within their type
     product int32 [B], aspect int32 [B, C]        what is scored
-    label, weight, valid, group, row     as in recjax.inputs; group "unseen": 0 an aspect with a training link,
+    label, weight, valid, group, row     as in recjax.batch; group "unseen": 0 an aspect with a training link,
                                          1 one held out on purpose, 2 one that only held-out products have
 
 Only training links make P-A and C-P-A hyperedges and SAGE edges, and in training only those that the batch

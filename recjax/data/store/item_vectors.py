@@ -487,7 +487,8 @@ def mean_cosine(vectors: np.ndarray, item: np.ndarray, history: np.ndarray) -> n
 
 def covered(data: Prepared, recipe: Recipe, vectors: np.ndarray) -> float:
     """Share of the events that count whose item has a vector."""
-    has, total, found = vectors.any(1), 0, 0
+    has: np.ndarray = vectors.any(1)
+    total = found = 0
     for _, _, item in events(data, recipe):
         total, found = total + len(item), found + int(has[item].sum())
     return found / max(total, 1)

@@ -13,7 +13,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from recjax.inputs import Batch, Inputs, embed, raw_ids
+from recjax.batch import Batch
+from recjax.inputs import Inputs, embed, raw_ids
 from recjax.layers.tabular import each_candidate, numbers_of
 from recjax.metrics import uplift
 from recjax.models.parts import building

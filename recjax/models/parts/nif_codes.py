@@ -16,7 +16,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from recjax.inputs import Batch, embed_targets, take
+from recjax.batch import Batch
+from recjax.inputs import embed_targets, take
 from recjax.layers import residual_quantizer as rq
 from recjax.layers.flow import Pool, rank, shared_negatives
 from recjax.models.parts import nif_stage

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.inputs import Batch, Inputs, embed, embed_targets, raw_ids
+from recjax.batch import Batch
+from recjax.inputs import Inputs, embed, embed_targets, raw_ids
 from recjax.layers.flow import (
     DIVERSITY,
     VELOCITY,
