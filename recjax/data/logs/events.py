@@ -136,6 +136,9 @@ def split_begins(m: LogMapping, times: np.ndarray, counts: np.ndarray) -> tuple[
             begins.append(int(times[np.searchsorted(ends, first, side="right")]))
         else:
             begins.append(seconds_of(at))
+    if len(begins) == 2 and begins[0] == begins[1] and isinstance(at, float | int):
+        place = int(np.searchsorted(times, begins[1]))  # a short log: one time stamp for validation
+        begins[0] = int(times[max(place - 1, 0)])
     if begins != sorted(begins):
         raise DataError(f"mapping: split={m.split!r}: validation must begin before the test")
     return tuple(begins)

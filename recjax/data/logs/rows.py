@@ -259,8 +259,10 @@ def as_feature(x: pl.Series, m: LogMapping, notes: list[Note]) -> pl.Series:
         return vector
     if x.name not in m.dense:
         return as_key(x, m, notes)
-    number = as_number(x, m.missing)
-    notes.append(_note("number", x.name, x.filter(number.is_null() & ~is_missing(x, m.missing))))
+    number, empty = as_number(x, m.missing), is_missing(x, m.missing)
+    notes.append(_note("number", x.name, x.filter(number.is_null() & ~empty)))
+    if x.dtype == pl.String:
+        notes.append(_note("null", x.name, x.filter(empty & (x.str.strip_chars() != ""))))
     if m.dense[x.name] == "log1p":
         below = (number < 0).fill_null(False)
         notes.append(_note("below", x.name, x.filter(below)))

@@ -514,6 +514,50 @@ def head(file: str, rows: int, form: TextForm) -> pl.DataFrame:
         raise DataError(f"{file} cannot be read ({e}); write it again") from e
 
 
+def sniff(file: str) -> tuple[TextForm, list[str]]:
+    """How a text file is written, from its first lines, and the lines of a mapping that say so."""
+    if kind_of(file) != "text":
+        return TextForm(), []
+    try:
+        with _open(file) as stream:
+            data = stream.read(1 << 22)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f"{file} is cut off or damaged ({e}); write or fetch it again") from e
+    data = data[: data.rfind(b"\n") + 1] or data
+    encoding = _encoding(data, TextForm())
+    form = TextForm(encoding="" if encoding.startswith("utf") else encoding)
+    about = []
+    if form.encoding:
+        about.append(
+            f"encoding = {encoding!r}  # its bytes are not UTF-8; correct it if names look wrong"
+        )
+    lines = codecs.decode(data[: 1 << 20], encoding, "replace").removeprefix("\ufeff").splitlines()
+    lines = [line for line in lines[:-1] or lines if line.strip()][:50]
+    best = _separator(file, form)
+    if best == ",":
+        best = max(SEPARATORS, key=lambda s: _fields(lines, s))
+    if best != _separator(file, form):
+        form = dataclasses.replace(form, separator=best)
+        about.append(f"separator = {best!r}")
+    if _is_data([c.strip().strip('"') for c in lines[0].split(best)]):
+        form = dataclasses.replace(
+            form, columns=tuple(f"column_{i}" for i in range(lines[0].count(best) + 1))
+        )
+    return form, about
+
+
+SEPARATORS = (",", ";", "\t", "|", "::")
+
+
+def _fields(lines: Sequence[str], separator: str) -> int:
+    """Fields of every line, if all have as many; 0 otherwise."""
+    if len(separator) > 1:
+        counts = {line.count(separator) + 1 for line in lines}
+    else:
+        counts = {len(cells) for cells in csv.reader(lines, delimiter=separator)}
+    return counts.pop() if len(counts) == 1 else 0
+
+
 def _salvage(
     file: str, form: TextForm, plain: Plain | None = None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -6,41 +6,46 @@ transactions (user, item, time, price, country) or of impressions with a 0/1 lab
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import itertools
 import re
 
-import numpy as np
 import polars as pl
 
-from recjax.data.logs.sources import TextForm, head
-from recjax.data.logs.times import FORMS, guess_unit
-from recjax.data.logs.values import as_id, as_number
+from recjax.data.logs.mapping import DAY_FIRST, MONTH_FIRST, LogMapping
+from recjax.data.logs.sources import TextForm, head, read_columns, sniff
+from recjax.data.logs.times import CLOCKS, EARLIEST, LATEST, SECOND, as_moment, settle
+from recjax.data.logs.values import as_id, as_label, as_number, as_text, is_missing
 from recjax.data.store.prepared import DataError
 
 ROWS = 20_000  # looked at, of the first file
-USER = r"(user|customer|client|member|visitor|household|shopper|buyer|account|person|uid|cust)"
+USER = r"(user|user_?pseudo|customer|client|member|visitor|household|shopper|buyer|account|person|uid|cust)"
+DEVICE = r"(device|cookie|session|browser|visit|ip)"  # stands for the user where none is named
 ITEM = (
-    r"(item|product|article|sku|stock_?code|goods|movie|video|book|asin|listing|offer|"
-    r"content|news|ad)"
+    r"(item|product|article|sku|stock_?code|goods|movie|video|book|isbn|asin|listing|offer|content|news|ad|"
+    r"artist|track|song|album|hotel|recipe|game|restaurant|creative)"
 )
 TIME = (
-    r"(at|when|time|timestamp|datetime|date|ts|unix|day|.*(_time|_ts|_at|_date|_timestamp|"
+    r"(at|when|time|timestamp|datetime|date|ts|unix|day|hour|.*(_time|_ts|_at|_date|_timestamp|"
     r"_dat|time_ms|date)|t_dat)"
 )
-LABEL = (
-    r"(label|target|y|click(ed)?|is_\w+|purchased?|bought|conver\w+|liked?|follow(ed)?|long_view)"
+DONE = (  # names of outcomes, the ones to train on first
+    r"(click(ed|s)?|label|target|y|clk)",
+    r"(conver(sion|sions|ted|t)|attributed|install(ed)?)",
+    r"(purchase[ds]?|bought|buy|order(ed)?|paid|transaction)",
+    r"(liked?|follow(ed)?|shared?|forward(ed)?|long_view|watched|added_to_cart|add_to_cart|cart|saved|responded|response)",
 )
+MAYBE = r"((is|has|was)_\w+)"
 REQUEST = (
     r"(request|page_?view|page|basket|order|invoice|transaction|visit|session|impression|"
     r"query|search)"
 )
 REQUEST_NAME = rf"{REQUEST}(_?(id|no|num|number|key))?"
 SCENE = r"(scene|tab|channel|surface|placement|widget|slot)(_?(id|name))?"
-ACTION = (
-    r"(action|behaviou?r|event|interaction|event_type|behaviou?r_type|action_type|interaction_type)"
-)
+ACTION = r"(action|behaviou?r|event|interaction|(event|behaviou?r|action|interaction)_(type|name))"
+COUNTED = r"(quantity|qty|units|amount|total|revenue|sales(_value)?)"  # below zero: a return
+RATING = r"(rating|stars|score|overall)"
 OUTCOME = (
-    r"(quantity|qty|units|amount|total|revenue|sales(_value)?|.*disc(ount)?|rating|stars|"
-    r"score|review|.*(dwell|stay|play|watch)_?(time|ratio|seconds)?(_ms)?|finish\w*|"
+    rf"({COUNTED}|{RATING}|.*disc(ount)?|review|.*(dwell|stay|play|watch)_?(time|ratio|seconds)?(_ms)?|finish\w*|"
     r"long_watch|returned|refund\w*|profit|margin)"
 )
 CALENDAR = r"(date|day|week|month|year|quarter|hour|hourmin|.*_(date|day|week|month))"
@@ -73,6 +78,8 @@ class Roles:
     action: str = ""
     request: str = ""
     scene: str = ""
+    weighed: Sequence[str] = ()
+    owned: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def taken(self) -> set[str]:
         single = (self.user, self.item, self.time, self.action, self.request, self.scene)
@@ -81,9 +88,14 @@ class Roles:
 
 def suggest(files: Sequence[str]) -> str:
     """The text of a first mapping for these files (`list_files`); raises DataError when user, item or time is not found."""
-    frame = head(files[0], ROWS, TextForm())
+    form, about = sniff(files[0])
+    frame = _flat(head(files[0], ROWS, form))
     if not frame.height:
         raise DataError(f"{files[0]} has no rows to guess a mapping from")
+    if form.columns:
+        form = dataclasses.replace(form, columns=_names(frame))
+        frame.columns = list(form.columns)
+    frame = frame.with_columns(_tidy(frame[c]) for c in frame.columns)
     r = find_roles(frame)
     missing = [name for name in ("user", "item", "time") if not getattr(r, name)]
     if missing:
@@ -91,7 +103,52 @@ def suggest(files: Sequence[str]) -> str:
             f"{files[0]}: no column looks like the {missing[0]}; its columns are {', '.join(frame.columns)}: write the "
             "mapping by hand (docs/your_own_logs.md)"
         )
-    return "\n".join(_lines(frame, r, files)) + "\n"
+    return "\n".join(_lines(frame, r, files, form, about)) + "\n"
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Fields of structs as columns of their own, called as the mapping names them: "device.category"."""
+    while structs := [c for c in frame.columns if isinstance(frame[c].dtype, pl.Struct)]:
+        frame = frame.select(
+            x
+            for c in frame.columns
+            for x in (
+                [frame[c].struct.field(f).alias(f"{c}.{f}") for f in frame[c].struct.fields]
+                if c in structs
+                else [frame[c]]
+            )
+        )
+    return frame
+
+
+def _tidy(x: pl.Series) -> pl.Series:
+    """Text that holds nothing but numbers and missing values, as numbers."""
+    if x.dtype != pl.String:
+        return x
+    text = as_text(x)
+    number = as_number(x)
+    if not number.count() or number.count() < text.count():
+        return text
+    codes = text.str.contains(r"^0\d").any()  # "007" is no quantity
+    return text if codes else number.alias(x.name)
+
+
+def _names(frame: pl.DataFrame) -> tuple[str, ...]:
+    """Names for columns without any, by what they hold: the first ids are the user's and the item's."""
+    out: list[str] = []
+    for i, c in enumerate(frame.columns):
+        x = _tidy(frame[c])
+        few = x.n_unique() <= 10
+        if "time" not in out and time_of(x) is not None:
+            name = "time"
+        elif _is_binary(x) and "click" not in out:
+            name = "click"
+        elif few and x.dtype == pl.String and "event" not in out:
+            name = "event"
+        else:
+            name = next((n for n in ("user", "item") if n not in out), f"column_{i + 1}")
+        out.append(name)
+    return tuple(out)
 
 
 def snake(name: str) -> str:
@@ -103,7 +160,7 @@ def snake(name: str) -> str:
 def find_roles(frame: pl.DataFrame) -> Roles:
     """The columns that say who, what, when, what happened and where."""
     r = Roles()
-    free = list(frame.columns)
+    free = [c for c in frame.columns if not frame[c].dtype.is_nested()]
 
     def pick(candidates: Iterable[str]) -> str:
         found = next(iter(candidates), "")
@@ -112,9 +169,9 @@ def find_roles(frame: pl.DataFrame) -> Roles:
         return found
 
     r.time = pick(_times(frame, free))
-    r.user = pick(_keys(frame, free, USER))
+    r.user = pick(_keys(frame, free, USER)) or pick(_keys(frame, free, DEVICE))
     r.item = pick(_keys(frame, free, ITEM))
-    r.labels = tuple(c for c in free if re.fullmatch(LABEL, snake(c)) and _is_binary(frame[c]))
+    r.labels, r.weighed = _labels(frame, free, r)
     free = [c for c in free if c not in r.labels]
     few = [c for c in free if frame[c].n_unique() <= 50 and not frame[c].dtype.is_float()]
     r.action = "" if r.labels else pick(c for c in few if re.fullmatch(ACTION, snake(c)))
@@ -125,36 +182,89 @@ def find_roles(frame: pl.DataFrame) -> Roles:
     return r
 
 
+def _labels(frame: pl.DataFrame, free: list[str], r: Roles) -> tuple[tuple[str, ...], list[str]]:
+    """Columns that say whether it happened, the one to train on first, and what was weighed against each."""
+    ranked, weighed = [], []
+    for c in free:
+        name = re.sub(r"^(is|has|was|did)_", "", snake(c))
+        rank = next((i for i, names in enumerate(DONE) if re.fullmatch(names, name)), len(DONE))
+        if rank == len(DONE) and not re.fullmatch(MAYBE, snake(c)) or not _is_binary(frame[c]):
+            continue
+        owner = next(
+            (o for o in (r.user, r.item) if o and _is_of(frame, c, o, rank < len(DONE))), ""
+        )
+        rate = float((as_label(frame[c]).fill_null(0)).mean() or 0)
+        why = f"constant for each {owner}: left out" if owner else f"{rate:.3f} of the rows"
+        weighed.append(f"{c!r}, {why}")
+        if owner:
+            r.owned[c] = "user" if owner == r.user else "item"
+        else:
+            ranked.append((rank, c))
+    sure = [c for rank, c in sorted(ranked, key=lambda rc: rc[0]) if rank < len(DONE)]
+    return tuple(sure or [c for _, c in ranked]), weighed
+
+
+def _is_of(frame: pl.DataFrame, c: str, owner: str, named: bool) -> bool:
+    """Whether a 0/1 column says who the user (or what the item) is: it hardly ever differs within one.
+
+    Were it by chance alone, so many owners of several rows would have both values; a column whose name says that
+    something happened (`named`) is doubted on better evidence only.
+    """
+    y = as_label(frame[c])
+    by = pl.DataFrame({"owner": as_id(frame[owner]), "y": y}).drop_nulls()
+    by = by.group_by("owner").agg(pl.len().alias("n"), pl.col("y").n_unique().alias("values"))
+    by, p = by.filter(pl.col("n") > 1), float(y.mean() or 0)
+    expected = (1 - p ** by["n"] - (1 - p) ** by["n"]).sum()
+    mixed = (by["values"] > 1).sum()
+    return expected >= (20 if named else 1) and mixed <= 0.02 * expected
+
+
 def _times(frame: pl.DataFrame, free: list[str]) -> list[str]:
     """Time columns, the finest first: a timestamp tells more than its date."""
     good = []
     for c in free:
         temporal = frame[c].dtype in (pl.Date, pl.Datetime)
-        if temporal or (re.fullmatch(TIME, snake(c)) and time_format(frame[c]) is not None):
+        if temporal or (re.fullmatch(TIME, snake(c)) and time_of(frame[c]) is not None):
             good.append(c)
     return sorted(good, key=lambda c: -frame[c].n_unique())
 
 
-def time_format(x: pl.Series) -> tuple[str, str] | None:
-    """(time_unit, time_format) by which a column is a time; None if it is not."""
+def time_of(
+    x: pl.Series, files: Sequence[str] = (), form: TextForm | None = None
+) -> LogMapping | None:
+    """What a mapping must say to read a column as times, from `files` as a whole where given; None if it is none.
+
+    Raises:
+      DataError: All of the files' dates can be read with the day and with the month first.
+    """
     if x.dtype.is_temporal():
-        return "auto", ""
-    number = as_number(x).drop_nulls()
-    if len(number) > 0.9 * len(x.drop_nulls()) and len(number):
-        low, high = float(number.quantile(0.01)), float(number.quantile(0.99))
-        if 19_000_101 <= low <= high <= 21_001_231 and (number % 100).is_between(1, 31).all():
-            return "auto", "%Y%m%d"
-        return (guess_unit(number), "") if low > 1e8 else None
-    if x.dtype != pl.String:
+        return LogMapping("user", "item", x.name) if x.dtype in (pl.Date, pl.Datetime) else None
+    if x.dtype.is_nested() or x.dtype == pl.Boolean:
         return None
-    text = x.drop_nulls().str.strip_chars()
-    iso = [text.str.to_datetime(f, strict=False).is_not_null() for f in FORMS[:7]]
-    if np.any([f.to_numpy() for f in iso], axis=0).mean() > 0.9:
-        return "auto", ""
-    others = ("%m/%d/%Y %H:%M", "%m/%d/%y %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S")  # fmt: skip
-    shares = {f: text.str.to_datetime(f, strict=False).is_not_null().mean() for f in others}
-    best = max(others, key=lambda f: shares[f] or 0)
-    return ("auto", best) if (shares[best] or 0) > 0.9 else None
+    m = LogMapping("user", "item", x.name)
+    if files and form:
+        cells = lambda f, n: read_columns(f, [x.name], form, (0, n) if n else None).rows[x.name]  # noqa: E731
+        m, _ = settle(m, list(files), cells)
+    else:
+        try:
+            m, _ = settle(m, ["head"], lambda f, n: x)
+        except DataError:
+            m = dataclasses.replace(m, time_format=DAY_FIRST)
+    moment = as_moment(x, m).filter(~is_missing(x)) // SECOND
+    good = moment.is_between(EARLIEST, LATEST).fill_null(False)
+    return m if len(good) and good.mean() > 0.9 else None
+
+
+def _exact(x: pl.Series, order: str) -> str:
+    """The strptime pattern that reads all dates of a column with the day (or month) first; else `order`."""
+    first = ("%d", "%m") if order == DAY_FIRST else ("%m", "%d")
+    text = as_id(x).drop_nulls()
+    for mark, year, clock in itertools.product("/.-", ("%Y", "%y"), CLOCKS):
+        form = f"{first[0]}{mark}{first[1]}{mark}{year}{clock}"
+        moment = as_moment(text, LogMapping("u", "i", x.name, time_format=form))
+        if len(moment) and (moment > EARLIEST * SECOND).fill_null(False).all():
+            return form
+    return order
 
 
 def _keys(frame: pl.DataFrame, free: list[str], pattern: str) -> list[str]:
@@ -174,8 +284,14 @@ def _keys(frame: pl.DataFrame, free: list[str], pattern: str) -> list[str]:
 
 
 def _is_binary(x: pl.Series) -> bool:
-    number = as_number(x).drop_nulls()
-    return len(number) > 0 and bool(number.is_in([0.0, 1.0]).all()) and number.n_unique() == 2
+    """Whether its cells say yes or no: two values, or one and empty cells for the other."""
+    if x.dtype.is_nested() or x.dtype.is_temporal():
+        return False
+    there = x.filter(~is_missing(x))
+    label = as_label(there)
+    if not len(there) or label.null_count() or not label.is_in([0.0, 1.0]).all():
+        return False
+    return label.n_unique() == 2 or (len(there) < len(x) and bool((label == 1).all()))
 
 
 def _shares(frame: pl.DataFrame, column: str, r: Roles) -> bool:
@@ -193,6 +309,8 @@ def _shares(frame: pl.DataFrame, column: str, r: Roles) -> bool:
 def side_of(frame: pl.DataFrame, c: str, r: Roles) -> str:
     """ "user", "item", "context", or why the column is left out."""
     x, name = frame[c], snake(c)
+    if c in r.owned:
+        return r.owned[c]
     if x.null_count() == len(x):
         return "it is empty"
     if re.fullmatch(OUTCOME, name):
@@ -201,7 +319,7 @@ def side_of(frame: pl.DataFrame, c: str, r: Roles) -> str:
         return "item"
     if x.dtype.is_nested():
         return f"it is a {x.dtype}"
-    if re.fullmatch(CALENDAR, name) or re.fullmatch(TIME, name) and time_format(x) is not None:
+    if re.fullmatch(CALENDAR, name) or re.fullmatch(TIME, name) and time_of(x) is not None:
         return "the request's time is known already"
     ids = as_id(x)
     if x.drop_nulls().n_unique() == 1:
@@ -246,20 +364,21 @@ def is_number(x: pl.Series, name: str) -> bool:
 # ---------------------------------------------------------------------------------------------- text
 
 
-def _lines(frame: pl.DataFrame, r: Roles, files: Sequence[str]) -> list[str]:
-    unit, pattern = time_format(frame[r.time]) or ("auto", "")
+def _lines(
+    frame: pl.DataFrame, r: Roles, files: Sequence[str], form: TextForm, about: Sequence[str]
+) -> list[str]:
     out = [
         f"# What the columns of {files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''} mean.",
-        "# Guessed from their names and first rows: read it, correct it. All names: recjax/data/mapping.py.",
+        "# Guessed from their names and first rows: read it, correct it. All names: recjax/data/logs/mapping.py.",
         "",
-        f"user = {r.user!r}",
-        f"item = {r.item!r}",
-        f"time = {r.time!r}",
+        *about,
     ]
-    if pattern:
-        out.append(f"time_format = {pattern!r}")
-    elif frame[r.time].dtype.is_numeric():
-        out.append(f"time_unit = {unit!r}")
+    if form.columns:
+        out.append(
+            f"columns = {list(form.columns)!r}  # the file has no header: named by what they hold"
+        )
+    out += [f"user = {r.user!r}", f"item = {r.item!r}", f"time = {r.time!r}"]
+    out += _time_lines(frame[r.time], files, form)
     if r.request:
         out += [
             "",
@@ -268,24 +387,67 @@ def _lines(frame: pl.DataFrame, r: Roles, files: Sequence[str]) -> list[str]:
         ]
     if r.scene:
         out.append(f"scene = {r.scene!r}")
+    out += _where_lines(frame, r)
     return out + _outcome_lines(frame, r) + _side_lines(frame, r) + SPLIT_LINES
 
 
+def _time_lines(x: pl.Series, files: Sequence[str], form: TextForm) -> list[str]:
+    """How the times are read, from the whole log."""
+    try:
+        m = time_of(x, files, form)
+    except DataError:
+        return [
+            "# Every date of the log can be read with the day first and with the month first: write which.",
+            f'time_format = ""  # {DAY_FIRST!r} or {MONTH_FIRST!r}',
+        ]
+    if m is None or x.dtype.is_temporal():
+        return []
+    if m.time_format in (DAY_FIRST, MONTH_FIRST):
+        cells = pl.concat([read_columns(f, [x.name], form).rows[x.name] for f in files])
+        return [f"time_format = {_exact(cells, m.time_format)!r}"]
+    if m.time_format:
+        return [f"time_format = {m.time_format!r}"]
+    return [f"time_unit = {m.time_unit!r}"] if m.time_unit != "auto" else []
+
+
+def _where_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
+    """A filter for what was returned."""
+    for c in frame.columns:
+        if c in r.taken() or not re.fullmatch(COUNTED, snake(c)) or not frame[c].dtype.is_numeric():
+            continue
+        below = int((frame[c] < 0).sum())
+        if below:
+            name = c if c.isidentifier() else f"`{c}`"
+            return ["", f"# {below:,} of the first {frame.height:,} rows have a negative {c!r}: returns are no purchases.",
+                    f"where = {f'{name} > 0'!r}"]  # fmt: skip
+    return []
+
+
 def _outcome_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
+    weighed = [f"# Weighed for the label: {'; '.join(r.weighed)}."] if r.weighed else []
     if r.labels:
-        return ["", "# 0/1 columns; the first is trained on. Rows with 0 were shown and not taken.",
-                f"labels = {list(r.labels)!r}", 'negatives = "impressions"']  # fmt: skip
-    out = [""]
+        return [
+            "",
+            *weighed,
+            "# 0/1 columns; the first is trained on. Rows with 0 were shown and not taken.",
+            f"labels = {list(r.labels)!r}",
+            *_empty_lines(frame, r),
+            'negatives = "impressions"',
+        ]
+    out = ["", *weighed]
     if r.action:
-        values = (
-            frame[r.action].cast(pl.String).value_counts(sort=True)[r.action].drop_nulls().to_list()
-        )
+        values = as_id(frame[r.action]).value_counts(sort=True)[r.action].drop_nulls().to_list()
         target = [v for v in values if re.fullmatch(TARGET_ACTIONS, snake(v))] or values[-1:]
         out += [f"# What happened: {', '.join(values[:10])}. All of it is history; the label is one kind.",
                 f"action = {r.action!r}", f"labels = {{{snake(target[0])!r}: {target[:1]!r}}}"]  # fmt: skip
     else:
         out += [
             "# No column tells what was shown and not taken: every row is a positive.",
+            *(
+                f'# Or by how it was rated: labels = {{"liked": "{c} >= 4"}}, with negatives = "impressions".'
+                for c in frame.columns
+                if re.fullmatch(RATING, snake(c)) and c.isidentifier()
+            ),
             "labels = []",
         ]
     return out + [
@@ -293,6 +455,21 @@ def _outcome_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
         '# "uniform" draws every item alike. Item columns are then those of the item\'s last earlier row.',
         'negatives = "popular"',
         "negatives_per_positive = 4",
+    ]
+
+
+def _empty_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
+    """What empty label cells mean."""
+    x = frame[r.labels[0]]
+    empty = int(is_missing(x).sum())
+    if not empty:
+        return []
+    if as_label(x).drop_nulls().n_unique() == 1:
+        return [
+            f"label_missing = 0  # {empty:,} of the first {len(x):,} cells are empty, the others are 1"
+        ]
+    return [
+        f"# label_missing = 0  # if the {empty:,} empty cells mean 0; else their rows are set aside"
     ]
 
 
@@ -321,6 +498,11 @@ def _side_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
     out.append(f"dense = {dense!r}  # log1p suits amounts; identity wants about unit scale")
     if vectors:
         out.append(f"vectors = {vectors!r}")
+    gaps = [c for c in (*dense, *vectors) if frame[c].null_count()]
+    if gaps:
+        out.append(
+            f"indicators = {gaps!r}  # some of their cells are missing: a feature says which"
+        )
     out += out_of_use
     return out + [
         '# item_table = "items.parquet"  # more item_columns, one row per item; user_table alike'

@@ -46,6 +46,7 @@ KEYS = (
 )  # dates written as whole numbers
 EARLIEST, LATEST = 631_152_000, 4_102_444_800  # 1990 and 2100, seconds
 EXCEL_ZERO = 25_569  # 1 January 1970 in days of a spreadsheet
+STEADY = 5  # values of one number beside a single one of the other that tell days from a month
 HEAD = 1_000  # cells of a file that say whether the whole log must be looked at
 
 
@@ -230,12 +231,15 @@ def date_order(columns: Callable[[], Iterator[pl.Series]], name: str) -> tuple[s
     large = np.zeros(2, np.int64)  # cells whose first, whose second number is above 12
     falls = np.zeros(2, np.int64)  # rows earlier than the one before: day first, month first
     dots = differ = False
+    days: list[set[int]] = [set(), set()]  # what the first and the second number are
     for text in columns():
         parts = text.drop_nulls().str.extract_groups(THREE).struct.unnest()
         first, second = (parts[c].cast(pl.Int64, strict=False) for c in ("1", "3"))
         large += [int((first > 12).sum()), int((second > 12).sum())]
         dots |= bool((parts["2"] == ".").any())
         differ |= bool((first != second).any())
+        days[0] |= set(first.unique().drop_nulls())
+        days[1] |= set(second.unique().drop_nulls())
         if not large.any():
             for i, order in enumerate((DAY_FIRST, MONTH_FIRST)):
                 falls[i] += int((_read(_plain(text, order)).drop_nulls().diff() < 0).sum())
@@ -249,6 +253,12 @@ def date_order(columns: Callable[[], Iterator[pl.Series]], name: str) -> tuple[s
         return (
             DAY_FIRST if falls[0] == 0 else MONTH_FIRST
         ), "the rows are in the order of these times"
+    for i, order in enumerate((DAY_FIRST, MONTH_FIRST)):
+        fixed = days[1 - i]
+        if (
+            len(days[i]) >= STEADY and len(fixed) == 1 and fixed != {1}
+        ):  # the 1st of months it may be
+            return order, f"one number is {fixed.pop()} in every row, so it is the month"
     if dots:
         return DAY_FIRST, "dates with points are"
     raise DataError(
