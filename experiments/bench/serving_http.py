@@ -33,16 +33,11 @@ from recjax.serving.service import Limits
 _CLIENTS = 32
 
 
-def _serve(path: str, limits: Limits, pipe: Any) -> None:
-    import uvicorn
-
-    from recjax.serving.serve import listen
+def serve(path: str, limits: Limits, pipe: Any) -> None:
+    from recjax.serving.serve import listen, server_of
     from recjax.serving.service import Service
 
-    service = Service(path, limits)
-    server = uvicorn.Server(
-        uvicorn.Config(service.app, port=0, log_level="error", timeout_keep_alive=75)
-    )
+    server = server_of(Service(path, limits))
     sock = listen(server)
     pipe.send(sock.getsockname()[1])
     server.run(sockets=[sock])
@@ -76,7 +71,7 @@ class Client:
 
     def __init__(self, port: int):
         self.port = port
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def score(self, body: bytes) -> tuple[int, float]:
@@ -111,7 +106,7 @@ def measure(
     """p50_ms and p99_ms over HTTP and in process, rates, what overload does, and memory over time."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(path, limits, theirs), daemon=True)
+    process = context.Process(target=serve, args=(path, limits, theirs), daemon=True)
     process.start()
     try:
         client = Client(ours.recv())
@@ -143,9 +138,9 @@ def _alone(
     end, i = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         k, i = i % len(made), i + 1
-        before = _cpu_seconds(pid)
+        before = cpu_seconds(pid)
         over_http.append(client.score(requests[k])[1])
-        middle, start, mine = _cpu_seconds(pid), time.perf_counter(), time.process_time()
+        middle, start, mine = cpu_seconds(pid), time.perf_counter(), time.process_time()
         scorer.score_requests([made[k]])
         here.append(time.perf_counter() - start)
         cpu.append((middle - before, time.process_time() - mine))
@@ -264,7 +259,7 @@ def _events(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Time the process has computed, on all cores; 0 where /proc is not there. Busy neighbours do not add to it."""
     try:
         with open(f"/proc/{pid}/stat") as f:

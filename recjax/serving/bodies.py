@@ -10,16 +10,28 @@ page) without any code. A score request is
 
 and candidates and lists of events may also be columns, {"item": ["b", "c"], "price": [1.5, 2]}, which is smaller and
 several times faster to read. All types are explicit: nothing is guessed from values.
+
+What is read at all is bounded by what the schema can need: a body with more keys, values or brackets than the largest
+possible request is refused before it is parsed, lists end at their first fault, and unknown keys are looked for
+afterwards, so that no body costs much more than a good one of its size.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from recjax.schema import Feature, Schema
@@ -28,16 +40,45 @@ from recjax.serving.counters import Counters
 
 LAST_SECOND = 253_402_300_799  # of the year 9999; what is later is not in seconds
 MAX_TEXT = 1024
-_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+# Unknown keys are let through to be refused by `_known`: pydantic would make an error of each of 90,000.
+_CONFIG = ConfigDict(
+    extra="allow",
+    strict=True,
+    allow_inf_nan=False,
+    json_schema_extra={"additionalProperties": False},
+)
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-_INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def _integers(least: int, most: int, **about: str) -> Any:
+    """Integers in JSON's sense, to which 1.0 belongs as long as floats are exact."""
+    exact = core_schema.float_schema(
+        strict=True, multiple_of=1, ge=-(2**53), le=2**53, allow_inf_nan=False
+    )
+    either = core_schema.union_schema(
+        [
+            core_schema.int_schema(strict=True),
+            core_schema.no_info_after_validator_function(int, exact),
+        ],
+        mode="left_to_right",
+        custom_error_type="integer",
+        custom_error_message="Input should be a valid integer",
+    )
+    bounded = core_schema.chain_schema([either, core_schema.int_schema(ge=least, le=most)])
+    schema = {"type": "integer", "minimum": least, "maximum": most, **about}
+    return Annotated[int, GetPydanticSchema(lambda *_: bounded), WithJsonSchema(schema)]
+
+
+_INTEGER = _integers(-(2**63), 2**63 - 1)
 _FLOAT = Annotated[float, Field(ge=-_MAX_FLOAT, le=_MAX_FLOAT)]
 _STRING = Annotated[str, Field(max_length=MAX_TEXT)]
-_TIME = Annotated[int, Field(ge=0, le=LAST_SECOND, description="seconds since 1970")]
+_TIME = _integers(0, LAST_SECOND, description="seconds since 1970")
+_DEADLINE = _integers(1, 3_600_000)
 _USER = Annotated[str, Field(min_length=1, max_length=256, description="key of stored events")]
+_FREE_MARKS = 512  # what a small body may have of each mark, whatever the schema
+_SCORE_KEYS = ("time", "user", "deadline_ms", "history", "candidates")
 _SECTIONS = ("profile", "context", "treatment", "trigger")
 _SENTENCES = {
-    "extra_forbidden": "is unknown; leave it out, or reload the artifact that reads it",
     "too_long": "has more than {max_length} entries; send fewer, in several requests if need be",
     "too_short": "has fewer than {min_length} entries; leave such requests out",
     "string_too_long": "has more than {max_length} characters; send the value the model was trained on",
@@ -93,8 +134,18 @@ class Bodies:
         kinds: Mapping[str, str],
         max_candidates: int,
         counters: Counters | None = None,
+        max_events: int = 1000,
     ):
-        """`kinds`: id space -> "integer" or "string", what its vocabulary holds; `counters`: that the service keeps."""
+        """What is read for one schema.
+
+        Args:
+          schema: Of the function served.
+          kinds: Id space -> "integer" or "string", what its vocabulary holds.
+          max_candidates: Of a request.
+          counters: That the service keeps.
+          max_events: Of a list, in a request.
+        """
+        self._max_events = max_events
         self._sections = {r: schema.select(r) for r in _SECTIONS if schema.select(r)}
         self._candidates = [f.name for f in schema.select("candidate")]
         self.lists = {
@@ -111,18 +162,38 @@ class Bodies:
         events = self._events(schema)
         self._kept = {n for s in counters.specs for n in s.features} if counters else set()
         self._score = TypeAdapter(self._score_type(schema, events, max_candidates))
+        self._fields = {f.name: f.multi or f.vector for f in schema.features}
         self.appended = dict(self.lists)
         if counters and counters.specs:
             self.appended[counters.list] = self._counted(schema, counters, events)
         lists = _object("Lists", {name: NotRequired[t] for name, t in events.items()})
         self._append = TypeAdapter(_object("EventsRequest", {"user": _USER, "events": lists}))
+        listed = {max_events: self.appended.values()}
+        sections = [[f.name for f in s] for s in self._sections.values()]
+        self._most_events = self._marks(listed)
+        self._most_score = self._marks({1: sections, max_candidates: [self._candidates], **listed})
+
+    def _marks(self, rows: Mapping[int, Iterable[Sequence[str]]]) -> dict[str, int]:
+        """The most of each mark that a body needs: {number of rows: [fields of each kind of row]}."""
+        most = dict.fromkeys(",:{[", _FREE_MARKS)
+        for n, kinds in rows.items():
+            for names in kinds:
+                widths = [self._fields.get(name, 0) for name in names]
+                most[":"] += n * len(names)
+                most[","] += n * (len(names) + sum(widths))
+                most["{"] += n
+                most["["] += n * sum(map(bool, widths)) + len(names)
+        return most
 
     def _events(self, schema: Schema) -> dict[str, Any]:
         out = {}
         for name in self.lists:
             fields = {f.name: self._value(f) for f in schema.features if f.list == name}
-            out[name] = _rows_or_columns(f"Event_{name}", {"time": _TIME, **fields})
+            out[name] = self._list(f"Event_{name}", {"time": _TIME, **fields})
         return out
+
+    def _list(self, name: str, fields: dict[str, Any]) -> Any:
+        return _rows_or_columns(name, fields, 0, self._max_events)
 
     def _counted(self, schema: Schema, counters: Counters, events: dict[str, Any]) -> list[str]:
         """Adds to the events of the counters' list what counters read and the model does not."""
@@ -131,14 +202,14 @@ class Bodies:
         for name, request in counters.fields.items():
             own.setdefault(name, self._value(schema.feature(request)))
         fields = {"time": _TIME, **own}
-        events[counters.list] = _rows_or_columns(f"Counted_{counters.list}", fields)
+        events[counters.list] = self._list(f"Counted_{counters.list}", fields)
         return [*known, *(n for n in own if n not in known)]
 
     def _score_type(self, schema: Schema, events: Mapping[str, Any], max_candidates: int) -> Any:
         fields: dict[str, Any] = {
             "time": NotRequired[_TIME],
             "user": NotRequired[_USER],
-            "deadline_ms": NotRequired[Annotated[int, Field(ge=1, le=3_600_000)]],
+            "deadline_ms": NotRequired[_DEADLINE],
         }
         for role, features in self._sections.items():
             fields[role] = _object(role.title(), {f.name: self._value(f) for f in features})
@@ -154,12 +225,13 @@ class Bodies:
 
     def _value(self, f: Feature) -> Any:
         if f.kind == "vector":
-            return Annotated[list[_FLOAT], Field(min_length=f.vector, max_length=f.vector)]
+            size = Field(min_length=f.vector, max_length=f.vector, fail_fast=True)
+            return Annotated[list[_FLOAT], size]
         if f.kind == "dense":
             return _FLOAT
         one = _INTEGER if self._kinds[f.id_space] == "integer" else _STRING
         one = one if f.name in self._never_null else one | None
-        return list[one] if f.multi else one
+        return Annotated[list[one], Field(fail_fast=True)] if f.multi else one
 
     def _arrow(self, f: Feature) -> pa.DataType:
         t = pa.float64()
@@ -173,15 +245,22 @@ class Bodies:
 
     def score(self, body: bytes) -> ScoreRequest:
         """Raises BodyError."""
-        got = _read(self._score, body)
+        got = _read(self._score, body, self._most_score)
+        sections = {role: [f.name for f in s] for role, s in self._sections.items()}
+        _known(got, {*sections, *_SCORE_KEYS}, "")
+        for role, names in sections.items():
+            _known(got[role], {*names}, role)
+        _known(got.get("history", {}), self.lists.keys(), "history")
         values = {n: v for role in self._sections for n, v in got[role].items()}
         if "time" in got:
             values["time"] = got["time"]
         for name, events in got.get("history", {}).items():
+            _known_in_list(events, {*self.lists[name], *self.appended[name]}, f"history.{name}")
             columns = _columns(events, self.lists[name], f"history.{name}")
             values |= {f"{name}/time" if n == "time" else n: v for n, v in columns.items()}
         candidates = 1
         if self._candidates:
+            _known_in_list(got["candidates"], {*self._candidates}, "candidates")
             sent = [n for n in self._candidates if n not in self._kept]
             sent += _sent_by_all(got["candidates"], self._kept)
             columns = _columns(got["candidates"], sent, "candidates")
@@ -197,7 +276,11 @@ class Bodies:
 
     def events(self, body: bytes) -> EventsRequest:
         """Raises BodyError."""
-        got = _read(self._append, body)
+        got = _read(self._append, body, self._most_events)
+        _known(got, {"user", "events"}, "")
+        _known(got["events"], self.appended.keys(), "events")
+        for name, events in got["events"].items():
+            _known_in_list(events, {*self.appended[name]}, f"events.{name}")
         lists = {n: _columns(e, self.appended[n], f"events.{n}") for n, e in got["events"].items()}
         return EventsRequest(got["user"], lists)
 
@@ -280,15 +363,45 @@ def _columns(value: Any, names: Sequence[str], where: str) -> dict[str, list]:
 # --------------------------------------------------------------------------------------------------- sentences
 
 
-def _read(adapter: TypeAdapter, body: bytes) -> dict[str, Any]:
+def _read(adapter: TypeAdapter, body: bytes, most: Mapping[str, int]) -> dict[str, Any]:
+    over = _over(np.frombuffer(body, np.uint8), most)
+    if over and (over := _over(_outside_strings(body), most)):
+        raise BodyError(
+            f"the body has more than {most[over]} '{over}', more than any request of this model needs; "
+            "send what /openapi.json describes, in several requests if need be"
+        )
     try:
         return adapter.validate_json(body)
     except ValidationError as e:
-        if e.error_count() > 1000:  # listing them would take longer than reading the body
-            raise BodyError(
-                f"the body has {e.error_count()} faults; send what /openapi.json describes"
-            ) from None
         raise _sentence(e.errors(include_url=False, include_input=False)) from None
+
+
+def _over(text: np.ndarray, most: Mapping[str, int]) -> str:
+    """The first mark of which a text has more; "" for none."""
+    over = (m for m, n in most.items() if np.count_nonzero(text == ord(m)) > n)
+    return next(over, "")
+
+
+def _outside_strings(body: bytes) -> np.ndarray:
+    if b"\\" in body:  # an escaped quote ends no string
+        body = body.replace(b"\\\\", b"..").replace(b'\\"', b"..")
+    text = np.frombuffer(body, np.uint8)
+    return text[np.cumsum(text == ord('"'), dtype=np.int32) % 2 == 0]
+
+
+def _known(value: Mapping[str, Any], names: Collection[str], where: str) -> None:
+    if not value.keys() <= names:
+        name = _path((where, next(n for n in value if n not in names)))
+        raise BodyError(f"{name} is unknown; leave it out, or reload the artifact that reads it")
+
+
+def _known_in_list(value: Any, names: set[str], where: str) -> None:
+    """For rows or columns."""
+    if isinstance(value, dict):
+        return _known(value, names, where)
+    for i, row in enumerate(value):
+        if not row.keys() <= names:
+            _known(row, names, f"{where}[{i}]")
 
 
 def _sentence(errors: list[dict[str, Any]]) -> BodyError:

@@ -92,8 +92,16 @@ def load(
     requests: Sequence[int],
     candidates: Sequence[int],
     prefix_bytes: int = 0,
+    max_events: int = 1000,
 ) -> Model:
-    """Loads, verifies and compiles an artifact; `prefix_bytes` bounds the prefix cache, 0 leaves it out.
+    """Loads, verifies and compiles an artifact.
+
+    Args:
+      path: Its directory.
+      function: Its name; "" takes "score", or the only one there is.
+      requests, candidates: Bucket sizes.
+      prefix_bytes: Of the prefix cache; 0 leaves it out.
+      max_events: Of one list, in a request.
 
     Raises:
       ArtifactError: It cannot be served. A directory replaced meanwhile is read again.
@@ -103,7 +111,7 @@ def load(
         here = path.resolve()  # `path` may be a link that is pointed elsewhere
         before = _stamp(here)
         try:
-            model = _load(here, function, requests, candidates, prefix_bytes)
+            model = _load(here, function, requests, candidates, prefix_bytes, max_events)
         except ArtifactError:
             if attempt == 4 or (before and _stamp(path) == before):
                 raise
@@ -115,7 +123,9 @@ def load(
     raise ArtifactError(f"{path} changes faster than it can be loaded; publish less often")
 
 
-def _load(path: pathlib.Path, function: str, requests, candidates, prefix_bytes) -> Model:
+def _load(
+    path: pathlib.Path, function: str, requests, candidates, prefix_bytes, max_events
+) -> Model:
     scorer = Scorer(artifacts.load(path), function, requests=requests, candidates=candidates)
     for name, x in scorer.artifact.check.items():
         if "/out/" in name and not np.isfinite(x).all():
@@ -124,7 +134,7 @@ def _load(path: pathlib.Path, function: str, requests, candidates, prefix_bytes)
     counters = _counters(scorer)
     model = Model(
         scorer,
-        bodies.Bodies(scorer.schema, kinds, max(candidates), counters),
+        bodies.Bodies(scorer.schema, kinds, max(candidates), counters, max_events),
         tuple(sorted(candidates)),
         counters,
         _prefix_cache(scorer, requests, candidates, prefix_bytes),

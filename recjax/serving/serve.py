@@ -29,6 +29,7 @@ _DEFAULT = Limits()
 # that refuses requests: at twice the sustainable rate 184 requests a second were answered, at 1 ms 252, at 0.2 ms
 # 314, which costs a sixth of the rate of a service that is only busy.
 SWITCH_SECONDS = 1e-3
+_BACKLOG = 128  # asyncio accepts as many before it does anything else
 
 
 def read_token(file: str) -> str:
@@ -43,11 +44,33 @@ def read_token(file: str) -> str:
     return token
 
 
+def server_of(
+    service: Service, host: str = "127.0.0.1", port: int = 0, grace_s: int = 30
+) -> uvicorn.Server:
+    """The server of a service; a failed first load ends it."""
+    config = uvicorn.Config(
+        service.app,
+        host=host,
+        port=port,
+        http=service.guard.protocol,
+        ws="none",
+        access_log=False,
+        log_level="error",  # what clients do wrong is counted, not logged: they could fill the disk
+        backlog=_BACKLOG,
+        timeout_keep_alive=75,  # longer than the usual 60 s of proxies, so that they close first
+        timeout_graceful_shutdown=grace_s,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    service.on_failure = lambda: setattr(server, "should_exit", True)
+    return server
+
+
 def listen(server: uvicorn.Server) -> socket.socket:
     """Prepares this process and binds: who connects from now on waits for the start instead of being refused."""
     sys.setswitchinterval(SWITCH_SECONDS)
     sock = server.config.bind_socket()
-    sock.listen(2048)
+    sock.listen(_BACKLOG)
     return sock
 
 
@@ -72,6 +95,10 @@ def main(_) -> None:
         wait_ms=_WAIT.value,
         deadline_ms=_DEADLINE.value,
         body_bytes=_BODY.value,
+        connections=_CONNECTIONS.value,
+        head_bytes=_HEAD.value,
+        head_s=_HEAD_S.value,
+        faults=_FAULTS.value,
         events=_EVENTS.value,
         events_per_list=_PER_LIST.value,
         prefix_mib=_PREFIX.value,
@@ -80,19 +107,7 @@ def main(_) -> None:
     if _HOST.value not in _LOOPBACK and not token:
         logging.warning("--host=%s without a token: everybody who reaches it may ask", _HOST.value)
     service = Service(_ARTIFACT.value, limits, function=_FUNCTION.value, token=token)
-    config = uvicorn.Config(
-        service.app,
-        host=_HOST.value,
-        port=_PORT.value,
-        access_log=False,
-        log_level="warning",
-        timeout_keep_alive=75,  # longer than the usual 60 s of proxies, so that they close first
-        timeout_graceful_shutdown=_GRACE.value,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-    service.on_failure = lambda: setattr(server, "should_exit", True)
-    run(service, server)
+    run(service, server_of(service, _HOST.value, _PORT.value, _GRACE.value))
 
 
 def _sizes(values: list[str]) -> bool:
@@ -121,6 +136,17 @@ if __name__ == "__main__":
     )
     _DEADLINE = flags.DEFINE_integer("deadline_ms", _DEFAULT.deadline_ms, "of a request", 1)
     _BODY = flags.DEFINE_integer("body_bytes", _DEFAULT.body_bytes, "of a request", 1)
+    _CONNECTIONS = flags.DEFINE_integer(
+        "connections", _DEFAULT.connections, "at a time; one more closes the longest idle", 1
+    )
+    _HEAD = flags.DEFINE_integer("head_bytes", _DEFAULT.head_bytes, "of a request's headers", 256)
+    _HEAD_S = flags.DEFINE_float("head_s", _DEFAULT.head_s, "for a request's headers", 0.1)
+    _FAULTS = flags.DEFINE_integer(
+        "faults",
+        _DEFAULT.faults,
+        "refusals a second that go out at once; the rest wait a little",
+        0,
+    )
     _EVENTS = flags.DEFINE_integer("events", _DEFAULT.events, "stored in all", 1)
     _PER_LIST = flags.DEFINE_integer(
         "events_per_list", _DEFAULT.events_per_list, "stored of one user in one list", 1

@@ -35,9 +35,12 @@ from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded
 from recjax.serving.bodies import BodyError, EventsRequest, ScoreRequest
 from recjax.serving.counters import Counters
 from recjax.serving.events import Events
+from recjax.serving.protocol import Guard
 from recjax.serving.requests import RequestError
 from recjax.serving.telemetry import Telemetry
 
+LARGE = 1 << 16  # bytes of a body whose parsing takes turns
+BODIES = 64  # of the largest size, that may be on their way at a time
 OPEN = ("/healthz", "/readyz")  # without the token: probes have none
 _log = logging.getLogger("recjax.serving")
 
@@ -53,6 +56,10 @@ class Limits:
       wait_ms: How long an idle scorer waits for more requests to batch; see `Batcher`.
       deadline_ms: Of a request that names none, and the most it may name.
       body_bytes: Of a request.
+      connections: At a time; see `protocol` for this and the next three.
+      head_bytes: Of what is not body.
+      head_s: For the headers to arrive.
+      faults: Refusals a second that go out at once.
       events: Stored in all.
       events_per_list: Stored of one user in one list.
       prefix_mib: Of the prefix cache; 0 scores every request whole.
@@ -64,6 +71,10 @@ class Limits:
     wait_ms: float = 0.0
     deadline_ms: int = 1000
     body_bytes: int = 1 << 20
+    connections: int = 512
+    head_bytes: int = 1 << 14
+    head_s: float = 5.0
+    faults: int = 20
     events: int = 1_000_000
     events_per_list: int = 1000
     prefix_mib: int = 256
@@ -87,14 +98,23 @@ class Service:
         on_failure: Callable[[], None] = lambda: None,
     ):
         self.limits, self.telemetry = limits, Telemetry()
+        self.guard = Guard(
+            limits.connections,
+            limits.head_bytes,
+            limits.head_s,
+            limits.faults,
+            lambda reason: self.telemetry.refused.labels(reason).inc(),
+        )
         self.model: live.Model | None = None
         self.failure = ""
         self._path, self._function, self._token = path, function, token
         self.on_failure = on_failure
-        self._loading = asyncio.Lock()
+        self._loading, self._large = asyncio.Lock(), asyncio.Lock()
+        self._held = 0  # bytes of bodies that are being read
         self._joining: Counters | None = None  # of an artifact that is about to be served
         self._behind: set[str] = set()  # users whose events it has not counted yet
         self._events = Events(limits.events, limits.events_per_list)
+        self._documented: tuple[Any, Any] = None, None
         self._batcher = Batcher(
             self._score_batch,
             sizes=limits.requests,
@@ -125,7 +145,7 @@ class Service:
             HTTPException: _http_problem,
             BodyError: lambda _, e: problem(e.status, str(e)),
             RequestError: lambda _, e: problem(422, str(e)),
-            Overloaded: lambda _, e: problem(429, str(e), {"retry-after": str(e.retry_after)}),
+            Overloaded: lambda _, e: _overloaded(e),
             DeadlinePassed: lambda _, e: problem(
                 504, "the deadline passed; allow more time or send less"
             ),
@@ -162,6 +182,7 @@ class Service:
         async with self._loading:
             make = dict(requests=self.limits.requests, candidates=self.limits.candidates)
             make |= dict(function=self._function, prefix_bytes=self.limits.prefix_mib << 20)
+            make |= dict(max_events=self.limits.events_per_list)
             loaded = await asyncio.to_thread(live.load, self._path, **make)
             if self.model and self.model.stamp == loaded.stamp:
                 return False
@@ -192,10 +213,7 @@ class Service:
     async def _score(self, request: Request) -> Response:
         arrived = asyncio.get_running_loop().time()
         model = self._ready()
-        self._batcher.admit(
-            arrived + self.limits.deadline_ms / 1e3
-        )  # before the body costs anything
-        asked = model.bodies.score(await self._body(request))
+        asked = await self._parsed(request, model.bodies.score)
         allowed = min(asked.deadline_ms or self.limits.deadline_ms, self.limits.deadline_ms)
         values = self._complete(model, asked)
         group = model, model.bucket(asked.candidates), prefix.KEY in values
@@ -251,7 +269,7 @@ class Service:
 
     async def _append(self, request: Request) -> Response:
         model = self._ready()
-        asked = model.bodies.events(await self._body(request))
+        asked = await self._parsed(request, model.bodies.events)
         stored = {n: self._events.append(asked.user, n, c) for n, c in asked.lists.items()}
         for counters in (self.model.counters, self._joining):
             behind = counters is self._joining and asked.user in self._behind
@@ -285,16 +303,20 @@ class Service:
         return Response(text, headers={"content-type": kind})
 
     async def _openapi(self, _: Request) -> Response:
-        return JSONResponse(self._document())
+        return Response(self._pages()[0], media_type="application/json")
 
     async def _docs(self, _: Request) -> Response:
-        return HTMLResponse(openapi.page(self._document()))
+        return HTMLResponse(self._pages()[1])
 
-    def _document(self) -> dict[str, Any]:
+    def _pages(self) -> tuple[bytes, str]:
+        """openapi.json and /docs, made once for each model: they take longer than scoring."""
         model = self._ready()
-        return openapi.document(
-            model.bodies, model.scorer.outputs, version=model.stamp, token=bool(self._token)
-        )
+        if self._documented[0] is not model:
+            doc = openapi.document(
+                model.bodies, model.scorer.outputs, version=model.stamp, token=bool(self._token)
+            )
+            self._documented = model, (to_json(doc), openapi.page(doc))
+        return self._documented[1]
 
     def _ready(self) -> live.Model:
         if self.model is None:
@@ -302,6 +324,23 @@ class Service:
                 503, "the artifact is still being loaded; ask again soon", {"retry-after": "1"}
             )
         return self.model
+
+    async def _parsed(self, request: Request, parse: Callable[[bytes], Any]) -> Any:
+        """Large bodies take turns, and at most half of the loop's time: they may not delay small ones for long."""
+        body = await self._body(request)
+        if len(body) <= LARGE:
+            return parse(body)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.limits.deadline_ms / 1e3):
+                await self._large.acquire()
+        except TimeoutError:
+            raise DeadlinePassed from None
+        start = loop.time()
+        try:
+            return parse(body)
+        finally:
+            loop.call_later(loop.time() - start, self._large.release)
 
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -320,11 +359,24 @@ class Service:
             async with asyncio.timeout(self.limits.deadline_ms / 1e3):
                 async for chunk in request.stream():
                     body += chunk
+                    self._held += len(chunk)
                     if len(body) > limit:
                         raise too_large
+                    if self._held > BODIES * limit:
+                        raise Overloaded(1)
         except TimeoutError:
             raise BodyError("the body did not arrive in time; send it at once", 408) from None
+        finally:
+            self._held -= len(body)
         return bytes(body)
+
+    def overloaded(self) -> Overloaded | None:
+        """Why a request that comes now would not be answered in time."""
+        try:
+            deadline = asyncio.get_running_loop().time() + self.limits.deadline_ms / 1e3
+            self._batcher.admit(deadline)
+        except Overloaded as e:
+            return e
 
     def allowed(self, scope: Scope) -> bool:
         """True when the request carries the token, or needs none."""
@@ -350,13 +402,21 @@ class Frame:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if 400 <= status < 500 and status != 429:
+                    await asyncio.sleep(self._service.guard.pause())
                 model = self._service.model
                 headers = message.setdefault("headers", [])
                 if model and not any(k == b"recjax-stamp" for k, _ in headers):
                     headers.append((b"recjax-stamp", model.stamp.encode()))
             await send(message)
 
-        app = self._app if self._service.allowed(scope) else _unauthorized()
+        app = self._app
+        if not self._service.allowed(scope):
+            app = _unauthorized()
+        elif scope["path"] not in self._paths:
+            app = problem(404, "there is no such path; /docs lists what there is")
+        elif scope["path"] == "/v1/score" and (busy := self._service.overloaded()):
+            app = _overloaded(busy)  # before the body costs anything
         try:
             await app(scope, receive, stamped)
         finally:
@@ -378,12 +438,15 @@ def _unauthorized() -> Response:
     )
 
 
+def _overloaded(e: Overloaded) -> Response:
+    return problem(429, str(e), {"retry-after": str(e.retry_after)})
+
+
 async def _http_problem(request: Request, e: HTTPException) -> Response:
-    details = {
-        404: "there is no such path; /docs lists what there is",
-        405: f"{request.method} is not for this path; /docs says what is",
-    }
-    return problem(e.status_code, details.get(e.status_code, e.detail), e.headers)
+    detail = e.detail
+    if e.status_code == 405:
+        detail = f"{request.method} is not for this path; /docs says what is"
+    return problem(e.status_code, detail, e.headers)
 
 
 async def _healthy(_: Request) -> Response:

@@ -20,6 +20,12 @@ class Telemetry:
         self.requests = Counter(
             "recjax_requests", "Answers by path and status.", ["path", "status"], registry=r
         )
+        self.refused = Counter(
+            "recjax_refused_connections",
+            "Ended before a request was whole, by reason.",
+            ["reason"],
+            registry=r,
+        )
         self.seconds = Histogram(
             "recjax_request_seconds",
             "From the request's first byte to the answer's.",

@@ -6,20 +6,19 @@ import time
 
 import httpx
 import numpy as np
-import uvicorn
 
+from recjax.serving.serve import server_of
 from recjax.serving.service import Limits, Service
 
-LIMITS = Limits(requests=(1, 4), candidates=(4, 16), deadline_ms=20_000)
+LIMITS = Limits(requests=(1, 4), candidates=(4, 16), deadline_ms=20_000, faults=10**6)
 
 
 @contextlib.contextmanager
 def serving(path, limits=LIMITS, **options):
     """(httpx client, service), ready."""
     service = Service(path, limits, **options)
-    config = uvicorn.Config(service.app, port=0, log_level="critical", access_log=False)
-    server = uvicorn.Server(config)
-    sock = config.bind_socket()
+    server = server_of(service)
+    sock = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"

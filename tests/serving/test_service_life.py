@@ -13,7 +13,6 @@ import httpx
 import jax
 import numpy as np
 import pytest
-import uvicorn
 
 from experiments.bench import serving_http as bench_http
 from recjax.serving import artifact, live, serve
@@ -175,8 +174,7 @@ def test_sigterm_answers_what_has_arrived_and_exits_cleanly(exported):
 def test_nothing_to_serve_is_said_and_exits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process's handlers stay
     service = Service(tmp_path / "none")
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="critical"))
-    service.on_failure = lambda: setattr(server, "should_exit", True)
+    server = serve.server_of(service)
     with pytest.raises(SystemExit, match="error: .*none does not exist"):
         serve.run(service, server)
     assert "serves on http://127.0.0.1:" in capsys.readouterr().out
