@@ -12,12 +12,13 @@ one-sided p of Student's t. Writes gates.json.
 import json
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from recjax.runtime.run import plain, set_up, write_text
+from recjax import command
+from recjax.runtime.run import plain, read_json, set_up, write_text
 from recjax.training.opening import evaluator_for, open_run
 
 
@@ -72,7 +73,7 @@ def run(workdir: epath.PathLike) -> dict:
     """All AW-MoE runs of a comparison; writes and returns gates.json's content."""
     root, found = epath.Path(workdir), {}
     for place in sorted(root.glob("*/seed-*")):
-        config = json.loads((place / "config.json").read_text())
+        config = read_json(place / "config.json")
         if config["model"]["name"] == "aw_moe":
             found.setdefault(place.parent.name, {})[place.name] = figures(place)
     rise = {}
@@ -108,4 +109,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "folder of experiments.compare")
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    command.run(main)

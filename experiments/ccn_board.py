@@ -16,6 +16,7 @@ from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation
+from recjax import command
 from recjax.runtime.run import plain, set_up, write_text
 from recjax.training.loop import train
 
@@ -98,4 +99,4 @@ if __name__ == "__main__":
     _VARIANTS = flags.DEFINE_list("variants", [], "default: all")
     _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs")
     flags.mark_flags_as_required(["workdir"])
-    app.run(main)
+    command.run(main)

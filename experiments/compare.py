@@ -31,11 +31,11 @@ from ml_collections import ConfigDict
 import numpy as np
 from scipy.special import expit
 
-from recjax import configs
+from recjax import command, configs
 from recjax.evaluation import kept_scores
 from recjax.evaluation.kept_scores import Rows
 from recjax.metrics import classification, comparison
-from recjax.runtime.run import Interrupted, plain, set_up, write_text
+from recjax.runtime.run import Interrupted, plain, read_json, set_up, write_text
 from recjax.training import opening
 from recjax.training.loop import train
 
@@ -206,7 +206,7 @@ def _known(seeds: Sequence[int | None]) -> int:
 
 
 def _summary(run: epath.Path) -> dict:
-    return json.loads((run / "summary.json").read_text())
+    return read_json(run / "summary.json")
 
 
 def _values(each: Sequence[Mapping[str, Any]]) -> dict[str, dict]:
@@ -326,4 +326,4 @@ if __name__ == "__main__":
     )
     _RESAMPLES = flags.DEFINE_integer("resamples", 200, "of the bootstrap", lower_bound=2)
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command.run(main)

@@ -8,11 +8,12 @@ several runs, and the compiled program's temporary memory; a dense incidence mat
 
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax import command
 from recjax.layers.hypergraph import HypergraphConv, Incidence
 from recjax.runtime.run import set_up
 
@@ -60,4 +61,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     _WIDTH = flags.DEFINE_integer("width", 128, "d")
-    app.run(main)
+    command.run(main)

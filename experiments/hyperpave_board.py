@@ -11,11 +11,12 @@ interval, and a bootstrap over products. Finished runs are kept: the same comman
 
 import json
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation, scored
+from recjax import command
 from recjax.data.sets.product_catalog import Catalog
 from recjax.metrics.comparison import half_width
 from recjax.models import hyperpave
@@ -120,4 +121,4 @@ if __name__ == "__main__":
     _SEEDS = flags.DEFINE_integer("seeds", 3, "splits and initial values", lower_bound=1)
     _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs")
     flags.mark_flags_as_required(["source", "workdir"])
-    app.run(main)
+    command.run(main)

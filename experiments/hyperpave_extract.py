@@ -7,16 +7,16 @@ has. Without --category: the one whose training titles are nearest in text. --ti
 title takes: its text's embedding, and the score of every aspect of the category.
 """
 
-import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
+from recjax import command
 from recjax.data.sets import text as texts
-from recjax.runtime.run import set_up
+from recjax.runtime.run import read_json, set_up
 from recjax.serving.bench import percentile, times
 from recjax.training.opening import open_run
 
@@ -39,7 +39,7 @@ class Extractor:
                 f"{run} has no summary.json; train first: python -m recjax.train "
                 f"--config=experiments/hyperpave_oa_mine.py --config.data.source=FOLDER --workdir={run}"
             )
-        self.threshold = json.loads(summary.read_text())["validation"]["threshold"]
+        self.threshold = read_json(summary)["validation"]["threshold"]
         best = bool(list(pathlib.Path(run).glob("checkpoints/best*")))
         self.config, self.data, self.system, self.trees, _ = open_run(run, best=best)
         self.encode = texts.encoder(self.config.data.prepare.get("text", "wordllama"))
@@ -116,4 +116,4 @@ if __name__ == "__main__":
     _TOP = flags.DEFINE_integer("top", 20, "aspects to print at most", lower_bound=1)
     _TIMING = flags.DEFINE_integer("timing", 0, "calls to time", lower_bound=0)
     flags.mark_flag_as_required("title")
-    app.run(main)
+    command.run(main)

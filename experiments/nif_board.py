@@ -21,12 +21,12 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from experiments import compare
-from recjax import configs
+from recjax import command, configs
 from recjax.runtime.run import set_up
 from recjax.training.loop import train
 
@@ -130,4 +130,4 @@ if __name__ == "__main__":
     _SET = flags.DEFINE_multi_string("set", [], "key=value for every config")
     _GENERATOR = flags.DEFINE_multi_string("generator", [], "key=value for the generators alone")
     _SPLIT = flags.DEFINE_list("split", ["test"], "splits to compare on")
-    app.run(main)
+    command.run(main)

@@ -19,8 +19,9 @@ from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 
+from recjax import command
 from recjax.data import open_data
-from recjax.runtime.run import Stop, set_up, write_text
+from recjax.runtime.run import Stop, read_json, set_up, write_text
 from recjax.serving import artifact as artifacts
 from recjax.serving.export import export_run
 from recjax.serving.prerank import Preranker
@@ -57,7 +58,7 @@ def hit_rate(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 
 def requests(run: epath.Path, split: str, count: int) -> list[dict]:
     """The first requests of a split, one a batch."""
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    config = ConfigDict(read_json(run / "config.json"))
     batches = open_data(config.data).batches(split, 1, examples=count)
     return list(batches)
 
@@ -71,7 +72,7 @@ def seeds_of(workdir: epath.PathLike) -> dict[str, dict[str, epath.Path]]:
 
 
 def model_of(run: epath.Path) -> dict[str, Any]:
-    return json.loads((run / "config.json").read_text())["model"]
+    return read_json(run / "config.json")["model"]
 
 
 def board(workdir: epath.PathLike, split: str, count: int, k: int, poll=lambda: None) -> dict:
@@ -89,7 +90,7 @@ def board(workdir: epath.PathLike, split: str, count: int, k: int, poll=lambda: 
             logging.info("%s, %s", seed, name)
             poll()
             mine = ranker(run)
-            row = figures(json.loads((run / "summary.json").read_text()), split)
+            row = figures(read_json(run / "summary.json"), split)
             row["hr"] = hit_rate(tops(mine, asked, k), reference)
             if "item/codes" in mine.artifact.derived:
                 row["hr, other codes"] = hit_rate(tops(other_codes(mine), asked, k), reference)
@@ -143,4 +144,4 @@ if __name__ == "__main__":
     _SPLIT = flags.DEFINE_string("split", "test", "whose requests")
     _REQUESTS = flags.DEFINE_integer("requests", 200, "of the split", 1)
     _K = flags.DEFINE_integer("k", 100, "of HR@k", 1)
-    app.run(main)
+    command.run(main)

@@ -17,7 +17,7 @@ import dataclasses
 import json
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 
 from experiments.boards import pyplot
 from experiments.compare import Entry, entry
-from recjax import embedding
+from recjax import command, embedding
 from recjax.inputs import raw_ids
 from recjax.layers.fields import matched_fields
 from recjax.metrics import correlation
@@ -219,4 +219,4 @@ if __name__ == "__main__":
     _POSITIONS = flags.DEFINE_integer("positions", 10, "events before the request", lower_bound=1)
     _EXAMPLES = flags.DEFINE_integer("examples", 0, "prefix of each split; 0: all")
     _LEAST = flags.DEFINE_integer("least", 100, "events of a cell that counts")
-    app.run(main)
+    command.run(main)

@@ -11,12 +11,12 @@ qini.png holds the curves, mean over seeds. Finished runs are kept: the same com
 
 import json
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 import numpy as np
 
 from experiments.boards import config_of, deviation, pyplot, scored
-from recjax import configs
+from recjax import command, configs
 from recjax.metrics import ranking, uplift
 from recjax.metrics.comparison import half_width
 from recjax.runtime.run import plain, set_up, write_text
@@ -133,4 +133,4 @@ if __name__ == "__main__":
     _SEEDS = flags.DEFINE_integer("seeds", 5, "splits and initial values", lower_bound=1)
     _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs")
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    command.run(main)

@@ -16,7 +16,9 @@ import shlex
 import subprocess
 import sys
 
-from absl import app, flags
+from absl import flags
+
+from recjax import command as commands
 
 # docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus: accelerator labels, chips of a multi-host node
 ACCELERATORS = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
@@ -127,4 +129,4 @@ if __name__ == "__main__":
         "dry_run", False, "print the manifest or the command and submit nothing"
     )
     flags.mark_flags_as_required(["name", "image", "topology"])
-    app.run(main)
+    commands.run(main)

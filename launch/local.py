@@ -19,7 +19,9 @@ import sys
 import threading
 import time
 
-from absl import app, flags
+from absl import flags
+
+from recjax import command as commands
 
 Child = subprocess.Popen
 GRACE = 10.0  # seconds between asking the others of a dead process to end and ending them
@@ -144,4 +146,4 @@ if __name__ == "__main__":
     _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "cuda"], "where they run")
     _PORT = flags.DEFINE_integer("port", 0, "of the coordinator; 0: a free one")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands and start nothing")
-    app.run(main)
+    commands.run(main)

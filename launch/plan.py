@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,7 +29,7 @@ import numpy as np
 from launch import flops
 from launch.abstract_data import AbstractData
 from launch.chips import CHIPS, Chip
-from recjax import configs, embedding, models
+from recjax import command, configs, embedding, models
 from recjax.data import open_data
 from recjax.embedding import hlo
 from recjax.embedding.placement import SMALL, Skew
@@ -332,4 +332,4 @@ if __name__ == "__main__":
     _JSON = flags.DEFINE_bool("json", False, "print one JSON object")
     _OUT = flags.DEFINE_string("out", "", "also write what is printed to this file")
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    command.run(main)

@@ -11,10 +11,11 @@ cold items, scenes and history lengths (`recjax.data.loading.slices`; docs/evalu
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 import jax
 
+from recjax import command
 from recjax.evaluation import score_files
 from recjax.runtime import hosts
 from recjax.runtime.run import set_up, write_text
@@ -67,4 +68,4 @@ if __name__ == "__main__":
     )
     _BEST = flags.DEFINE_bool("best", False, "the best checkpoint rather than the newest")
     _OUT = flags.DEFINE_string("out", "", "folder for evaluation-<split>.json; default: the run's")
-    app.run(main)
+    command.run(main)

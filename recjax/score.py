@@ -14,8 +14,9 @@ scores its own blocks and writes scores-0000i-of-0000n.parquet; `python -m recja
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
+from recjax import command
 from recjax.evaluation import score_files
 from recjax.runtime.run import set_up
 from recjax.serving import batch_scoring
@@ -58,4 +59,4 @@ if __name__ == "__main__":
         "corrected", True, "correct for negatives the training data left out"
     )
     flags.mark_flags_as_required(["in", "out"])
-    app.run(main)
+    command.run(main)

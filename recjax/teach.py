@@ -10,8 +10,9 @@ What was answered already is not asked again, nor after SIGTERM or Ctrl-C. A run
 output or of another checkpoint, it begins anew, and students get the latest answers.
 """
 
-from absl import app, flags
+from absl import flags
 
+from recjax import command
 from recjax.runtime.run import set_up
 from recjax.training.inference import teach
 
@@ -37,4 +38,4 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", "logits", "of the teacher")
     _DATA = flags.DEFINE_string("data", "", "prepared directory in place of the run's own")
     _BEST = flags.DEFINE_bool("best", False, "the best checkpoint rather than the newest")
-    app.run(main)
+    command.run(main)

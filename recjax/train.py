@@ -3,9 +3,9 @@
 The same command resumes an interrupted run and leaves a finished one alone. The loop is `recjax.training.loop`.
 """
 
-from absl import app, flags
+from absl import flags
 
-from recjax import configs
+from recjax import command, configs
 from recjax.runtime import hosts
 from recjax.runtime.run import set_up
 from recjax.training.loop import train
@@ -21,4 +21,4 @@ if __name__ == "__main__":
     _CONFIG = configs.define_flag()
     _WORKDIR = flags.DEFINE_string("workdir", None, "run directory, local or bucket")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command.run(main)

@@ -12,11 +12,12 @@ import multiprocessing
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 
+from recjax import command
 from recjax.runtime.run import Run, Stop, set_up
 from recjax.training.loop import Trainer
 from scaling.plan import processes, together
@@ -141,4 +142,4 @@ if __name__ == "__main__":
     _MICROBATCHES = flags.DEFINE_list("microbatches", ["0", "64"], "examples of one; 0: the batch")
     _STEPS = flags.DEFINE_integer("steps", 160, "timed")
     flags.mark_flags_as_required(["config"])
-    app.run(main)
+    command.run(main)

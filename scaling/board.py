@@ -20,12 +20,12 @@ import functools
 import json
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import configs
+from recjax import command, configs
 from recjax.data import open_data
 from recjax.evaluation import kept_scores
 from recjax.metrics.comparison import paired_bootstrap
@@ -206,4 +206,4 @@ if __name__ == "__main__":
     _TEACHERS = flags.DEFINE_enum("teachers", "own", ("own", "all"), "who teaches a seed's student")
     _CANDIDATES = flags.DEFINE_integer("candidates", 100, "of the requests timed", 1)
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command.run(main)

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from recjax.runtime.run import plain, write_text
+from recjax.runtime.run import plain, read_json, write_text
 
 
 def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: bool = False) -> Any:
@@ -31,4 +31,4 @@ def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: boo
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, text)
         write_text(path, json.dumps(plain(make()), indent=1))
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -10,8 +10,9 @@ The answers are those of `scaling.law.decisions`, from the sweep's trials.jsonl.
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
+from recjax import command
 from scaling.law import decisions
 from scaling.plan import rows
 
@@ -45,4 +46,4 @@ if __name__ == "__main__":
         "larger_is_better", None, "direction of the metric; default: by its name, if known"
     )
     flags.mark_flag_as_required("sweep")
-    app.run(main)
+    command.run(main)

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
+from recjax import command
 from recjax.data import open_data
 from recjax.runtime.run import set_up
 from scaling import choice, distillation, report, stages
@@ -115,4 +116,4 @@ if __name__ == "__main__":
     _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of the students")
     _EXAMPLES = flags.DEFINE_integer("examples", 0, "to train on; 0: the sweep's largest size")
     _TEACHERS = flags.DEFINE_integer("teachers", 0, "runs that teach together; 0: all of the grade")
-    app.run(main)
+    command.run(main)

@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import os
 from typing import Any
 
@@ -18,7 +17,7 @@ from recjax.data import open_data
 from recjax.metrics.comparison import half_width
 from recjax.models.parts import building
 from recjax.runtime.identity import Use, without
-from recjax.runtime.run import flat, plain
+from recjax.runtime.run import flat, plain, read_json
 from recjax.training.inference import teach
 from recjax.training.loop import train
 from scaling.plan import together
@@ -196,7 +195,7 @@ def train_pairs(base: ConfigDict, spec: Spec, root: epath.Path) -> dict[str, Any
 def finals(run: epath.Path) -> dict[str, Any]:
     """split -> metrics of a finished run; those of a member lie in the run that trained it (`scaling.plan.together`)."""
     if (run / "summary.json").exists():
-        return json.loads((run / "summary.json").read_text())
+        return read_json(run / "summary.json")
     rows = together.read_rows(run.parent.parent).values()
     own = [r for r in rows if r["member"] == int(run.name) and r["kind"] == "pass"]
     own.sort(key=lambda r: r["examples"])

@@ -6,11 +6,11 @@ and writes report.html. Every stage leaves its file in the workdir; the same com
 
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from recjax import configs
+from recjax import command, configs
 from recjax.data import open_data
 from recjax.evaluation import score_files
 from recjax.runtime.run import set_up
@@ -91,4 +91,4 @@ if __name__ == "__main__":
     )
     _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process's part of the sweep")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command.run(main)

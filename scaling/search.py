@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import json
 import math
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from recjax import configs
+from recjax import command, configs
 from recjax.data import open_data
 from recjax.metrics import classification
 from recjax.runtime.run import set_up, write_text
@@ -94,4 +94,4 @@ if __name__ == "__main__":
     )
     _WORKDIR = flags.DEFINE_string("workdir", None, "sweep directory")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    command.run(main)

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from recjax.data import open_data
-from recjax.runtime.run import plain, write_text
+from recjax.runtime.run import plain, read_json, write_text
 from recjax.serving import artifact, bench, export
 from scaling import choice, distillation
 from scaling.cache import cached
@@ -198,4 +198,4 @@ def commands(about: About, root: epath.Path, served: epath.Path | None) -> list[
 
 
 def _read(path: epath.Path) -> Any:
-    return json.loads(path.read_text())
+    return read_json(path)

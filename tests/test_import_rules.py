@@ -17,13 +17,14 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 CONTRACTS = ("recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs", "recjax.system")
 DATA = ("recjax.data.store", "recjax.data.loading", "recjax.data.logs", "recjax.data.sets", "recjax.data.worlds", "recjax.data")  # fmt: skip
-CORE = (*CONTRACTS, "recjax.configs", "recjax.metrics", "recjax.layers", "recjax.models.parts", "recjax.models", "recjax.embedding", *DATA)  # fmt: skip
+CORE = (*CONTRACTS, "recjax.command", "recjax.configs", "recjax.metrics", "recjax.layers", "recjax.models.parts", "recjax.models", "recjax.embedding", *DATA)  # fmt: skip
 LIBRARY = (*CORE, "recjax.runtime", "recjax.evaluation", "recjax.training", "recjax.serving")
 COMMANDS = ("recjax.train", "recjax.score", "recjax.teach", "recjax.evaluate")
 
 # From the bottom to the top: a folder or a file of the library, and the rooms that it may import beside itself. A row names
 # rooms of earlier rows only, so no circle of rooms can be allowed.
 ROOMS: dict[str, tuple[str, ...]] = {
+    "recjax.command": (),
     "recjax.configs": (),
     "recjax.schema": (),
     "recjax.batch": (),
@@ -42,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "recjax.embedding": ("recjax.schema", "recjax.batch"),
     **{
-        room: ("recjax.schema", "recjax.batch", "recjax.configs", *DATA[:i])
+        room: ("recjax.schema", "recjax.batch", "recjax.configs", "recjax.command", *DATA[:i])
         for i, room in enumerate(DATA)
     },
     "recjax.runtime": CORE,

@@ -12,11 +12,12 @@ otherwise; no early stopping, so no split beyond the training one is looked at.
 from collections.abc import Sequence
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 import lightgbm
 import numpy as np
 
 from experiments.baselines import judging
+from recjax import command
 from recjax.data.loading.loader import counter_features
 from recjax.data.store.prepared import Prepared
 from recjax.schema import Schema, SchemaError
@@ -137,4 +138,4 @@ if __name__ == "__main__":
     _SEED = flags.DEFINE_integer("seed", 0, "LightGBM's seed")
     _KEEP = flags.DEFINE_string("keep", "", "keep scores and figures here, for experiments.compare")
     flags.mark_flag_as_required("data")
-    app.run(main)
+    command.run(main)

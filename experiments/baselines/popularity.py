@@ -8,10 +8,11 @@ split; the score is log(1 + count). Report it beside every model: most of an eas
 negatives were drawn in proportion to popularity leaves it below one half.
 """
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
 from experiments.baselines import judging
+from recjax import command
 from recjax.data.store.prepared import Prepared
 from recjax.schema import NUM_RESERVED
 
@@ -82,4 +83,4 @@ if __name__ == "__main__":
     )
     _KEEP = flags.DEFINE_string("keep", "", "keep scores and figures here, for experiments.compare")
     flags.mark_flag_as_required("data")
-    app.run(main)
+    command.run(main)

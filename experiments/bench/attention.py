@@ -13,11 +13,12 @@ import json
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax import command
 from recjax.layers.attention import Pairs, attend
 from recjax.layers.local_dilated import LocalDilated
 from recjax.models.suan import UnifiedAttentionBlock
@@ -214,4 +215,4 @@ if __name__ == "__main__":
     _HEADS = flags.DEFINE_integer("heads", 2, "H")
     _WIDTH = flags.DEFINE_integer("width", 40, "D")
     _REPEATS = flags.DEFINE_integer("repeats", 21, "rounds")
-    app.run(main)
+    command.run(main)

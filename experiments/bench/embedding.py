@@ -13,13 +13,13 @@ from `ms` times the cores in use, the machine is busy with something else and th
 import json
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from recjax import embedding
+from recjax import command, embedding
 from recjax.data.loading.batches import unique_ids
 from recjax.embedding import huge_pages
 from recjax.schema import IdSpace, Schema, Table, spread
@@ -135,4 +135,4 @@ if __name__ == "__main__":
         "repeats", 40, "timed steps; a quarter of them for the dense side"
     )
     _HUGE = flags.DEFINE_bool("huge_pages", True, "tables in huge pages, where Linux has them")
-    app.run(main)
+    command.run(main)

@@ -15,9 +15,10 @@ import pathlib
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
+from recjax import command
 from recjax.data.loading.loader import Data
 from recjax.data.store.prepared import Prepared
 from recjax.data.store.writing import write_prepared
@@ -193,4 +194,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

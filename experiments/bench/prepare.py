@@ -12,6 +12,7 @@ import time
 
 from absl import app, flags, logging
 
+from recjax import command
 from recjax.data.sets import complete_journey
 from recjax.data.store.prepared import Prepared, feature_dtype
 
@@ -66,4 +67,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("rate", "1:20", "Negatives kept per purchase.")
     flags.DEFINE_integer("history", 200, "Events of a written-out history.")
     flags.DEFINE_integer("limit_households", 0, "Only the first n households; 0: all.")
-    app.run(main)
+    command.run(main)

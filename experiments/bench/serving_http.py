@@ -22,9 +22,10 @@ import threading
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
+from recjax import command
 from recjax.serving import artifact as artifacts
 from recjax.serving import bench
 from recjax.serving.scorer import Scorer
@@ -292,4 +293,4 @@ if __name__ == "__main__":
     _SECONDS = flags.DEFINE_float("seconds", 10, "of each phase", lower_bound=0.1)
     _QUEUE = flags.DEFINE_integer("queue", Limits.queue, "requests that may wait", lower_bound=1)
     _SOAK = flags.DEFINE_float("soak_minutes", 0, "of a further phase; 0: none", lower_bound=0)
-    app.run(main)
+    command.run(main)

@@ -23,11 +23,11 @@ import tempfile
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
-from recjax import embedding, models
+from recjax import command, embedding, models
 from recjax.data.loading.batches import Assembler, Layout, Part
 from recjax.runtime.run import set_up
 from recjax.schema import Feature, IdSpace, Schema
@@ -242,4 +242,4 @@ if __name__ == "__main__":
     _HEAD = flags.DEFINE_enum("head", "small", list(HEADS), "160-80, or 1024-512-256")
     _REPEATS = flags.DEFINE_integer("repeats", 300, "of the fast forms", 1)
     _SLOW = flags.DEFINE_integer("slow_repeats", 5, "of the others", 1)
-    app.run(main)
+    command.run(main)

@@ -20,12 +20,12 @@ import pathlib
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
 from experiments.bench.serving_parallel import batch_of, part, schema, take_turns
-from recjax import embedding, models
+from recjax import command, embedding, models
 from recjax.runtime.run import set_up
 from recjax.schema import Schema
 from recjax.serving import artifact as artifacts
@@ -207,4 +207,4 @@ if __name__ == "__main__":
     _REPEATS = flags.DEFINE_integer(
         "repeats", 50, "of the fast forms; the exact one has a tenth", 1
     )
-    app.run(main)
+    command.run(main)

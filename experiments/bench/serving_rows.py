@@ -11,9 +11,10 @@ import pathlib
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
+from recjax import command
 from recjax.embedding import lanes
 from recjax.runtime.run import set_up
 from recjax.serving.export import export_run
@@ -60,4 +61,4 @@ if __name__ == "__main__":
     _RUN = flags.DEFINE_string("run", None, "workdir of the run", required=True)
     _SPLIT = flags.DEFINE_string("split", "test", "to evaluate")
     _DATA = flags.DEFINE_string("data", "", "prepared directory in place of the run's own")
-    app.run(main)
+    command.run(main)

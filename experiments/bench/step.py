@@ -7,11 +7,11 @@ ids, and prints the compiler's temporaries. Both tables are donated; batches are
 import json
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
-from recjax import configs, models
+from recjax import command, configs, models
 from recjax.runtime.run import set_up
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
 from recjax.training.step import init_trees, make_step, zero_sums
@@ -102,4 +102,4 @@ if __name__ == "__main__":
     _BATCH = flags.DEFINE_integer("batch", 512, "examples a step")
     _HISTORY = flags.DEFINE_integer("history", 50, "events")
     _STEPS = flags.DEFINE_integer("steps", 20, "steps timed")
-    app.run(main)
+    command.run(main)

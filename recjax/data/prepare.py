@@ -10,10 +10,11 @@ import json
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 import polars as pl
 import tensorflow_datasets as tfds
 
+from recjax import command
 from recjax.data.logs import prepare as logs
 from recjax.data.logs import sharded
 from recjax.data.logs.report import report_text
@@ -95,4 +96,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_float("reclaim_days", None, "Give ids unseen for so long to new values.")
     flags.mark_flags_as_required(["logs", "mapping"])
-    app.run(main)
+    command.run(main)

@@ -18,10 +18,11 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 import polars as pl
 
+from recjax import command
 from recjax.data.sets import text
 from recjax.data.store import item_vectors
 from recjax.data.store.prepared import DataError, Prepared
@@ -128,4 +129,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "Of the decomposition and the shuffle.")
     flags.DEFINE_string("file", "", "Parquet file of --of=text and --of=file.")
     flags.DEFINE_enum("encoder", "wordllama", list(text.ENCODERS), "Of --of=text.")
-    app.run(main)
+    command.run(main)

@@ -191,10 +191,8 @@ class Run:
     def _check_config(self):
         path = self.dir / "config.json"
         if not path.exists():
-            if jax.process_index() == 0:
-                write_text(path, json.dumps(self.config, indent=1))
-            return
-        old, new = _with_new_names(json.loads(path.read_text())), _with_new_names(self.config)
+            return  # `begin` writes it, once the run is known to start
+        old, new = _with_new_names(read_json(path)), _with_new_names(self.config)
         free = Use.FREE if self.summary else Use.FREE | Use.LATE
         for key in sorted(old.keys() | new.keys()):
             if key not in old and not new[key]:  # came with a later version, and is left alone
@@ -209,7 +207,7 @@ class Run:
     def summary(self) -> dict | None:
         """summary.json of a finished run, else None."""
         path = self.dir / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     def finish(self, summary: dict) -> dict:
         if jax.process_index() == 0:
@@ -218,8 +216,14 @@ class Run:
             write_text(self.dir / "summary.json", json.dumps(plain(summary), indent=1))
         return plain(summary)
 
-    def rewind(self, step: int) -> None:
-        """Drops metric rows after `step`: the steps between the last save and a crash are done again."""
+    def begin(self, step: int) -> None:
+        """The run is built and goes on from `step`: its config is kept, and metric rows after `step` are dropped.
+
+        A start that fails before leaves no config, so that a misspelt option does not hold the directory. The steps
+        between the last save and a crash are done again.
+        """
+        if jax.process_index() == 0 and not (self.dir / "config.json").exists():
+            write_text(self.dir / "config.json", json.dumps(self.config, indent=1))
         path = self.dir / "metrics.jsonl"
         if path.exists() and jax.process_index() == 0:
             rows = [r for r in read_jsonl(path) if r["step"] <= step]
@@ -244,6 +248,14 @@ class Run:
 
             self._writer = SummaryWriter(str(self.dir))
         return self._writer
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """What a JSON file holds; RunError names one that is damaged."""
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise RunError(f"{path} is not JSON ({e}); restore it from a copy, or delete it") from None
 
 
 def read_jsonl(path: epath.PathLike) -> list[dict]:

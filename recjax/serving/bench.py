@@ -14,10 +14,11 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 import pyarrow as pa
 
+from recjax import command
 from recjax.data.loading.batches import Assembler, Layout
 from recjax.schema import Feature
 from recjax.serving import artifact as artifacts
@@ -125,4 +126,4 @@ if __name__ == "__main__":
     _FUNCTION = flags.DEFINE_string(
         "function", "", "function of the artifact; default: score, or the only one"
     )
-    app.run(main)
+    command.run(main)

@@ -13,9 +13,10 @@ import os
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
+from recjax import command
 from recjax.data import module_of
 from recjax.data.loading.layout import BatchError
 from recjax.data.store.event_log import EventLog
@@ -130,4 +131,4 @@ if __name__ == "__main__":
     _SNAPSHOT = flags.DEFINE_bool("snapshot", True, "counters and histories go in")
     _DATA = flags.DEFINE_string("data_dir", "", "a prepared directory in place of the run's own")
     _BEST = flags.DEFINE_bool("best", False, "the best checkpoint rather than the newest")
-    app.run(main)
+    command.run(main)

@@ -18,12 +18,13 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
+from recjax import command
 from recjax.runtime.run import set_up
 from recjax.schema import NUM_RESERVED
 from recjax.serving import artifact as artifacts
@@ -249,4 +250,4 @@ if __name__ == "__main__":
         "candidates", "", "file of raw item values; '': the catalogue"
     )
     _K = flags.DEFINE_integer("k", 100, "items to return", lower_bound=1)
-    app.run(main)
+    command.run(main)

@@ -18,9 +18,10 @@ import signal
 import socket
 import sys
 
-from absl import app, flags
+from absl import flags
 import uvicorn
 
+from recjax import command
 from recjax.serving.service import Limits, Service
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -157,4 +158,4 @@ if __name__ == "__main__":
     _GRACE = flags.DEFINE_integer("grace_s", 30, "for requests in flight at SIGTERM", 1)
     for name in ("batch_sizes", "candidate_sizes"):
         flags.register_validator(name, _sizes, "give positive integers, comma-separated")
-    app.run(main)
+    command.run(main)

@@ -199,7 +199,7 @@ class Trainer:
             both, self.control = (saved["trees"], saved["sums"]), meta["control"]
             self.clock = meta["clock"]
             logging.info("resuming at step %d of %d", self.step, self.total)
-        self.run.rewind(self.step)
+        self.run.begin(self.step)
         self.trees, self.sums = both
         huge_pages.use(self.trees.tables)
 

@@ -23,7 +23,7 @@ from recjax.evaluation.probability import probability
 from recjax.runtime import checkpoint, hosts
 from recjax.runtime import mesh as meshes
 from recjax.runtime.identity import Use, without
-from recjax.runtime.run import Stop, flat, plain
+from recjax.runtime.run import Stop, flat, plain, read_json
 from recjax.system import System
 from recjax.training import transfer
 from recjax.trees import Trees
@@ -91,7 +91,7 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool | None = Fal
     path = epath.Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the --workdir of a recjax.train run")
-    config = ConfigDict(json.loads(path.read_text()))
+    config = ConfigDict(read_json(path))
     best = config.eval.use_best if best is None else best
     data, trained = open_both(config, data_dir)
     system = models.build(trained.schema, config.model)

@@ -25,7 +25,7 @@ from recjax import embedding
 from recjax.embedding import lanes
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
-from recjax.runtime.run import RunError
+from recjax.runtime.run import RunError, read_json
 from recjax.schema import NUM_RESERVED, Schema
 from recjax.system import Sums, System
 from recjax.training.step import init_trees, zero_sums
@@ -175,7 +175,7 @@ class _Source:
     def vocabulary(self, space: str):
         from recjax.data import open_data
 
-        config = ConfigDict(json.loads((self.run / "config.json").read_text()))
+        config = ConfigDict(read_json(self.run / "config.json"))
         return open_data(config.data).vocabulary(space)
 
 

@@ -19,9 +19,10 @@ import platform
 import time
 import zlib
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
+from recjax import command
 from recjax.runtime.run import read_jsonl, write_text
 from scaling.law import fit, joint
 from scaling.law.notes import Note
@@ -252,4 +253,4 @@ if __name__ == "__main__":
         "rows", "runs/coverage.jsonl", "a line for each sweep; what it has is not done again"
     )
     _TABLE = flags.DEFINE_string("table", "", "file of the table; empty: print it only")
-    app.run(main)
+    command.run(main)

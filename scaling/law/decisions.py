@@ -7,13 +7,12 @@ its intervals; an answer outside the measured sizes says how far. FLOPs are trai
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import math
 from typing import Any
 
-from etils import epath
 import numpy as np
 
+from recjax.runtime.run import read_json
 from scaling.law import laws, notes
 from scaling.law.fit import FitError, count
 from scaling.law.joint import JointFit
@@ -274,7 +273,7 @@ def answers(
 
 def read_latency(path: str) -> dict[str, float]:
     """{"grade": ms} from JSON: that mapping itself, or rows with "grade" and "p50_ms"."""
-    found = json.loads(epath.Path(path).read_text())
+    found = read_json(path)
     rows = found.get("rows", found) if isinstance(found, dict) else found
     if isinstance(rows, dict):
         return {k: v["p50_ms"] if isinstance(v, dict) else float(v) for k, v in rows.items()}

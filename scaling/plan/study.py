@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from recjax import configs
 from recjax.data import open_data
 from recjax.runtime.identity import Use, may
-from recjax.runtime.run import plain, write_text
+from recjax.runtime.run import plain, read_json, write_text
 from recjax.schema import Schema
 from scaling.plan import grades, sweep
 
@@ -191,4 +191,4 @@ def saved(root: epath.Path) -> ConfigDict:
         raise FileNotFoundError(
             f"{path} does not exist; give the --workdir of a python -m scaling.run that has finished"
         )
-    return ConfigDict(json.loads(path.read_text()))
+    return ConfigDict(read_json(path))

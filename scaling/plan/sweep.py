@@ -24,7 +24,16 @@ from ml_collections import ConfigDict
 
 from recjax import configs
 from recjax.runtime.identity import Use, without
-from recjax.runtime.run import Busy, Interrupted, RunError, flat, plain, read_jsonl, write_text
+from recjax.runtime.run import (
+    Busy,
+    Interrupted,
+    RunError,
+    flat,
+    plain,
+    read_json,
+    read_jsonl,
+    write_text,
+)
 from recjax.training.loop import train
 from scaling.plan import together
 from scaling.plan.grades import SIZES
@@ -187,7 +196,7 @@ def finished(root: epath.Path) -> dict[str, list[Row]]:
     # Not by a pattern: one would be looked for in the folder's own path too, which a user gave.
     files = [p for p in folder.iterdir() if p.suffix == ".json"] if folder.exists() else []
     for path in sorted(files):
-        out |= json.loads(path.read_text())
+        out |= read_json(path)
     return out
 
 
@@ -195,14 +204,14 @@ def failures(root: epath.PathLike) -> list[dict[str, Any]]:
     """The trials whose last attempt failed, with the error."""
     runs = epath.Path(root) / "runs"
     files = [run / "failed.json" for run in sorted(runs.iterdir())] if runs.exists() else []
-    failed = [r for f in files if f.exists() for r in json.loads(f.read_text())]
+    failed = [r for f in files if f.exists() for r in read_json(f)]
     done = finished(epath.Path(root))  # perhaps in another group since
     return [r for r in failed if r["trial"] not in done]
 
 
 def rows_of(trial: Trial, workdir: epath.PathLike) -> list[Row]:
     """The rows a finished trial contributes: one per evaluated point, metrics of its first split flat."""
-    summary = json.loads((epath.Path(workdir) / "summary.json").read_text())
+    summary = read_json(epath.Path(workdir) / "summary.json")
     batch = trial.config.train.batch
     # A point lies at the step that reaches it; its row says the planned size, as a row of several members does.
     planned = {-(-n // batch) * batch: n for n in trial.config.eval.at_examples}

@@ -173,7 +173,7 @@ class Together:
         if restored is not None:
             self.step, self.trees, meta = restored
             self.wall = meta["wall"]
-        self.run.rewind(self.step)
+        self.run.begin(self.step)
 
     def save(self) -> None:
         self.checkpoints.save(self.step, self.trees, dict(wall=self.wall))
@@ -254,6 +254,7 @@ class Together:
         meta = dict(control=control, clock=clock, **transfer.describe(self.data, config))
         folder = self.run.dir / "members" / str(member)
         with Run(folder, config) as run:
+            run.begin(self.step)
             checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", 1)
             checkpoints.save(self.step, dict(trees=trees, sums=jax.device_put(self.zeros)), meta)
             checkpoints.close()

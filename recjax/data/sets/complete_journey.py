@@ -37,10 +37,11 @@ import os
 import pathlib
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 import numpy as np
 import polars as pl
 
+from recjax import command
 from recjax.data.sets.complete_journey_log import (
     FILES,
     PROFILE,
@@ -439,4 +440,4 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "text", "", "Encoder of the products' texts (recjax.data.sets.text); empty: none."
     )
-    app.run(main)
+    command.run(main)

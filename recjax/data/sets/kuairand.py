@@ -27,10 +27,11 @@ import os
 import pathlib
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 import numpy as np
 import polars as pl
 
+from recjax import command
 from recjax.data.sets.kuairand_files import KuaiRand, RawFiles, locate
 from recjax.data.store import histories
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
@@ -346,4 +347,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "Of the training order.")
     flags.DEFINE_integer("block_size", BLOCK_SIZE, "Impressions per record.")
     flags.DEFINE_integer("partitions", 1, "Of the users.")
-    app.run(main)
+    command.run(main)

@@ -24,12 +24,12 @@ import shutil
 import tempfile
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
 
-from recjax import configs
+from recjax import command, configs
 from recjax.data.logs import prepare as logs
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.rows import read_log
@@ -382,4 +382,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("source", "", "The publisher's folder or archive.")
     flags.DEFINE_string("out", None, "Folder that holds prepared data sets.", required=True)
     flags.DEFINE_multi_string("option", [], "An option of its prepare, as name=value.")
-    app.run(main)
+    command.run(main)
