@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from recjax.data.loading import protocol
 from recjax.inputs import embed
 from recjax.schema import Feature, IdSpace, Schema
 from recjax.system import Export, Objective, Select, System, bce, mean, pointwise, weights_of
@@ -94,6 +95,7 @@ class Batches:
     stop: int
     examples: int
     levels = ()
+    periods = ()
 
     def __len__(self):
         return self.stop
@@ -116,12 +118,19 @@ class Data:
         *,
         start=0,
         examples=0,
+        recent=0,
+        recent_days=0.0,
+        period=None,
+        online="",
+        buckets=(),
         epochs=1,
         shards=1,
         workers=0,
         shuffle_seed=None,
         levels=(),
     ):
+        no_times = dict(recent=recent, recent_days=recent_days, period=period, online=online)
+        protocol.refuse("tests.fakes", **no_times, buckets=buckets)
         make = graph_at if self.cfg.source == "graph" else batch_at
         n = examples or self.splits[split]
         return Batches(make, batch_size, self.cfg.candidates, start, epochs * n // batch_size, n)

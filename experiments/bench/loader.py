@@ -19,7 +19,7 @@ from absl import flags
 import numpy as np
 
 from recjax import command
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.store.prepared import Prepared
 from recjax.data.store.writing import write_prepared
 from recjax.schema import Feature, IdSpace, Schema
@@ -118,7 +118,7 @@ def _stat(pid: str) -> list[str]:
     return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
 
 
-def measure(data: Data, workers: int) -> tuple[list[float], list[float], dict]:
+def measure(data: PreparedData, workers: int) -> tuple[list[float], list[float], dict]:
     """(examples/s, CPU microseconds an example) of each window, and the stream's stats."""
     split, size = _SPLIT.value, _BATCH.value
     epochs = 2 + (_REPEATS.value + 1) * _WINDOW.value * size // data.splits[split]
@@ -143,7 +143,7 @@ def measure(data: Data, workers: int) -> tuple[list[float], list[float], dict]:
     return speeds, costs, stats
 
 
-def measure_copy(data: Data) -> tuple[list[float], int]:
+def measure_copy(data: PreparedData) -> tuple[list[float], int]:
     """(examples/s of each window, bytes of a batch) when a batch's bytes are merely copied from memory to memory.
 
     The floor of any loader that hands over fresh arrays. The source is rotated through copies that together exceed the
@@ -183,7 +183,7 @@ def main(argv):
             f"buckets={_BUCKETS.value}"
         )
         for length in map(int, _HISTORY.value):
-            data = Data(prepared, history=length)
+            data = PreparedData(prepared, history=length)
             if _COPY.value:
                 speeds, size = measure_copy(data)
                 show(f"L={length} memory copy", speeds, f"{size / _BATCH.value:,.0f} bytes/example")

@@ -1,8 +1,6 @@
 """From raw logs to batches. Nothing here imports JAX.
 
-`open_data(config.data)` gives the object the training loop reads: `.schema`, `.identity`, `.splits`,
-`.vocabulary(space)`, `.vocabulary_hash(space)` and `.batches(split, batch_size, ...)`, a resumable sequence of batches
-(`recjax.batch.Batch`).
+`open_data(config.data)` gives the `Data` that the training loop reads (recjax.data.loading.protocol).
 """
 
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from recjax.data.loading.layout import BatchError
+from recjax.data.loading.protocol import Data
 
 OWN_LOGS = "logs.prepare"
 # `python -m recjax.data.published` and its like find the readers, which are in sets/.
@@ -23,7 +22,7 @@ __path__.append(str(pathlib.Path(__file__).parent / "sets"))
 
 def open_data(
     config: Mapping[str, Any], ids_of: Any = None, process_index: int = 0, process_count: int = 1
-) -> Any:
+) -> Data:
     """Opens the data a config describes, preparing it first if need be.
 
     A module with its own `open_data(config)` is asked (in a run of several processes with the last two arguments). Any
@@ -33,7 +32,7 @@ def open_data(
     Args:
       config: `name` (`logs`, a module of sets/, `worlds.<module>`, or a dotted path), `dir` (a prepared directory; "": prepare
         into $RECJAX_CACHE or ~/.cache/recjax), `source` (raw folder), `prepare` (options of the module's
-        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loading.loader.Data`),
+        `prepare`), `history`, `candidates`, `counters` (`recjax.data.loading.loader.PreparedData`),
         `teachers` (`recjax.data.loading.taught`).
       ids_of: Opened data whose ids the batches shall have (`recjax.data.store.translate`); None: the data's own.
       process_index: Of this process.
@@ -53,7 +52,7 @@ def open_data(
             f"of {process_count}, and give it as data.dir"
         )
     # Imported late: whoever brings an own `open_data` needs neither Grain nor TFDS.
-    from recjax.data.loading.loader import Data
+    from recjax.data.loading.loader import PreparedData
     from recjax.data.loading.taught import Taught
     from recjax.data.store.item_vectors import with_vectors
     from recjax.data.store.prepared import Prepared
@@ -63,7 +62,7 @@ def open_data(
     if config.get("dir", ""):
         _warn_of_other_options(prepared, config.get("prepare", {}))
     prepared = with_vectors(prepared, config.get("vectors", ()))
-    data = Data(
+    data = PreparedData(
         prepared if ids_of is None else translated(prepared, ids_of.prepared),
         history=config.get("history", 50),
         candidates=config.get("candidates", 1),

@@ -37,7 +37,7 @@ def keep_scored(run: epath.PathLike, data: Any, split: str, rows: Rows) -> None:
 def past_events(data: Any, split: str) -> np.ndarray | None:
     """Events before each impression of a split, by row, all of them however long a history is read.
 
-    None where the data is not `recjax.data.loading.loader.Data` or keeps no list.
+    None where the data is not `recjax.data.loading.loader.PreparedData` or keeps no list.
     """
     prepared = getattr(data, "prepared", None)
     if prepared is None or not prepared.schema.lists:

@@ -21,6 +21,7 @@ import tqdm
 from recjax import configs, embedding, models
 from recjax.batch import Batch
 from recjax.data import open_data
+from recjax.data.loading.protocol import Batches
 from recjax.embedding import huge_pages
 from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint, hosts
@@ -143,7 +144,7 @@ class Trainer:
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
         self.evaluator = Evaluator(self.system, self.mesh, self.plan)
         self.at = eval_steps(config, self.total)
-        self.periods = {p.step: p for p in getattr(self.train_batches(0), "periods", ())}
+        self.periods = {p.step: p for p in self.train_batches(0).periods}
         self.clock = dict(wall=0.0, waited=0.0, steps=0)
         self.eval_levels: tuple = ()
         self.pending: tuple | None = None
@@ -156,21 +157,17 @@ class Trainer:
     def put(self, batch: Batch) -> Batch:
         return meshes.put(self.mesh, self.plan.route(batch))
 
-    def train_batches(self, start: int):
+    def train_batches(self, start: int) -> Batches:
         c = self.config
-        part = dict(
+        return self.data.batches(
+            c.data.train,
+            c.train.batch,
+            start=start,
+            examples=c.train.examples,
             recent=c.train.recent,
             recent_days=c.train.recent_days,
             online=c.train.online,
             buckets=tuple(c.data.length_buckets),
-        )
-        part = {k: v for k, v in part.items() if v}  # few sources know them
-        return self.data.batches(
-            c.data.train,
-            c.train.batch,
-            **part,
-            start=start,
-            examples=c.train.examples,
             epochs=c.train.epochs,
             shards=self.mesh.size,
             workers=c.data.workers,

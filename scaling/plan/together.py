@@ -31,6 +31,7 @@ import tqdm
 from recjax import embedding, models
 from recjax.batch import Batch
 from recjax.data import open_data
+from recjax.data.loading.protocol import Batches
 from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
@@ -150,15 +151,15 @@ class Together:
         self.wall = 0.0
         self.start()
 
-    def batches(self, start: int):
+    def batches(self, start: int) -> Batches:
         c = self.config
-        part = dict(recent=c.train.recent, recent_days=c.train.recent_days)
         return self.data.batches(
             c.data.train,
             c.train.batch,
-            **{k: v for k, v in part.items() if v},  # few sources know them
             start=start,
             examples=c.train.examples,
+            recent=c.train.recent,
+            recent_days=c.train.recent_days,
             epochs=c.train.epochs,
             workers=c.data.workers,
             shuffle_seed=c.data.shuffle_seed,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recjax import embedding, models
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import tarq
 from recjax.serving import artifact as artifacts
@@ -27,7 +27,7 @@ SIZES = dict(width=8, levels=2, codes=6, tower=(8,), encoder=(8,), teacher_head=
 def made(tmp_path_factory):
     """An untrained TARQ with low-rank read-out, rows as int8, and its data."""
     folder = tmp_path_factory.mktemp("prerank")
-    data = Data(Prepared(tarq.prepare(folder / "data", **WORLD)), history=6)
+    data = PreparedData(Prepared(tarq.prepare(folder / "data", **WORLD)), history=6)
     config = dict(name="tarq", readout="low_rank", table=dict(init_scale=1.0), **SIZES)
     system = models.build(data.schema, config)
     batch = next(iter(data.batches("train", 8)))

@@ -11,7 +11,7 @@ import pytest
 
 from recjax import embedding, models
 from recjax.data.loading.batches import Part
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.sets import complete_journey
 from recjax.data.sets.complete_journey_log import PROFILE, SIDES
 from recjax.data.sets.exposures import draw, opportunities
@@ -62,7 +62,7 @@ def logged(log):
 
 def export(prepared, path, until):
     """A LightSUAN that nobody trained, with rows large enough for every id to matter."""
-    data = Data(prepared, history=10)
+    data = PreparedData(prepared, history=10)
     options = dict(blocks=1, width=16, heads=2, local=3, dilation=2, head=(8,))
     system = models.build(
         data.schema,

@@ -38,18 +38,6 @@ class Choice:
         return not (self.recent or self.recent_days or self.period or self.lengths)
 
 
-@dataclasses.dataclass(frozen=True)
-class Period:
-    """After `step` batches of a stream the next impressions are those with begin <= time < end."""
-
-    step: int
-    begin: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"{np.datetime64(self.begin, 's')}/{np.datetime64(self.end, 's')}"
-
-
 class Index:
     """Request times and history lengths of a split, read once: 12 bytes an impression.
 

@@ -29,10 +29,11 @@ import polars as pl
 
 from recjax.batch import Batch
 from recjax.data.loading.batches import Assembler
-from recjax.data.loading.choice import Choice, Index, Period, buckets_of
+from recjax.data.loading.choice import Choice, Index, buckets_of
 from recjax.data.loading.layout import BatchError, Capacity, Layout, capacity_levels
 from recjax.data.loading.mixed import MixedSource, side_by_side
 from recjax.data.loading.order import Order, request_starts
+from recjax.data.loading.protocol import Period
 from recjax.data.loading.source import BatchSource
 from recjax.data.loading.stages import check_stages
 from recjax.data.store.growth import vocabulary_hash
@@ -46,13 +47,10 @@ COUNTER_NAMES = re.compile(r"(n|age)_.*|.*_(count|recency)")
 
 
 class Batches:
-    """A resumable stream of batches; iterating builds them, starting at `start`.
+    """Batches of a source (`recjax.data.loading.protocol.Batches`).
 
     Attributes:
-      examples: Impressions in the whole stream, over all epochs and hosts.
       batches_per_epoch: Of the whole stream.
-      levels: Capacities of the unique-id lists, small to large: the shapes a step is compiled for.
-      periods: With `online`: where a period ends, and which comes next.
     """
 
     def __init__(
@@ -135,15 +133,12 @@ def _pipeline(source: BatchSource | MixedSource, start: int, workers: int) -> gr
 # ----------------------------------------------------------------------------------------- the data
 
 
-class Data:
-    """A prepared data set as a source of batches.
+class PreparedData:
+    """A prepared data set as a source of batches (`recjax.data.loading.protocol.Data`).
 
     Attributes:
       prepared: What it reads.
-      schema: Of the batches.
-      identity: Name, version, options and hash of the data.
-      splits: split -> number of impressions.
-      history: list -> events kept.
+      history: List -> events kept.
     """
 
     def __init__(
@@ -211,30 +206,7 @@ class Data:
         shuffle_seed: int | None = None,
         levels: Sequence[Capacity] = (),
     ) -> Batches:
-        """Batches of a split.
-
-        Args:
-          split: One of `splits`.
-          batch_size: Requests in a global batch; the last batch of an epoch is filled up with
-            valid=False.
-          start: First batch to build: to resume, the number of batches already taken.
-          examples: Only the first so many impressions of the split (0: all).
-          recent: Only its latest so many (0: all), in stored order; `examples` is a prefix of these.
-          recent_days: Only those of its last so many days (0: all).
-          period: Only those with begin <= request time < end, seconds.
-          online: "1d", "6h", ...: period after period, in time; within one, stored order and all epochs.
-          buckets: History lengths below `history`; a batch then holds requests of one bucket, padded to its
-            length only. Batches of the buckets alternate evenly.
-          epochs: Passes over them.
-          shards: Device shards of the global batch, each with its own unique ids.
-          workers: Worker processes (0: a thread of this one). Changes nothing in the stream.
-          shuffle_seed: Of the order of the second and later epochs; None keeps the stored order.
-          levels: Capacities, small to large, for instance those of another stream; none: derived
-            from the data.
-
-        Raises:
-          BatchError: The sizes do not divide, `start` is past the end, or stages of the data overlap in time.
-        """
+        """See `recjax.data.loading.protocol.Data.batches`."""
         if split not in self._in_stage:
             check_stages(self.prepared, split)
             self._in_stage.add(split)

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from recjax.batch import Batch
 from recjax.data.loading.source import BatchSource
 
 
@@ -33,7 +34,7 @@ class MixedSource:
         source, j = self.schedule[int(i)]
         return self.sources[source][int(j)]
 
-    def open(self, i: int, buffer: np.ndarray) -> tuple[dict, int]:
+    def open(self, i: int, buffer: np.ndarray) -> tuple[Batch, int]:
         """Batch i of the stream from its buffer, and its capacity level."""
         return self.sources[self.schedule[i, 0]].open(i, buffer)
 

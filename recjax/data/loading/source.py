@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 
+from recjax.batch import Batch
 from recjax.data.loading.batches import Assembler, Part
 from recjax.data.loading.order import Order
 from recjax.data.store.prepared import Prepared
@@ -57,7 +58,7 @@ class BatchSource:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.assembler.packed(self.parts(i))
 
-    def open(self, i: int, buffer: np.ndarray) -> tuple[dict, int]:
+    def open(self, i: int, buffer: np.ndarray) -> tuple[Batch, int]:
         """A batch from its buffer, and its capacity level."""
         del i  # all have the same form
         return self.assembler.open(buffer)

@@ -26,6 +26,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recjax.batch import Batch
+from recjax.data.loading.layout import Capacity
+from recjax.data.loading.protocol import refuse
 from recjax.data.sets import attribute_values, product_catalog
 from recjax.data.sets.product_catalog import SPLITS, TRAIN, Catalog, GraphError
 from recjax.schema import NUM_RESERVED, OOV, Feature, IdSpace, Schema
@@ -304,17 +307,18 @@ class Batches:
     stop: int
     examples: int
     levels: tuple = ()
+    periods: tuple = ()
 
     def __len__(self) -> int:
         return self.stop
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         make = self.data.training if self.split == "train" else self.data.scoring
         return (make(self.split, i, self.size) for i in range(self.start, self.stop))
 
 
 class Data:
-    """What the training loop reads (see `recjax.data`).
+    """Graphs as the training loop reads them (`recjax.data.loading.protocol.Data`).
 
     Args:
       catalog: Products, aspects and their split.
@@ -346,17 +350,24 @@ class Data:
         *,
         start: int = 0,
         examples: int = 0,
+        recent: int = 0,
+        recent_days: float = 0.0,
+        period: tuple[int, int] | None = None,
+        online: str = "",
+        buckets: Sequence[int] = (),
         epochs: int = 1,
         shards: int = 1,
         workers: int = 0,
         shuffle_seed: int | None = None,
-        levels: tuple = (),
+        levels: Sequence[Capacity] = (),
     ) -> Batches:
         """Batches of `batch_size` rows: positives in training (an epoch asks once of each category), else products.
 
         `shards`, `workers` and `levels` are other sources' concerns: every device sees the whole graph.
         """
         del shards, workers, shuffle_seed, levels
+        no_times = dict(recent=recent, recent_days=recent_days, period=period, online=online)
+        refuse("a product graph", **no_times, buckets=buckets)
         if split not in self.splits:
             raise GraphError(f"there is no split {split!r}; there are {', '.join(self.splits)}")
         chunks = self.chunks(split, batch_size)

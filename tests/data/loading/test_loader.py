@@ -14,7 +14,7 @@ import recjax.data
 from recjax.data import open_data
 from recjax.data.loading import loader
 from recjax.data.loading.layout import BatchError
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.loading.order import Order, request_starts
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.store.writing import write_prepared
@@ -32,14 +32,14 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(path):
-    return Data(Prepared(path), history=L)
+    return PreparedData(Prepared(path), history=L)
 
 
 @pytest.fixture(scope="module")
 def split_data(tmp_path_factory):
     """The same world in four partitions: Data of host `index` of `count`."""
     folder = base.prepare(tmp_path_factory.mktemp("parts"), block_size=200, partitions=4, **WORLD)
-    return lambda index=0, count=1: Data(
+    return lambda index=0, count=1: PreparedData(
         Prepared(folder), history=L, process_index=index, process_count=count
     )
 
@@ -158,7 +158,7 @@ def test_the_latest_impressions_of_partitions_and_of_whole_requests(split_data, 
     whole = split_data()
     latest = np.sort(np.argsort(times(whole), kind="stable")[-700:])
     np.testing.assert_array_equal(np.sort(rows(whole.batches("train", 128, recent=700))), latest)
-    grouped = Data(Prepared(path), history=L, candidates=4)
+    grouped = PreparedData(Prepared(path), history=L, candidates=4)
     stream = list(grouped.batches("valid", 16, recent=41))
     assert len(rows(stream)) == 41
     request = np.concatenate([grouped.prepared.block("valid", i)["request"] for i in range(2)])
@@ -259,7 +259,7 @@ def test_sizes_that_do_not_divide_are_refused(data, split_data):
 
 
 def test_candidates_put_a_request_side_by_side(path):
-    pages, flat = (Data(Prepared(path), history=L, candidates=c) for c in (3, 1))
+    pages, flat = (PreparedData(Prepared(path), history=L, candidates=c) for c in (3, 1))
     requests = list(pages.batches("test", 16))
     n = pages.splits["test"]
     np.testing.assert_array_equal(rows(requests), np.arange(n))
@@ -268,7 +268,7 @@ def test_candidates_put_a_request_side_by_side(path):
     np.testing.assert_array_equal(got, want)
     counts = np.concatenate([b["valid"].sum(1) for b in requests])
     assert set(counts[counts > 0][:-1]) == {3, 1}, "requests of 4 become 3 and 1"
-    shuffled = Data(Prepared(path), history=L, candidates=4).batches(
+    shuffled = PreparedData(Prepared(path), history=L, candidates=4).batches(
         "test", 16, epochs=2, shuffle_seed=0
     )
     per_epoch = shuffled.batches_per_epoch
@@ -281,7 +281,7 @@ def test_candidates_put_a_request_side_by_side(path):
 
 def test_candidates_of_scattered_requests_are_warned_about(path, caplog):
     with caplog.at_level("WARNING"):
-        Data(Prepared(path), history=L, candidates=4).batches("train", 16, examples=200)
+        PreparedData(Prepared(path), history=L, candidates=4).batches("train", 16, examples=200)
     assert "unit='request'" in caplog.text
 
 
@@ -318,7 +318,10 @@ def test_overflow_is_counted_and_nothing_is_lost(data):
 
 
 def test_levels_do_not_depend_on_where_the_stream_starts(path):
-    fresh = [Data(Prepared(path), history=L).batches("train", 128, start=s).levels for s in (0, 9)]
+    fresh = [
+        PreparedData(Prepared(path), history=L).batches("train", 128, start=s).levels
+        for s in (0, 9)
+    ]
     assert fresh[0] == fresh[1]
 
 
@@ -403,7 +406,7 @@ def test_a_bad_id_in_a_timeline_is_named(tmp_path):
             BatchError, match="'seen': id 16 is outside id space 'item', which has 16 rows"
         ):
             list(
-                Data(Prepared(where), history=4).batches(
+                PreparedData(Prepared(where), history=4).batches(
                     "train", 4, workers=workers, levels=[{"item": 16}]
                 )
             )
@@ -418,7 +421,7 @@ def test_a_damaged_block_is_named(tmp_path):
     ]
     record.write_bytes(content)
     with pytest.raises(DataError, match="block . of split 'train'.*prepare again"):
-        list(Data(Prepared(where)).batches("train", 64))
+        list(PreparedData(Prepared(where)).batches("train", 64))
 
 
 def test_the_data_plane_never_imports_jax(run_python):

@@ -7,7 +7,7 @@ import pytest
 
 from recjax import configs
 from recjax.data.loading.layout import BatchError
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.loading.mixed import side_by_side
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import base
@@ -28,13 +28,13 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(path):
-    return Data(Prepared(path), history=L)
+    return PreparedData(Prepared(path), history=L)
 
 
 @pytest.fixture(scope="module")
 def split_data(tmp_path_factory):
     folder = base.prepare(tmp_path_factory.mktemp("parts"), block_size=200, partitions=4, **WORLD)
-    return lambda index=0, count=1: Data(
+    return lambda index=0, count=1: PreparedData(
         Prepared(folder), history=L, process_index=index, process_count=count
     )
 
@@ -214,7 +214,7 @@ def test_training_goes_on_day_by_day_and_resumes_exactly(path, tmp_path, monkeyp
     a, b = (read_jsonl(tmp_path / n / "metrics.jsonl") for n in ("whole", "cut"))
     assert a == b
     online = [r for r in a if r["kind"] == "online"]
-    steps = [p.step for p in Data(Prepared(path), history=6).batches(
+    steps = [p.step for p in PreparedData(Prepared(path), history=6).batches(
         "train", 64, online="4d", buckets=(3,)).periods]  # fmt: skip
     assert [r["step"] for r in online] == steps and len(steps) > 2
     assert all(r["evaluated"] > 50 and 0 < r["logloss"] < 2 for r in online)

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.sets import complete_journey as cj
 from recjax.data.sets import complete_journey_pages as cjp
 from recjax.data.sets import exposures
@@ -125,7 +125,7 @@ def test_triggers_are_earlier_purchases_of_the_department(prepared, tables):
 
 
 def test_batches_hold_a_page_in_a_row(prepared):
-    data = Data(prepared, candidates=6, history=5, counters=False)
+    data = PreparedData(prepared, candidates=6, history=5, counters=False)
     batch = next(iter(data.batches("train", 16)))
     assert batch["valid"].shape == (16, 6) and batch["valid"][:, : cjp.SHORTEST].all()
     assert len(set(batch["group"]["page"])) == 16

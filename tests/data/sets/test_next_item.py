@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.sets import next_item
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.metrics import classification
@@ -65,7 +65,7 @@ def test_one_pair_a_user_has_the_strict_comparisons_as_its_gauc():
 
 def test_beauty(real_data, tmp_path):
     path = next_item.prepare(tmp_path, source=real_data("amazon-sequences"), users=400)
-    data = Data(Prepared(path), history=5, candidates=2)
+    data = PreparedData(Prepared(path), history=5, candidates=2)
     batch = next(iter(data.batches("test", 400)))
     assert batch["valid"].all() and (batch["label"]["click"] == [1, 0]).all()
     assert data.splits["test"] == 800 and data.splits["train"] % 2 == 0

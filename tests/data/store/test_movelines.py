@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recjax.data.loading.layout import BatchError
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.loading.stages import check_windows
 from recjax.data.sets import complete_journey_movelines
 from recjax.data.store import movelines
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(folder):
-    return Data(Prepared(folder), history=LENGTHS)
+    return PreparedData(Prepared(folder), history=LENGTHS)
 
 
 def ids(batch, data, name):
@@ -98,10 +98,13 @@ def test_the_loader_refuses_stages_that_overlap(tmp_path, folder):
     prepared = Prepared(folder)
     prepared.identity["stages"] = late
     with pytest.raises(BatchError, match="the generator would have seen the labels"):
-        Data(prepared, history=LENGTHS).batches("train", 64)
+        PreparedData(prepared, history=LENGTHS).batches("train", 64)
     longer = nif.prepare(tmp_path, users=USERS, seed=1, overlap=True)
-    later = Data(Prepared(longer), history=LENGTHS)
-    assert later.splits["train_flow"] > 1.5 * Data(prepared, history=LENGTHS).splits["train_flow"]
+    later = PreparedData(Prepared(longer), history=LENGTHS)
+    assert (
+        later.splits["train_flow"]
+        > 1.5 * PreparedData(prepared, history=LENGTHS).splits["train_flow"]
+    )
     assert len(later.batches("train_flow", 64))
 
 
@@ -111,11 +114,11 @@ def test_the_loader_refuses_rows_and_targets_outside_their_window(folder):
         stages = prepared.identity["stages"]
         stages["train_flow"] = {**stages["train_flow"], **change}
         with pytest.raises(BatchError, match="outside the split's window"):
-            Data(prepared, history=LENGTHS).batches("train_flow", 64)
+            PreparedData(prepared, history=LENGTHS).batches("train_flow", 64)
 
 
 def test_shuffled_labels_say_nothing_and_histories_stay(tmp_path, data):
-    other = Data(
+    other = PreparedData(
         Prepared(nif.prepare(tmp_path, users=USERS, seed=1, label="shuffled")), history=LENGTHS
     )
     a, b = (next(iter(d.batches("test", 512))) for d in (data, other))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.store.writing import write_prepared
 from recjax.data.worlds import aw_moe, ccn, nif, qin, tin
@@ -121,7 +121,7 @@ def test_nif_is_what_its_docstring_says():
 @pytest.mark.parametrize("module", [tin, aw_moe])
 def test_worlds_are_written_as_they_are_sampled(module, tmp_path):
     sizes = dict(train=500, validation=80, test=90)
-    data = Data(Prepared(module.prepare(tmp_path, **sizes, seed=3)), history=20)
+    data = PreparedData(Prepared(module.prepare(tmp_path, **sizes, seed=3)), history=20)
     assert {s: data.splits[s] for s in sizes} == sizes
     world = module.World(**sizes, seed=3)
     rng = np.random.default_rng(3)
@@ -169,7 +169,7 @@ def test_ccn_depends_on_the_trigger_as_much_as_it_is_told_to():
 
 def test_ccn_pages_are_written_as_they_are_sampled(tmp_path):
     sizes = dict(train=60, validation=20, test=20)
-    data = Data(Prepared(ccn.prepare(tmp_path, **sizes, seed=3)), candidates=8)
+    data = PreparedData(Prepared(ccn.prepare(tmp_path, **sizes, seed=3)), candidates=8)
     assert data.splits == dict(train=480, validation=160, test=160, test_unseen=160)
     world = ccn.splits(ccn.World(**sizes, seed=3))
     batch = next(iter(data.batches("test_unseen", 20)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import tarq
 from recjax.metrics.classification import auc
@@ -40,7 +40,7 @@ def test_somebody_elses_history_says_nothing():
 
 def test_it_is_written_as_it_is_sampled(tmp_path):
     sizes = dict(users=50, train=300, validation=40, test=60, seed=3)
-    data = Data(Prepared(tarq.prepare(tmp_path, **sizes)), history=20)
+    data = PreparedData(Prepared(tarq.prepare(tmp_path, **sizes)), history=20)
     world, rng = tarq.World(**sizes), np.random.default_rng(3)
     planted = tarq.plant(world, rng)
     tarq.sample(world, planted, 300, rng)

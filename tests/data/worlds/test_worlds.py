@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recjax.data.loading.loader import Data
+from recjax.data.loading.loader import PreparedData
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import base
 from recjax.data.worlds.base import DAY, World, build
@@ -22,7 +22,7 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
 
 def read(tmp_path, split="train", **world) -> dict[str, np.ndarray]:
     """All rows of a split, flat, with raw ids."""
-    data = Data(Prepared(base.prepare(tmp_path, **SMALL, **world)), history=10)
+    data = PreparedData(Prepared(base.prepare(tmp_path, **SMALL, **world)), history=10)
     out: dict[str, list] = {}
     for batch in data.batches(split, 512):
         keep = batch["valid"][:, 0]
