@@ -2,7 +2,7 @@
 
     python -m recjax.train --config=experiments/ccn_complete_journey.py --workdir=runs/ccn_complete_journey
 
-A stress case, no benchmark: what these pages are is in recjax/data/complete_journey_pages.py. `:plain` is the decisive baseline (both
+A stress case, no benchmark: what these pages are is in recjax/data/sets/complete_journey_pages.py. `:plain` is the decisive baseline (both
 weights zero), `:din` DIN with the trigger as a plain feature, `:dihn` DIHN (DIAN, DEI2N and DUIN are not built); `:decisive` is the protocol of the tables in
 recjax/models/README.md (the latest 300,000 training rows, no counters, one epoch), paired over three seeds:
 

@@ -4,7 +4,7 @@
 
 Their logs: valid AUC .9695 (M = 3) and .9701 (`--config.model.rows=4`) after 28 and 33 epochs of about 2.8 minutes on one RTX
 4090. `:main` is their other branch, which also reads the user's id and the levels of past items (.9838). Their valid split is
-`test` here, and selection is on users held out of the training file (recjax/data/microlens.py). Not run: the files were not
+`test` here, and selection is on users held out of the training file (recjax/data/sets/microlens.py). Not run: the files were not
 available to us; `:runlocal` and the tests read files of the same format, made up.
 
 Tables are dense parameters here (`model.embedding`), because the published penalty pulls every row at every step.

@@ -5,7 +5,7 @@
 trains DIN, TIN, SASRec and BST (`:decisive`, seed 0; into the folders that experiments.compare uses, so finished runs are
 taken as they are) and draws, for the departments of The Complete Journey, how much an event of a department at a position
 tells about the purchase of a candidate of a department: as mutual information on the data, and as each model has learnt
-it (recjax/correlation.py). Writes correlation.png and correlation.json (every grid, and each model's rank correlation with
+it (recjax/metrics/correlation.py). Writes correlation.png and correlation.json (every grid, and each model's rank correlation with
 the measurement over all cells of at least `--least` events), and prints the latter.
 
 Any config whose model exports "correlation" can be drawn: `--config=FILE[:ARG]`, with `--field` a candidate id that the

@@ -526,7 +526,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # ------------------------------------------------------------------------------------- scaling
     *_in(
         "scaling/law/fit.py",
-        ["tests/scaling/test_fit.py"],
+        ["tests/scaling/law/test_fit.py"],
         ("law_sigma", "math.sqrt(rss / dof)", "math.sqrt(rss / len(u))"),
         ("law_threshold", "(1 + _t(level, dof) ** 2 / dof)", "(1 + _t(level, len(u)) ** 2 / dof)"),
         (
@@ -541,7 +541,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_in(
         "scaling/law/projection.py",
-        ["tests/scaling/test_fit.py"],
+        ["tests/scaling/law/test_fit.py"],
         (
             "law_ceiling",
             "bounds = (means.min(), 1.0) if larger_is_better else (0.0, means.max())",
@@ -556,7 +556,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_in(
         "scaling/law/joint.py",
-        ["tests/scaling/test_joint.py"],
+        ["tests/scaling/law/test_joint.py"],
         ("joint_inflated", "math.sqrt(len(y) / (len(y) - parameters))", "1.0"),
         ("joint_sigma", "norm / math.sqrt(len(y) - parameters)", "norm / math.sqrt(len(y))"),
         (
@@ -569,7 +569,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_in(
         "scaling/law/decisions.py",
-        ["tests/scaling/test_laws.py"],
+        ["tests/scaling/law/test_laws.py"],
         (
             "decide_beyond",
             "factors += [sizes[axis] / high, low / sizes[axis]]",

@@ -1,4 +1,4 @@
-"""One of two processes (tests/test_hosts.py starts them).
+"""One of two processes (tests/runtime/test_hosts.py starts them).
 
 python -m tests.on_hosts <out.json>            what `in_step` and `from_first` make of different inputs
 python -m tests.on_hosts <config> <workdir>    trains; process 1 receives SIGTERM while it evaluates

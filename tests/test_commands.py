@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests import test_import_rules as import_rules
+
 REPO = Path(__file__).resolve().parent.parent
 ROOMS = ("recjax", "scaling", "experiments", "launch", "tests", "docs")
 FILES = sorted(
@@ -61,6 +63,38 @@ def test_imports_of_documents_and_notebooks_resolve(file, module, name):
     assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}")
 
 
+OUTSIDE = [
+    p for p in FILES if REPO / "tests" not in p.parents
+]  # tests name what must not exist, too
+PATH = re.compile(rf"(?<![\w/.-])((?:{OWN}|docs)/[\w/.-]+\.(?:py|md|ipynb|sbatch))\b")
+BARE = re.compile(r"`(\w+\.py)`")
+DOTTED = re.compile(rf"(?<![\w./-])(?<!-m )((?:{OWN})(?:\.[A-Za-z_]\w*)+)\b(?!/)")
+
+
+def test_files_that_are_named_exist():
+    """By their path from here; in documents also by their bare name, somewhere."""
+    names = {p.name for p in REPO.rglob("*.py")}
+    lost = [(str(p.relative_to(REPO)), x) for p in OUTSIDE for x in PATH.findall(p.read_text()) if not (REPO / x).exists()]  # fmt: skip
+    lost += [(str(p.relative_to(REPO)), x) for p in OUTSIDE if p.suffix == ".md" for x in BARE.findall(p.read_text()) if x not in names]  # fmt: skip
+    assert lost == []
+
+
+def test_modules_that_are_named_exist():
+    """recjax.a.b of a text is a module, or what a module holds."""
+    tree = import_rules.Tree(REPO)
+
+    def known(name: str) -> bool:
+        parts = name.split(".")
+        modules = [".".join(parts[:k]) for k in range(len(parts), 0, -1)]
+        module = next(m for m in modules if m in tree.files or m in OWN.split("|"))
+        rest = parts[module.count(".") + 1 :]
+        return not rest or module in tree.trees and rest[0] in import_rules.defined_names(tree.trees[module])  # fmt: skip
+
+    named = {(str(p.relative_to(REPO)), x) for p in OUTSIDE for x in DOTTED.findall(p.read_text())}
+    files = (".py", ".md", ".json")  # scaling.json is a file, whatever it is called
+    assert sorted(n for n in named if not n[1].endswith(files) and not known(n[1])) == []
+
+
 def test_configs_of_commands_exist():
     absent = {c: by for c, by in documented(CONFIG).items() if not (REPO / c).is_file()}
     assert not absent
@@ -68,6 +102,7 @@ def test_configs_of_commands_exist():
 
 @pytest.mark.parametrize("name, flag", [
     ("scaling.decide", "--sweep"), ("scaling.run", "--[no]only_report"), ("experiments.compare", "--seeds"),
+    ("recjax.data.complete_journey", "--rate"), ("recjax.data.published", "--name"),
 ])  # fmt: skip
 def test_help_tells_its_flags(name, flag):
     done = subprocess.run(

@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 TOPS = ("recjax", "scaling", "experiments", "launch")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
-CONTRACTS = ("recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs", "recjax.system")
+CONTRACTS = ("recjax.configs", "recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs", "recjax.system")  # fmt: skip
 DATA = ("recjax.data.store", "recjax.data.loading", "recjax.data.logs", "recjax.data.sets", "recjax.data.worlds", "recjax.data")  # fmt: skip
-CORE = (*CONTRACTS, "recjax.command", "recjax.configs", "recjax.metrics", "recjax.layers", "recjax.models.parts", "recjax.models", "recjax.embedding", *DATA)  # fmt: skip
+CORE = (*CONTRACTS, "recjax.command", "recjax.metrics", "recjax.layers", "recjax.models.parts", "recjax.models", "recjax.embedding", *DATA)  # fmt: skip
 LIBRARY = (*CORE, "recjax.runtime", "recjax.evaluation", "recjax.training", "recjax.serving")
 COMMANDS = ("recjax.train", "recjax.score", "recjax.teach", "recjax.evaluate")
 
@@ -33,14 +33,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "recjax.system": ("recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs"),
     "recjax.metrics": (),
     "recjax.layers": CONTRACTS,
-    "recjax.models.parts": (*CONTRACTS, "recjax.configs", "recjax.metrics", "recjax.layers"),
-    "recjax.models": (
-        *CONTRACTS,
-        "recjax.configs",
-        "recjax.metrics",
-        "recjax.layers",
-        "recjax.models.parts",
-    ),
+    "recjax.models.parts": (*CONTRACTS, "recjax.metrics", "recjax.layers"),
+    "recjax.models": (*CONTRACTS, "recjax.metrics", "recjax.layers", "recjax.models.parts"),
     "recjax.embedding": ("recjax.schema", "recjax.batch"),
     **{
         room: ("recjax.schema", "recjax.batch", "recjax.configs", "recjax.command", *DATA[:i])

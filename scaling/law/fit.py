@@ -13,8 +13,7 @@ a) whose sum of squares stays within an F threshold of the best is kept, and the
 (a, E, a prediction, the X that reaches a target) is its range over that set. The means at the sizes are weighted by
 what noise they have (`scaling.law.components`: seeds scatter more at some sizes than at others), and where it is known
 which run each point is of, what a run's points share, which no scatter around the law shows, is estimated and added to
-the intervals of E and of predictions. `python -m scaling.law.coverage` measures how often they cover the truth; the table is in
-`scaling/law/coverage.md`.
+the intervals of E and of predictions. `python -m scaling.law.coverage` measures how often they cover the truth.
 
 Percentile bootstraps of the points, or of the residuals, covered 0.77 to 0.85 of 0.90 (60 sweeps), so no report uses them. What
 all points share, the test set above all, goes into E unseen.

@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 
 from recjax.data.loading.layout import BatchError
+from recjax.data.store.dates import span_of
 from recjax.data.store.prepared import Prepared
-from recjax.data.store.times import span_of
 
 DAY = 86_400
 

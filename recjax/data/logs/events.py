@@ -13,9 +13,9 @@ from recjax.data.logs.rows import MOMENT, RawLog
 from recjax.data.logs.values import is_any
 from recjax.data.logs.whole import Whole
 from recjax.data.store import histories
+from recjax.data.store.dates import seconds_of, span_of
 from recjax.data.store.histories import Timeline
 from recjax.data.store.prepared import DataError
-from recjax.data.store.times import seconds_of, span_of
 
 
 @dataclasses.dataclass(frozen=True)

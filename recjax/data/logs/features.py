@@ -18,10 +18,10 @@ from recjax.data.logs.sources import read_table
 from recjax.data.logs.values import is_any
 from recjax.data.logs.whole import SharedCounter, Whole, find_last_rows
 from recjax.data.store import histories
+from recjax.data.store.dates import span_of
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
 from recjax.data.store.prepared import DataError
-from recjax.data.store.times import span_of
 from recjax.data.store.vocabulary import Vocabulary
 from recjax.schema import MISSING, Feature, Schema
 

@@ -24,8 +24,8 @@ from typing import Any
 from recjax.data.logs.conditions import Condition, is_condition
 from recjax.data.logs.sources import TextForm
 from recjax.data.logs.values import NULLS
+from recjax.data.store.dates import seconds_of, span_of
 from recjax.data.store.prepared import DataError
-from recjax.data.store.times import seconds_of, span_of
 from recjax.schema import TRANSFORMS
 
 NEGATIVES = ("impressions", "popular", "uniform")

@@ -27,8 +27,8 @@ from recjax.data.logs.values import (
     as_vector,
     is_missing,
 )
+from recjax.data.store.dates import seconds_of
 from recjax.data.store.prepared import DataError
-from recjax.data.store.times import seconds_of
 
 FILE, REASON, COLUMN, MOMENT = "__file", "__reason", "__column", "__moment"
 PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.logs.sharded`)

@@ -32,9 +32,9 @@ import polars as pl
 from recjax.data.logs.events import codes
 from recjax.data.sets.published import Job, Published, share_of_users
 from recjax.data.store import histories
+from recjax.data.store.dates import seconds_of
 from recjax.data.store.histories import Counter, CounterIndex
 from recjax.data.store.prepared import DataError
-from recjax.data.store.times import seconds_of
 from recjax.data.store.vocabulary import Vocabulary
 from recjax.data.store.writing import BLOCK_SIZE
 from recjax.schema import Feature, Schema

@@ -22,7 +22,7 @@ import polars as pl
 
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.sets.published import LOG, Files, Published, prepare_log, share_of_users
-from recjax.data.store.times import seconds_of
+from recjax.data.store.dates import seconds_of
 
 FILE = "UserBehavior.csv"
 COLUMNS = {"user": pl.Int64, "item": pl.Int64, "category": pl.Int64, "behavior": pl.String, "time": pl.Int64}  # fmt: skip

@@ -9,7 +9,7 @@ uniform and say nothing. A user with `few` events or less is a long-tail user: f
 The form of the logit is AW-MoE's specification's; purity, lengths and sizes are ours, chosen by the oracle and measured on
 120,000 requests before any model was run: with lengths 4 to 20 and purity 0.85 the majority of the categories tells s for
 0.990 of users (0.850 of those cut to one or two events), clicks are 0.50, the AUC of the planted logit is 0.860 (the
-bound), with the majority in place of s 0.853 (cut: 0.755), of x3 alone 0.552 (tests/data/test_planted_worlds.py).
+bound), with the majority in place of s 0.853 (cut: 0.755), of x3 alone 0.552 (tests/data/worlds/test_planted_worlds.py).
 
 `label="independent"` is the null: sigmoid(interaction x1 x2 + linear x3), so that nobody's history helps;
 `label="shuffled"` the control: s is another user's, so histories say nothing and 0.552 is all there is. The split "test_cut" is "test" with the last one or two events of every user.

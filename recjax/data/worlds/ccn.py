@@ -17,7 +17,7 @@ What the oracle makes of the constants, measured before any model ran, 5,000 pag
 scenario 0.328 to 0.422); AUC of the planted logit 0.935 to 0.944, its page-GAUC 0.911 to 0.926 on seen and 0.916 to 0.925 on the unseen
 scenario (the bound; the specification's prototype had 0.91); of shuffled clicks 0.494 to 0.506. Trigger dependency: the page-GAUC of the
 trigger alone falls from 0.76 to 0.67 to 0.56 as a_s goes from 0.2 to 0.5 to 0.8, that of the user alone rises the same way
-(tests/data/test_planted_worlds.py).
+(tests/data/worlds/test_planted_worlds.py).
 """
 
 import dataclasses

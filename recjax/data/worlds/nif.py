@@ -13,7 +13,7 @@ The form is that of NIF's specification, whose constants (slope 6, match 1.5, bi
 logit, has a test AUC in the wanted 0.75 to 0.85: 0.848 and 0.846 in seeds 0 and 1, measured before any model was run (with 500
 items), at a click rate of 0.113. The intent alone has 0.831 and 0.830, the match alone 0.596 and 0.593, an item's clicks in all days
 before 0.499 and 0.507. The number of items, 200, is the specification's least; it was lowered from 500 after a first run of the
-generator, and moves none of these figures by more than its noise (tests/data/test_planted_worlds.py).
+generator, and moves none of these figures by more than its noise (tests/data/worlds/test_planted_worlds.py).
 
 `label="shuffled"` permutes the clicks of stage 2's splits within each split (the control of the pair losses); histories, movelines
 and stage 1 stay.

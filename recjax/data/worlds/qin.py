@@ -16,7 +16,7 @@ at an AUC of 0.5 there by construction, for nothing but the mood varies; shuffle
 What the oracle (the planted logit, stored as the label `oracle`, which no model reads) makes of the constants was measured
 before any model was run, on 200,000 requests of each kind, of known and of cold items: click rate 0.369 and 0.367, AUC 0.851 and
 0.850 (the Bayes optimum), 0.847 and 0.844 from the noisy vectors; 0.789 and 0.793 of the past's term alone, 0.690 and 0.681
-of the mood's; the candidate's own rate 0.506, the mood 0.503 (tests/data/test_planted_worlds.py). Asked of the model: test AUC
+of the mood's; the candidate's own rate 0.506, the mood 0.503 (tests/data/worlds/test_planted_worlds.py). Asked of the model: test AUC
 at least 0.82, test_cold at least 0.80; of ids alone and of shuffled vectors on test_cold, between 0.48 and 0.52.
 """
 

@@ -11,7 +11,7 @@ Sizes are those of TARQ's specification (section 6: 64 clusters, 1,280 items, 16
 events, the 4 nearest, Bayes AUC 0.7946); `spread`, `own`, `offset` and `strength` are ours, fixed by the oracle (the planted
 logit, stored as the label `oracle`, which no model reads) before any model was run. On 150,000 requests of seeds 0 and 1:
 click rate 0.526 and 0.525, AUC of the planted logit 0.794 and 0.798 (the bound), of the mean cosine 0.744 and 0.748, of the
-largest 0.786 and 0.790, of the item's click rate 0.509 and 0.509 (tests/data/test_tarq_world.py).
+largest 0.786 and 0.790, of the item's click rate 0.509 and 0.509 (tests/data/worlds/test_tarq_world.py).
 
 `label="shuffled"` is the control: clicks follow somebody else's history, and what a model can still say is how common an
 item's content is.

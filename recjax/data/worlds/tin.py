@@ -11,7 +11,7 @@ The constants are those of TIN's specification; what the oracle (the planted log
 model reads) makes of them was measured before any model was run, on 120,000 requests: click rate 0.387, AUC 0.784 (the
 Bayes optimum; the specification's prototype had 0.388 and 0.780 on 20,000), 0.665 of the number of same-category events
 alone (what positions are worth), mutual information of click and same category at positions 1 to 4: 0.120, 0.053, 0.016,
-0.004 bits, of another category 0.0002 on average (tests/data/test_planted_worlds.py).
+0.004 bits, of another category 0.0002 on average (tests/data/worlds/test_planted_worlds.py).
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 The Beam tests need apache-beam, which pins older packages and gets an environment of its own:
 
     python -m venv beam && beam/bin/pip install -e '.[beam]' pytest
-    PYTHONPATH=. beam/bin/python -m pytest tests/data/test_sharded.py --noconftest -c /dev/null --rootdir=. \
+    PYTHONPATH=. beam/bin/python -m pytest tests/data/logs/test_sharded.py --noconftest -c /dev/null --rootdir=. \
         --import-mode=importlib
 """
 

@@ -20,8 +20,8 @@ from recjax.data import sets
 from recjax.data.sets import alimama, amazon, movielens, taobao
 from recjax.data.sets.published import Published
 from recjax.data.sets.text import hashed
+from recjax.data.store.dates import seconds_of
 from recjax.data.store.prepared import DataError, Prepared
-from recjax.data.store.times import seconds_of
 from recjax.schema import MISSING
 from tests.reading import columns_of, decoded, info_of, train_on
 

@@ -163,7 +163,7 @@ def test_a_sweep_killed_twice_ends_with_the_same_trials(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_sweep_killed_ten_times_ends_with_the_same_trials(tmp_path, monkeypatch):
-    """pytest -m slow tests/scaling/test_together.py"""
+    """pytest -m slow tests/scaling/plan/test_together.py"""
     assert killed_and_restarted(tmp_path, monkeypatch, 10, np.random.default_rng(1)) == 10
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from recjax.runtime.run import Run
 from scaling.plan import processes, sweep
-from tests.scaling.test_sweep import trials
+from tests.scaling.plan.test_sweep import trials
 
 TIMES = ("examples_per_s", "wall_s", "seconds")
 
@@ -50,7 +50,7 @@ def test_no_locks_in_a_bucket(tmp_path):
 
 SWEEP = """
 from scaling.plan import processes
-from tests.scaling.test_sweep import trials
+from tests.scaling.plan.test_sweep import trials
 if __name__ == "__main__":
     processes.run_sweep(trials(range(40)), {workdir!r}, processes=1 + (len(processes.available()) > 1))
 """
