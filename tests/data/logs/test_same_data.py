@@ -31,9 +31,10 @@ def random_log(rng: np.random.Generator) -> pl.DataFrame:
     """A log of whole numbers, so that every type can hold it; some cells are missing."""
     n = int(rng.integers(40, 90))
     users = rng.choice(np.append(rng.integers(0, 10**6, 6), 2**53 - 1), 6, replace=False)
-    some = lambda x: pl.Series(
-        [None if rng.random() < 0.15 else v for v in x.tolist()], dtype=pl.Int64
-    )  # noqa: E731
+
+    def some(x):
+        return pl.Series([None if rng.random() < 0.15 else v for v in x.tolist()], dtype=pl.Int64)
+
     return pl.DataFrame(
         {
             "user": rng.choice(users, n),
