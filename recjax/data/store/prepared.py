@@ -7,7 +7,7 @@ One directory holds everything and appears by one rename, so it is either whole 
     timelines/<list>/part-00000/<column>.npy      `time`, one column per list feature, `start` (offsets per user)
     vocab/<id space>.parquet                      value, id, count
     vectors/<id space>.npy                        float32 [rows, width], of spaces whose ids stand for vectors
-    report.json  files.json                       what was found; the size of every file
+    report.json  files.json                       what was found; size and SHA-256 of every other file
 
 One TFDS record is one *block* of about `block_size` impressions: a dict of 1-D arrays (a vector or multi-hot
 feature keeps its trailing axes), stored as raw bytes, all of one partition:
@@ -38,6 +38,7 @@ import tensorflow_datasets as tfds
 from recjax.schema import ROLE_AXES, Feature, Schema, SchemaError
 
 PARTITION = "partition"
+FILES = "files.json"
 
 
 class DataError(ValueError):
@@ -100,10 +101,31 @@ def file_name(name: str) -> str:
 # ------------------------------------------------------------------------------------------ reading
 
 
+DESCRIPTION_BYTES = 1 << 20  # files up to so large are checked when the data are opened
+LAZY_BYTES = 1 << 30  # and up to so large when they are first read; `verify` checks all
+
+
+def file_sha256(file: pathlib.Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def seal(folder: pathlib.Path) -> None:
+    """Writes files.json: size and SHA-256 of every file below `folder`, by which damage is noticed."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / FILES)
+    facts = {
+        os.fspath(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": file_sha256(f)}
+        for f in files
+    }
+    (folder / FILES).write_text(json.dumps(facts, indent=1))
+
+
 class Prepared:
     """A prepared data set on a local disk.
 
-    Cheap to pickle (only the path travels) and safe to read from several threads.
+    Cheap to pickle (only the path travels) and safe to read from several threads. A file whose bytes are not those that
+    were written is refused by name: descriptions when the data are opened, vocabularies, vectors and timelines of up
+    to LAZY_BYTES when they are first read; the records of blocks carry checksums of their own, which reading checks.
 
     Attributes:
       path: Its directory.
@@ -121,7 +143,10 @@ class Prepared:
                 f"there is no prepared data in {self.path}; prepare it, or correct data.dir"
             )
         try:
-            self._check_files(json.loads(self._read("files.json")))
+            # Data prepared by earlier versions have sizes only.
+            listed = json.loads(self._read(FILES))
+            self._files = {n: f if isinstance(f, dict) else {"bytes": f} for n, f in listed.items()}
+            self._check_sizes()
             self.schema = Schema.from_json(self._read("schema.json"))
             identity = json.loads(self._read("metadata.json"))
             self.report = json.loads(self._read("report.json"))
@@ -151,9 +176,9 @@ class Prepared:
                 f"{self.path / name} cannot be read ({e.strerror}); delete the folder and prepare again"
             ) from e
 
-    def _check_files(self, sizes: Mapping[str, int]) -> None:
-        for name, size in sizes.items():
-            file = self.path / name
+    def _check_sizes(self) -> None:
+        for name, facts in self._files.items():
+            file, size = self.path / name, facts["bytes"]
             if not file.exists():
                 raise DataError(f"{file} is missing; delete {self.path} and prepare again")
             if file.stat().st_size != size:
@@ -161,6 +186,25 @@ class Prepared:
                     f"{file} holds {file.stat().st_size} bytes where {size} were written; "
                     f"delete {self.path} and prepare again"
                 )
+            if size <= DESCRIPTION_BYTES and file.parent == self.path and file.suffix == ".json":
+                self._check_bytes(name)
+
+    def _check_bytes(self, name: str, most: int = LAZY_BYTES) -> None:
+        """Raises DataError where a listed file of at most so many bytes is not what was written."""
+        facts = self._files.get(name, {})
+        if "sha256" in facts and facts["bytes"] <= most:
+            if file_sha256(self.path / name) != facts["sha256"]:
+                raise DataError(
+                    f"{self.path / name} is damaged: its bytes are not those that were written; "
+                    f"delete {self.path} and prepare again"
+                )
+
+    def verify(self) -> int:
+        """Checks every file against its SHA-256; returns how many have one. DataError names the first that is damaged."""
+        checked = [n for n, facts in self._files.items() if "sha256" in facts]
+        for name in checked:
+            self._check_bytes(name, most=self._files[name]["bytes"])
+        return len(checked)
 
     def _check_split(self, split: str) -> None:
         if split not in self.splits:
@@ -212,7 +256,10 @@ class Prepared:
                 raise DataError(
                     f"{folder} is missing; lists are {', '.join(self.schema.lists)}, or prepare again"
                 )
-            self._timelines[key] = {f.stem: _map(f) for f in sorted(folder.glob("*.npy"))}
+            files = sorted(f for f in folder.iterdir() if f.suffix == ".npy")
+            for file in files:
+                self._check_bytes(os.fspath(file.relative_to(self.path)))
+            self._timelines[key] = {f.stem: _map(f) for f in files}
         return self._timelines[key]
 
     def vocabulary(self, space: str) -> pl.DataFrame:
@@ -222,6 +269,7 @@ class Prepared:
             raise DataError(
                 f"{file} is missing: id space {space!r} was prepared without a vocabulary"
             )
+        self._check_bytes(f"vocab/{space}.parquet")
         return pl.read_parquet(file)
 
     def vectors(self, space: str) -> np.ndarray:
@@ -231,6 +279,7 @@ class Prepared:
             raise DataError(
                 f"{file} is missing: id space {space!r} was prepared without vectors; prepare again"
             )
+        self._check_bytes(f"vectors/{space}.npy")
         vectors = _map(file)
         if vectors.shape != (of.rows, of.vectors):
             raise DataError(

@@ -28,6 +28,7 @@ from recjax.data.store.prepared import (
     file_name,
     is_prepared,
     prepared_path,
+    seal,
     timeline_dir,
 )
 from recjax.schema import Schema
@@ -203,7 +204,7 @@ class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             for name, (dtype, shape) in column_dtypes(self._schema).items()
         }
         features[PARTITION] = tfds.features.Scalar(np.int32)
-        return tfds.core.DatasetInfo(
+        return _SealedInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(self._identity),
@@ -251,6 +252,14 @@ class BlockBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         pass
 
     _log_download_done = _log_download_bytes
+
+
+class _SealedInfo(tfds.core.DatasetInfo):
+    """TFDS writes its description last, before the rename that publishes everything; then the list of files is made."""
+
+    def write_to_directory(self, dataset_info_dir, all_metadata: bool = True) -> None:
+        super().write_to_directory(dataset_info_dir, all_metadata)
+        seal(pathlib.Path(dataset_info_dir))
 
 
 class _Files:
@@ -332,12 +341,6 @@ def _write_extras(
                     at / f"{file_name(column)}.npy",
                     np.asarray(part[column]).astype(dtypes[column], copy=False),
                 )
-    sizes = {
-        os.fspath(f.relative_to(folder)): f.stat().st_size
-        for f in sorted(folder.rglob("*"))
-        if f.is_file()
-    }
-    (folder / "files.json").write_text(json.dumps(sizes, indent=1))
 
 
 # ------------------------------------------------------------------------------------------- checks

@@ -225,7 +225,7 @@ def test_damage_is_named_with_its_remedy(tmp_path):
         (timeline, truncate, "bytes where"),
         (data.path / "report.json", os.unlink, "is missing"),
         (data.path / "files.json", os.unlink, "cannot be read"),
-        (data.path / "metadata.json", os.unlink, "cannot be read"),
+        (data.path / "metadata.json", os.unlink, "is missing"),
     ):
         kept = file.read_bytes()
         damage(file)
@@ -241,6 +241,65 @@ def test_damage_is_named_with_its_remedy(tmp_path):
     corrupt(record)
     with pytest.raises(DataError, match="block 0 of split 'train'.*prepare again"):
         Prepared(data.path).block("train", 0)
+
+
+def flipped(file, bit: int):
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(bytes(data))
+
+
+def read_all(path):
+    """Everything that a run reads."""
+    data = Prepared(path)
+    blocks = [data.block(s, i) for s in data.splits for i in range(data.blocks(s))]
+    timelines = [data.timeline(n) for n in data.schema.lists]
+    vocabularies = [data.vocabulary(s.name).to_dict(as_series=False) for s in data.schema.id_spaces]
+    parts = [data.schema, data.identity, data.report, data.splits, vocabularies]
+    columns = [{k: np.asarray(v).tolist() for k, v in x.items()} for x in (*blocks, *timelines)]
+    return parts, columns
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
+    """Two hundred bits, spread over all files: what is read is what was written, or nothing is."""
+    frame = pl.DataFrame(
+        {"value": [f"v{i}" for i in range(40)], "id": range(3, 43), "count": [1] * 40}
+    )
+    data = write(tmp_path, vocab={"item": frame}, report={"rows": ROWS})
+    truth, rng, refused = read_all(data.path), np.random.default_rng(0), 0
+    files = sorted(f for f in data.path.rglob("*") if f.is_file() and f.stat().st_size)
+    for file in files * (200 // len(files) + 1):
+        kept = file.read_bytes()
+        flipped(file, int(rng.integers(8 * len(kept))))
+        try:
+            assert read_all(data.path) == truth, file
+        except DataError as e:
+            refused += 1
+            assert str(data.path) in str(e)
+        file.write_bytes(kept)
+    assert refused > 150
+    assert read_all(data.path) == truth  # the control
+
+
+def test_verify_names_a_damaged_file_and_counts_the_others(tmp_path):
+    data = write(tmp_path, report={"rows": ROWS})
+    files = json.loads((data.path / "files.json").read_text())
+    assert Prepared(data.path).verify() == len(files) >= 6
+    (record,) = data.path.glob("*.array_record*")
+    flipped(record, 8 * 100)
+    with pytest.raises(DataError, match=record.name):
+        Prepared(data.path).verify()
+
+
+def test_data_of_earlier_versions_open_by_their_sizes(tmp_path):
+    data = write(tmp_path, report={"rows": ROWS})
+    files = json.loads((data.path / "files.json").read_text())
+    (data.path / "files.json").write_text(json.dumps({n: f["bytes"] for n, f in files.items()}))
+    old = Prepared(data.path)
+    assert old.report == {"rows": ROWS} and old.verify() == 0
+    truncate(data.path / "report.json")
+    with pytest.raises(DataError, match="report.json holds"):
+        Prepared(data.path)
 
 
 def test_absent_data_is_named(tmp_path):
