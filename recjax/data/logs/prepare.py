@@ -35,7 +35,6 @@ from recjax.data.logs import report, sharded
 from recjax.data.logs.events import Events, Places, catalogue_of, impressions
 from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
 from recjax.data.logs.mapping import LogMapping, load_mapping
-from recjax.data.logs.notes import Note
 from recjax.data.logs.rows import RawLog, read_log
 from recjax.data.logs.sources import fingerprint, list_files
 from recjax.data.store.growth import NEW, Growth
@@ -200,9 +199,9 @@ def write_log(
       growth: How the vocabularies begin, or go on from earlier ones.
     """
     e = Events.of(log, m)
+    notes = report.never(m, report.actions_of(e))
     drawn: dict[str, Any] = {}
     places = impressions(e, drawn)
-    notes: list[Note] = []
     x = encode(e, fields(e, notes=notes), partitions, growth, notes)
     log = dataclasses.replace(log, notes=(*log.notes, *notes))
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}

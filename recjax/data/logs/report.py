@@ -45,11 +45,10 @@ def make_report(
     """
     reasons = log.bad.group_by("reason").len().sort("reason")
     probes = probe(e, x, places["train"])
-    notes = [*log.notes, *never(e.mapping, actions_of(e))]
     return {
         "rows": log.read,
         "events": len(e.item),
-        "notes": [n.plain() for n in notes],
+        "notes": [n.plain() for n in log.notes],
         "as_of": str(e.mapping.as_of),
         "users": len(e.users),
         "items": len(e.items),
@@ -187,6 +186,10 @@ def refuse(report: Mapping[str, Any], m: LogMapping) -> None:
 def warnings_of(r: Mapping[str, Any]) -> list[str]:
     """What a reader of the report must not overlook."""
     out = [n.text for n in (Note(*n) for n in r["notes"]) if n.warning]
+    future = r["quarantined"].get("in the future", 0)
+    if future:
+        until = f"as_of = {r['as_of']!r}" if r["as_of"] else "the year 2100"
+        out.append(f"{future:,} rows lie after {until} and are set aside")
     aside = sum(r["quarantined"].values())
     if aside > MUCH * r["rows"]:
         worst = max(r["quarantined"], key=lambda k: r["quarantined"][k])

@@ -321,7 +321,7 @@ def _check_json(file: str) -> None:
         is_rows = True  # an array over several lines
     if is_rows:
         raise DataError(
-            f"{file} is one JSON array; write one object a line, as `jq -c '.[]' {os.path.basename(file)}` does"
+            f"{file} is one JSON array; write one object a line, as jq -c '.[]' {os.path.basename(file)} does"
         )
 
 

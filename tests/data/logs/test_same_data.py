@@ -32,7 +32,7 @@ def random_log(rng: np.random.Generator) -> pl.DataFrame:
     n = int(rng.integers(40, 90))
     users = rng.choice(np.append(rng.integers(0, 10**6, 6), 2**53 - 1), 6, replace=False)
 
-    def some(x):
+    def some(x: np.ndarray) -> pl.Series:
         return pl.Series([None if rng.random() < 0.15 else v for v in x.tolist()], dtype=pl.Int64)
 
     return pl.DataFrame(
