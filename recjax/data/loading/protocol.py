@@ -1,6 +1,6 @@
 """What the training loop asks of data: `Data`, and the `Batches` it gives. Any class with these members will do.
 
-`recjax.data.loading.loader.Data` is the one of prepared directories. One that is there says more: `prepared`, `report`,
+`recjax.data.loading.loader.PreparedData` is the one of prepared directories. One that is there says more: `prepared`, `report`,
 `history`, and `vectors(space)` for id spaces whose rows begin from vectors.
 """
 

@@ -1,4 +1,4 @@
-"""Every command that a document, a docstring or a notebook names exists, and so does every config it is given."""
+"""Every command, config, file and module that a document, a docstring or a notebook names exists."""
 
 import importlib
 import importlib.util
@@ -20,13 +20,15 @@ FILES = sorted(
     if p.suffix in (".py", ".md", ".ipynb", ".js", ".j2")
 )
 OWN = "|".join(r for r in ROOMS if r != "docs")
+# Tests name what must not exist, too.
+OUTSIDE = [p for p in FILES if REPO / "tests" not in p.parents]
 MODULE = re.compile(rf"-m\s+((?:{OWN})(?:\.\w+)+)")
 CONFIG = re.compile(rf"--config=\"?((?:{OWN})/[\w/]+\.py)")
 
 
 def documented(pattern: re.Pattern) -> dict[str, str]:
     """What the pattern's group found -> the file that names it."""
-    return {x: str(p.relative_to(REPO)) for p in FILES for x in pattern.findall(p.read_text())}
+    return {x: str(p.relative_to(REPO)) for p in OUTSIDE for x in pattern.findall(p.read_text())}
 
 
 COMMANDS = documented(MODULE)
@@ -63,9 +65,6 @@ def test_imports_of_documents_and_notebooks_resolve(file, module, name):
     assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}")
 
 
-OUTSIDE = [
-    p for p in FILES if REPO / "tests" not in p.parents
-]  # tests name what must not exist, too
 PATH = re.compile(rf"(?<![\w/.-])((?:{OWN}|docs)/[\w/.-]+\.(?:py|md|ipynb|sbatch))\b")
 BARE = re.compile(r"`(\w+\.py)`")
 DOTTED = re.compile(rf"(?<![\w./-])(?<!-m )((?:{OWN})(?:\.[A-Za-z_]\w*)+)\b(?!/)")
