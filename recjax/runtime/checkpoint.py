@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from recjax.embedding import lanes
+from recjax.runtime import checksums
 from recjax.trees import Tree, Trees
 
 LAST_SECONDS = 60  # that a failed process waits for the others to finish a checkpoint
@@ -86,9 +87,12 @@ class Checkpoints:
             if self._damaged.pop((manager.directory.name, step), None) is None:
                 return
             manager.delete(step)
+            checksums.drop(epath.Path(manager.directory) / str(step))
         stored = ocp.args.StandardSave(as_stored(trees))
         args = ocp.args.Composite(trees=stored, meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
+        folder = epath.Path(manager.directory) / str(step)
+        threading.Thread(target=checksums.seal_when_whole, args=(folder,), daemon=True).start()
 
     def restore(
         self, target: Tree, *, best: bool = False, check: Callable[[dict], None] = lambda meta: None
@@ -106,6 +110,10 @@ class Checkpoints:
         steps = sorted(manager.all_steps(), reverse=True)
         wanted = as_stored(target)
         for step in steps:
+            folder = epath.Path(manager.directory) / str(step)
+            if reason := checksums.damaged(folder):
+                self._skip(folder, reason)
+                continue
             meta = self._read(manager, step, meta=ocp.args.JsonRestore())
             if meta is None:
                 continue
@@ -142,16 +150,19 @@ class Checkpoints:
             return manager.restore(step, args=ocp.args.Composite(**item))[next(iter(item))]
         except Exception as e:  # Orbax raises many kinds for a damaged file
             reason = f"{type(e).__name__}: {e}".splitlines()[0][:200]
-            folder = epath.Path(manager.directory) / str(step)
-            self._damaged[manager.directory.name, step] = reason
-            logging.warning(
-                "checkpoint %s cannot be read (%s); trying the one before it", folder, reason
-            )
+            self._skip(epath.Path(manager.directory) / str(step), reason)
             return None
 
+    def _skip(self, folder: epath.Path, reason: str) -> None:
+        self._damaged[folder.parent.name, int(folder.name)] = reason
+        logging.warning(
+            "checkpoint %s cannot be read (%s); trying the one before it", folder, reason
+        )
+
     def wait(self) -> None:
-        self._recent.wait_until_finished()
-        self._best.wait_until_finished()
+        for manager in (self._recent, self._best):
+            manager.wait_until_finished()
+            checksums.seal(epath.Path(manager.directory))
 
     def close(self) -> None:
         self.wait()
@@ -198,7 +209,9 @@ def _laid_out(x: Any, target: Any) -> Any:
 def saved_steps(directory: epath.PathLike, *, best: bool = False) -> list[int]:
     """Steps of a run's checkpoints in `<workdir>/checkpoints`, ascending; none where it has none."""
     root = epath.Path(directory) / ("best" if best else "recent")
-    return sorted(int(p.name) for p in root.glob("*") if p.name.isdigit())
+    return sorted(
+        int(p.name) for p in (root.iterdir() if root.exists() else ()) if p.name.isdigit()
+    )
 
 
 def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
@@ -212,6 +225,8 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     if not steps:
         raise FileNotFoundError(f"{root} holds no checkpoint yet; let that run save one first")
     folder = root / str(steps[-1])
+    if reason := checksums.damaged(folder):
+        raise ValueError(f"{reason}; restore {folder} from a copy, or delete it for the one before")
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     target = jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _shapes(folder / "trees")

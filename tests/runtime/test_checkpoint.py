@@ -44,11 +44,53 @@ def test_a_damaged_step_is_skipped_and_then_written_again(folder):
     assert step == 2 and found["dense"]["w"][0] == 5
 
 
+def flip(file, bit):
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(bytes(data))
+
+
+def test_a_flipped_bit_restores_the_step_before(tmp_path):
+    """Fifty bits, spread over all files of the newest step: its own values, or those of the step before it."""
+    made = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        made.save(step, {"dense": {"w": jnp.arange(64.0) * step}}, {"step": step})
+    made.close()
+    rng, skipped = np.random.default_rng(0), 0
+    files = [f for f in sorted((tmp_path / "recent" / "2").rglob("*")) if f.is_file() and f.stat().st_size]  # fmt: skip
+    for file in (files * 50)[:50]:
+        kept = file.read_bytes()
+        flip(file, int(rng.integers(8 * len(kept))))
+        again = Checkpoints(tmp_path, keep=3)
+        step, found, meta = again.restore({"dense": {"w": jnp.zeros(64)}})
+        again.close()
+        assert meta["step"] == step
+        np.testing.assert_array_equal(found["dense"]["w"], np.arange(64.0) * step)
+        skipped += step == 1
+        file.write_bytes(kept)
+    assert skipped == 50  # every file is under its sum
+    assert (
+        Checkpoints(tmp_path, keep=3).restore({"dense": {"w": jnp.zeros(64)}})[0] == 2
+    )  # the control
+    flip(files[0], 3)
+    with pytest.raises(ValueError, match="not what was written"):
+        checkpoint.read(tmp_path)
+
+
+def test_sums_go_with_their_steps(tmp_path):
+    made = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        made.save(step, trees(step), {"step": step})
+    made.save(3, trees(3), {"step": 3}, best=True)
+    made.close()
+    assert sorted(p.name for p in (tmp_path / "sums").iterdir()) == ["best-3.json", "recent-3.json"]
+
+
 def test_when_nothing_can_be_read_the_reason_is_given(folder):
     shutil.rmtree(folder / "recent" / "1" / "trees")
     made = Checkpoints(folder, keep=3)
     with pytest.raises(
-        ValueError, match=r"no checkpoint .* \(steps \[2, 1\]: \w+.*restore one from a copy"
+        ValueError, match=r"no checkpoint .* \(steps \[2, 1\]: .*1.trees.*restore one from a copy"
     ):
         made.restore(trees(0))
     made.close()
