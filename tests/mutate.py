@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from absl import app, flags
@@ -102,26 +103,6 @@ def run_tests(root: Path, tests: Sequence[str], cache: Path, timeout: float) -> 
     return outcome
 
 
-class Runner:
-    """Copies of the tree, one a job, and what is known so far."""
-
-    def __init__(self, folder: Path, jobs: int, timeout: float):
-        self.cache, self.timeout = folder / "compiled", timeout
-        self.trees: queue.Queue[Path] = queue.Queue()
-        for i in range(jobs):
-            copy_tree(folder / str(i))
-            self.trees.put(folder / str(i))
-
-    def run(self, tests: tuple[str, ...], mutant: Mutant | None = None) -> tuple[str, float]:
-        """Outcome and seconds of the tests, with the fault or without one."""
-        tree, start = self.trees.get(), time.monotonic()
-        try:
-            with mutated(tree, mutant) if mutant else contextlib.nullcontext():
-                return run_tests(tree, tests, self.cache, self.timeout), time.monotonic() - start
-        finally:
-            self.trees.put(tree)
-
-
 def chosen(only: Sequence[str]) -> list[Mutant]:
     """The mutants asked for; ValueError where a name is none's."""
     unknown = [n for n in only if not any(m.name.startswith(n) for m in MUTANTS)]
@@ -130,34 +111,56 @@ def chosen(only: Sequence[str]) -> list[Mutant]:
     return [m for m in MUTANTS if not only or m.name.startswith(tuple(only))]
 
 
-def check_tests(runner: Runner, todo: Sequence[Mutant], pool) -> set[tuple[str, ...]]:
-    """The test selections that do not pass without a fault; they could tell nothing."""
-    selections = list(dict.fromkeys(m.tests for m in todo))
-    found = zip(selections, pool.map(runner.run, selections), strict=True)
-    failing = set()
-    for i, (tests, (outcome, seconds)) in enumerate(found, 1):
-        say = "pass" if outcome == SURVIVED else "FAIL WITHOUT A FAULT"
-        print(
-            f"tests {i}/{len(selections)}: {say} in {seconds:.0f} s: {' '.join(tests)}", flush=True
-        )
-        if outcome != SURVIVED:
-            failing.add(tests)
-    return failing
+class Runner:
+    """Copies of the tree, one a job, and the results so far, which are written after each mutant."""
+
+    def __init__(
+        self, folder: Path, mutants: Sequence[Mutant], results: dict[str, dict], jobs: int
+    ):
+        self.cache, self.results, self.left = folder / "compiled", results, len(mutants)
+        self.lock, self.trees = threading.Lock(), queue.Queue[Path]()
+        for i in range(jobs):
+            copy_tree(folder / str(i))
+            self.trees.put(folder / str(i))
+        # Of a copy: the tree itself may be edited meanwhile.
+        self.keys = {m.name: fingerprint(folder / "0", m) for m in mutants}
+
+    def run(self, mutants: Sequence[Mutant], timeout: float) -> None:
+        """Mutants with the same tests, which must pass without a fault first."""
+        tree = self.trees.get()
+        try:
+            for mutant in (None, *mutants):
+                start, tests = time.monotonic(), mutants[0].tests
+                with mutated(tree, mutant) if mutant else contextlib.nullcontext():
+                    outcome = run_tests(tree, tests, self.cache, timeout)
+                self._note(mutant, tests, outcome, time.monotonic() - start)
+                if mutant is None and outcome != SURVIVED:
+                    return
+        finally:
+            self.trees.put(tree)
+
+    def _note(self, mutant: Mutant | None, tests: Sequence[str], outcome: str, seconds: float):
+        with self.lock:
+            if mutant is None:
+                what = "pass" if outcome == SURVIVED else "FAIL WITHOUT A FAULT"
+                print(f"{what}: {' '.join(tests)} ({seconds:.0f} s)", flush=True)
+                return
+            self.results[mutant.name] = dict(key=self.keys[mutant.name], outcome=outcome)
+            write(self.results)
+            self.left -= 1
+            print(f"{outcome}: {mutant.name} ({seconds:.0f} s), {self.left} left", flush=True)
 
 
 def run_all(mutants: Sequence[Mutant], results: dict[str, dict], jobs: int, timeout: float) -> None:
-    """Adds an outcome for every mutant to `results`, which are written after each."""
+    """Adds an outcome to `results` for every mutant whose tests pass without it."""
+    groups: dict[tuple[str, ...], list[Mutant]] = {}
+    for m in mutants:
+        groups.setdefault(m.tests, []).append(m)
     with tempfile.TemporaryDirectory(prefix="recjax-mutants-") as folder:
-        runner = Runner(Path(folder), jobs, timeout)
+        runner = Runner(Path(folder), mutants, results, jobs)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            failing = check_tests(runner, mutants, pool)
-            ready = [m for m in mutants if m.tests not in failing]
-            running = {pool.submit(runner.run, m.tests, m): m for m in ready}
-            for i, done in enumerate(concurrent.futures.as_completed(running), 1):
-                mutant, (outcome, seconds) = running[done], done.result()
-                results[mutant.name] = dict(key=fingerprint(REPO, mutant), outcome=outcome)
-                write(results)
-                print(f"{i:4}/{len(ready)} {outcome:8} {mutant.name} ({seconds:.0f} s)", flush=True)
+            for done in [pool.submit(runner.run, g, timeout) for g in groups.values()]:
+                done.result()
 
 
 def write(results: dict[str, dict]) -> None:

@@ -4,6 +4,7 @@ from absl import flags
 import pytest
 
 from recjax import configs
+from tests.messages import raises
 
 
 def test_every_section_but_the_free_ones_knows_its_keys():
@@ -16,15 +17,13 @@ def test_every_section_but_the_free_ones_knows_its_keys():
     assert c.model.to_dict() == dict(name="ecup", table=dict(lr=0.1))
     configs.assign(c, "model.table.lr", 1)
     assert c.model.table.lr == 1.0 and isinstance(c.model.table.lr, float)
-    with pytest.raises(KeyError, match="unknown config key train.bacth; did you mean train.batch?"):
+    with raises(KeyError, "train.bacth", "train.batch"):
         configs.assign(c, "train.bacth", 2)
-    with pytest.raises(KeyError, match="unknown config key tran.batch; did you mean train.batch?"):
+    with raises(KeyError, "tran.batch", "train.batch"):
         configs.assign(c, "tran.batch", 2)
-    with pytest.raises(
-        KeyError, match="unknown config key model.tabel.lr; did you mean model.table.lr?"
-    ):
+    with raises(KeyError, "model.tabel.lr", "model.table.lr"):
         configs.assign(c, "model.tabel.lr", 2)
-    with pytest.raises(TypeError, match="train.batch='many': the config has 512 there"):
+    with raises(TypeError, "train.batch='many'", "512"):
         configs.assign(c, "train.batch", "many")
     with pytest.raises(KeyError, match="^'unknown config key opt.lr.x'$"):
         configs.assign(c, "opt.lr.x", 1)

@@ -11,6 +11,7 @@ from recjax import embedding
 from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.schema import IdSpace, Schema, SchemaError, Table
 from tests.embedding import worlds
+from tests.messages import raises
 
 ROWS, DIM = 64, 4
 SCHEMA = worlds.schema(("item", ROWS))
@@ -113,7 +114,7 @@ def test_bfloat16_tables_learn_from_steps_they_cannot_represent():
     assert rows.dtype == jnp.bfloat16
     moved = rows[3:35].astype(jnp.float32)
     assert abs(float(moved.mean())) < 0.02  # 1 - 1000 * 1e-3
-    with pytest.raises(ValueError, match="give apply an rng"):
+    with raises(ValueError, "rng"):
         embedding.update([t], values, batch, grads)
 
 
@@ -138,7 +139,7 @@ def test_temporaries_do_not_grow_with_the_table(optimizer):
 
 
 def test_bad_tables_are_named():
-    with pytest.raises(SchemaError, match="table 'item': unknown optimizer 'adam'"):
+    with raises(SchemaError, "'item'", "'adam'"):
         embedding.check([table("adam")])
-    with pytest.raises(SchemaError, match="table 'item' is declared twice"):
+    with raises(SchemaError, "'item'", "twice"):
         embedding.check([table("sgd"), table("sgd")])

@@ -1,9 +1,9 @@
 """Kept scores: in the order of their rows, and refused where models were not judged alike."""
 
 import numpy as np
-import pytest
 
 from recjax.evaluation import kept_scores
+from tests.messages import raises
 
 
 def rows(n=8):
@@ -31,18 +31,16 @@ def test_other_rows_labels_and_scores_that_are_not_finite_are_refused():
     for key in ("row", "label"):
         other = rows()
         other[key] = 1 - other[key]
-        with pytest.raises(ValueError, match="a and b, seed 1, were not scored on the same rows of 'test'"):  # fmt: skip
+        with raises(ValueError, "seed 1", "'test'", "rows"):  # fmt: skip
             kept_scores.check({"a": [rows()], "b": [rows(), other]}, "test")
     diverged = rows()
     diverged["logit"][2] = np.nan
-    with pytest.raises(ValueError, match="b, seed 0: scores on 'test' are not finite"):
+    with raises(ValueError, "b, seed 0", "'test'", "finite"):
         kept_scores.check({"a": [rows()], "b": [diverged]}, "test")
 
 
 def test_the_group_is_the_data_s_first_or_the_one_named():
     assert kept_scores.group_key(rows()) == kept_scores.group_key(rows(), "visit") == "group/visit"
     assert kept_scores.group_key({"logit": np.zeros(3)}) == ""
-    with pytest.raises(
-        ValueError, match="--group=user is not in the data; there are .'group/visit'"
-    ):
+    with raises(ValueError, "--group=user", "group/visit"):
         kept_scores.group_key(rows(), "user")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import tarq_board
+from tests.messages import raises
 
 
 def test_hit_rate_is_the_share_of_theirs_in_ours():
@@ -30,11 +31,11 @@ def test_figures_and_their_table():
 
 
 def test_a_folder_without_the_reference_says_so(tmp_path):
-    with pytest.raises(ValueError, match="has no finished run; run experiments.compare"):
+    with raises(ValueError, "experiments.compare"):
         tarq_board.board(tmp_path, "test", 5, 3)
     run = tmp_path / "tarq" / "seed-0"
     run.mkdir(parents=True)
     (run / "summary.json").write_text("{}")
     (run / "config.json").write_text(json.dumps({"model": {"name": "tarq"}}))
-    with pytest.raises(ValueError, match="no finished run of seed-0 with model.variant=target_att"):
+    with raises(ValueError, "seed-0", "model.variant=target_att"):
         tarq_board.board(tmp_path, "test", 5, 3)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from launch import jobset
+from tests.messages import raises
 
 SBATCH = Path(__file__).resolve().parents[2] / "launch/slurm.sbatch"
 
@@ -77,5 +78,5 @@ def test_jobset_dry_run_is_the_manifest_or_the_xpk_command():
 def test_jobset_names_what_is_wrong():
     done = jobset_command("--topology=v9:4x4")
     assert done.returncode != 0 and "give one of v5e, v5p, v6e and a shape" in done.stderr
-    with pytest.raises(ValueError, match="6 chips do not fill hosts of 4"):
+    with raises(ValueError, "6 chips", "4"):
         jobset.slice_of("v6e:2x3")

@@ -15,6 +15,7 @@ from launch.chips import CHIPS
 from recjax import configs
 from recjax.models import suan
 from recjax.runtime import mesh as meshes
+from tests.messages import raises
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = "experiments/suan_planet.py"
@@ -52,32 +53,30 @@ def test_eight_cpu_devices(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "topology, message",
+    "topology, words",
     [
-        ("v9:4x4", "unknown topology 'v9:4x4'; give a TPU slice such as v5p:4x4x8"),
-        ("v5p", "unknown topology 'v5p'"),
-        ("cuda", "topology 'cuda' needs a GPU that JAX sees"),
+        ("v9:4x4", ["'v9:4x4'", "v5p:4x4x8"]),
+        ("v5p", ["'v5p'"]),
+        ("cuda", ["'cuda'", "GPU"]),
     ],
 )
-def test_topologies_that_are_none(topology, message):
+def test_topologies_that_are_none(topology, words):
     if topology == "cuda" and any(d.platform == "gpu" for d in jax.devices()):
         pytest.skip("there is a GPU")
-    with pytest.raises(plan.PlanError, match=message):
+    with raises(plan.PlanError, *words):
         plan.devices_of(topology)
 
 
 def test_missing_libtpu_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        plan.PlanError, match=r"needs the TPU compiler.*pip install 'recjax\[tpu\]'"
-    ):
+    with raises(plan.PlanError, "recjax[tpu]"):
         plan.devices_of("v5p:4x4x8")
 
 
 def test_the_command_prints_one_sentence_for_a_bad_topology():
     done = command("--topology=v5p:4x4x")
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "launch.plan: unknown topology 'v5p:4x4x'" in done.stderr
+    assert "'v5p:4x4x'" in done.stderr
 
 
 def test_abstract_data_cannot_be_trained_on():

@@ -6,6 +6,7 @@ import pytest
 from recjax.inputs import embed
 from recjax.layers import fields
 from recjax.schema import Feature, Schema, SchemaError
+from tests.messages import raises
 from tests.models.worlds import SCHEMA, world
 
 W = world(b=2, c=3, n=4)
@@ -25,7 +26,7 @@ def test_history_list_is_the_first_with_ids_or_the_named_one():
     assert fields.history_list(SCHEMA) == fields.history_list(SCHEMA, "views") == "views"
     with pytest.raises(SchemaError, match="views"):
         fields.history_list(SCHEMA, "buys")
-    with pytest.raises(SchemaError, match="needs a history list"):
+    with raises(SchemaError, "history list"):
         fields.history_list(SCHEMA.without(["past_item", "past_category", "past_hour"]))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from recjax.layers.mlp import MLP, Dice, Logits, MaskedBatchNorm, PReLU, ReluFFN, SwiGLU
+from tests.messages import raises
 
 
 def test_swiglu_by_hand():
@@ -86,7 +87,7 @@ def test_mlp_shapes_and_types(norm, activation):
 
 
 def test_unknown_activation_is_named():
-    with pytest.raises(ValueError, match="dice, prelu, relu"):
+    with raises(ValueError, "dice", "prelu", "relu"):
         MLP((2,), activation="swish2").init(jax.random.key(0), jnp.ones((1, 2)), train=False)
 
 

@@ -1,9 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from recjax.layers.norm import RMSNorm, make_norm
+from tests.messages import raises
 
 
 def test_rms_norm_by_hand_with_eps_outside_the_root():
@@ -42,5 +42,5 @@ def test_layer_norm_is_an_option_and_others_are_named():
     norm = make_norm("layer", jnp.float32, jnp.float32)
     y = norm.apply(norm.init(jax.random.key(1), x), x)
     np.testing.assert_allclose(np.mean(y, -1), 0.0, atol=1e-5)
-    with pytest.raises(ValueError, match="rms, layer"):
+    with raises(ValueError, "rms", "layer"):
         make_norm("group", jnp.float32, jnp.float32)

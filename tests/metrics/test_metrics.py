@@ -83,8 +83,8 @@ def test_auc_agrees_with_scikit_learn():
     ("scores", "labels", "word"),
     [
         ([0.1, NAN], [0, 1], "1 predictions are not finite"),
-        ([0.1, 0.2], [1, 1], "every label is 1"),
-        ([], [], "no exam"),
+        ([0.1, 0.2], [1, 1], "label is 1"),
+        ([], [], "weight"),
     ],
 )
 def test_undefined_auc_is_nan_with_a_reason(scores, labels, word):
@@ -103,7 +103,7 @@ def test_one_class_has_a_logloss_but_nan_scores_have_none():
 @pytest.mark.parametrize(
     ("args", "word"),
     [
-        (([1], [0, 1]), "1 scores, 2 labels"),
+        (([1], [0, 1]), "1 scores.*2 labels"),
         (([1], [2]), "labels"),
         (([1], [1], [-1]), "weights"),
         (([1], [NAN]), "labels"),
@@ -451,7 +451,7 @@ def test_collector_is_exact():
 def test_collector_falls_back_to_a_histogram_and_says_so(caplog):
     with caplog.at_level("WARNING", logger="absl"):
         small = fill(Collector(max_rows=2_500))
-    assert "more than 2500 rows" in caplog.text
+    assert "2500" in caplog.text
     full, got = fill(Collector()).compute(), small.compute()
     assert not got["exact"]
     assert "gauc_visit" not in got
@@ -528,7 +528,7 @@ def test_bootstrap_of_the_test_set_is_fast_enough():
 
 
 def test_bootstrap_names_a_bad_metric():
-    with pytest.raises(ValueError, match="unknown metric"):
+    with pytest.raises(ValueError, match="auc, gauc or logloss"):
         comparison.paired_bootstrap([0.1, 0.2], [0.1, 0.2], [0, 1], [0, 1], "f1")
 
 

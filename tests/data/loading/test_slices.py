@@ -22,6 +22,7 @@ from recjax.serving import batch_scoring
 from recjax.training import inference
 from recjax.training.loop import train
 from recjax.training.opening import open_run
+from tests.messages import raises
 
 ITEMS, USERS, SCENES = 40, 30, 3
 TRAINED_ITEMS, TRAINED_USERS = 30, 20  # the others come in the test split only
@@ -155,15 +156,15 @@ def test_rare_values_are_put_together(data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("wanted", "words"),
     [
-        ("new:seen", "'seen' is no id feature of an impression; those are user, scene, item"),
-        ("length:views", "no list 'views'; it has past"),
-        ("scene", "write new:FEATURE, by:FEATURE or length:LIST"),
+        ("new:seen", ("'seen'", "user, scene, item")),
+        ("length:views", ("'views'", "past")),
+        ("scene", ("new:", "by:", "length:")),
     ],
 )
-def test_a_slice_that_is_not_understood_is_refused(data, wanted, message):
-    with pytest.raises(DataError, match=message):
+def test_a_slice_that_is_not_understood_is_refused(data, wanted, words):
+    with raises(DataError, *words):
         make_slices(data, "test", [wanted])
 
 
@@ -210,7 +211,7 @@ def test_scored_by_three_hosts_it_measures_as_by_one(data, run, tmp_path):
     assert sorted(frame["row"]) == list(range(data.splits["test"]))
     assert auc(frame["logit"], frame["click"]) == pytest.approx(whole["test"]["auc"], abs=1e-6)
     (tmp_path / "s-00001-of-00003.parquet").unlink()
-    with pytest.raises(score_files.ScoredError, match=r"parts \[1\] are missing; .*--shard=1/3"):
+    with raises(score_files.ScoredError, "[1]", "--shard=1/3"):
         score_files.evaluate(pattern, str(data.path), [])
 
 
@@ -228,12 +229,12 @@ def test_parts_of_two_models_are_refused(data, run, tmp_path):
     batch_scoring.score("", str(data.path), out, run=str(other), shard=(1, 2))
     assert score_files.evaluate(pattern, str(data.path), [])["test"]["auc"] > 0.5
     (other / "config.json").write_text(json.dumps(config | {"seed": 7}))
-    for wrong, message in (
-        (later, rf"same model \(newest step {step + 1} of a run .*; newest step {step} of"),
-        (other, rf"same model \(newest step {step} of a run .*; newest step {step} of"),
+    for wrong, steps in (
+        (later, (step + 1, step)),
+        (other, (step, step)),
     ):
         batch_scoring.score("", str(data.path), out, run=str(wrong), shard=(1, 2))
-        with pytest.raises(score_files.ScoredError, match=message):
+        with raises(score_files.ScoredError, "model", *(f"step {s} " for s in steps)):
             score_files.evaluate(pattern, str(data.path), [])
     part = tmp_path / "s-00001-of-00002.parquet"
     table = pq.read_table(part)
@@ -298,7 +299,7 @@ def test_translation_carries_values_and_makes_unknown_what_the_model_lacks(data,
     wider = dataclasses.replace(
         data.schema, features=(*data.schema.features, Feature("brand", "candidate", "item"))
     )
-    with pytest.raises(DataError, match="'brand' of the model is missing"):
+    with raises(DataError, "'brand'"):
         Translated(other.path, wider, _vocabularies(data))
 
 

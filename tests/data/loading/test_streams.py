@@ -14,6 +14,7 @@ from recjax.data.worlds import base
 from recjax.runtime.run import Interrupted, read_jsonl
 from recjax.training.loop import Trainer, train
 from tests.data.loading.test_loader import assert_equal_streams, rows
+from tests.messages import raises
 
 WORLD = dict(users=300, items=80, impressions=4_000, events=15, days=20)
 L = 12
@@ -134,7 +135,7 @@ def test_mixed_streams_resume_at_every_batch_whatever_the_workers(data, mode):
         assert_equal_streams(data.batches("train", 128, start=start, **options), want[start:])
     if mode.get("online"):  # the harder of the two; starting workers takes seconds
         assert_equal_streams(data.batches("train", 128, start=5, workers=2, **options), want[5:])
-    with pytest.raises(BatchError, match="the stream of 'train' has"):
+    with raises(BatchError, "'train'"):
         data.batches("train", 128, start=len(want) + 1, **options)
 
 
@@ -151,7 +152,7 @@ def test_hosts_agree_on_the_buckets(split_data):
 
 
 def test_buckets_that_do_not_ascend_are_refused(data):
-    with pytest.raises(BatchError, match="give ascending lengths"):
+    with raises(BatchError, "ascending"):
         data.batches("train", 64, buckets=(6, 2))
 
 

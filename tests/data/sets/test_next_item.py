@@ -7,6 +7,7 @@ from recjax.data.loading.loader import PreparedData
 from recjax.data.sets import next_item
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.metrics import classification
+from tests.messages import raises
 
 
 def test_a_user_of_five_gives_two_training_pairs_one_to_validate_and_one_to_test():
@@ -38,7 +39,7 @@ def test_counts_and_negatives_of_many_users():
     assert (np.bincount(drawn, minlength=30) > 0).all(), "every item is drawn for somebody"
     again = next_item.pairs(lists, 30, seed=2)["train"]["item"][1::2]
     assert (again != drawn).any(), "another seed, other negatives"
-    with pytest.raises(DataError, match="user number 0 has had every item"):
+    with raises(DataError, "user number 0"):
         next_item.negatives([np.arange(4)], np.zeros(1, int), 4, 0)
 
 
@@ -75,5 +76,5 @@ def test_beauty(real_data, tmp_path):
     item = batch["ids"]["item"][0]
     target, past = item[batch["pos"]["item"]], item[batch["pos"]["hist_item"]]
     assert not (past == target[:, 1:]).any(), "no negative in the history"
-    with pytest.raises(DataError, match="Nothing.txt.gz does not exist"):
+    with raises(DataError, "Nothing.txt.gz"):
         next_item.prepare(tmp_path, source=real_data("amazon-sequences"), name="Nothing")

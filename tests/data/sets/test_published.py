@@ -23,6 +23,7 @@ from recjax.data.sets.text import hashed
 from recjax.data.store.dates import seconds_of
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.schema import MISSING
+from tests.messages import raises
 from tests.reading import columns_of, decoded, info_of, train_on
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
@@ -160,18 +161,18 @@ def test_movielens_trains_by_its_name(ml, tmp_path):
 
 def test_wrong_sources_and_options_are_named(ml, tmp_path, monkeypatch):
     monkeypatch.delenv("RECJAX_DATA", raising=False)
-    for wrong, message in (
-        (dict(source=""), "movielens is not here; download it from https://grouplens.org"),
-        (dict(source="nowhere"), "there is no nowhere; download"),
-        (dict(source=str(ml / "movies.csv")), "neither a folder nor one of .zip"),
-        (dict(source=str(ml), edition="10m"), "edition='10m'; use one of csv, 1m, 100k"),
-        (dict(source=str(ml), edition="1m"), "there is no ratings.dat"),
-        (dict(source=str(ml), negative="x"), "no option 'negative'; did you mean 'negatives'"),
+    for wrong, words in (
+        (dict(source=""), ["movielens", "https://grouplens.org"]),
+        (dict(source="nowhere"), ["nowhere", "download"]),
+        (dict(source=str(ml / "movies.csv")), ["movies.csv", "folder", ".zip"]),
+        (dict(source=str(ml), edition="10m"), ["edition='10m'", "csv, 1m, 100k"]),
+        (dict(source=str(ml), edition="1m"), ["ratings.dat"]),
+        (dict(source=str(ml), negative="x"), ["'negative'", "'negatives'"]),
     ):
-        with pytest.raises(DataError, match=message):
+        with raises(DataError, *words):
             movielens.prepare(tmp_path, **wrong)
     (tmp_path / "broken.zip").write_text("no archive")
-    with pytest.raises(DataError, match="broken.zip is no readable archive"):
+    with raises(DataError, "broken.zip"):
         movielens.prepare(tmp_path, source=str(tmp_path / "broken.zip"))
     assert not list((tmp_path / "movielens").rglob(".*"))  # nothing half-made is left
 
@@ -213,7 +214,7 @@ def test_taobao_views_are_positives_and_all_behaviour_is_history(tmp_path):
     assert groups == [i // 5 for i in items]
     tenth = Prepared(taobao.prepare(tmp_path, source=str(tmp_path), users=0.5))
     assert 0.2 < tenth.report["users"] / data.report["users"] < 0.8
-    with pytest.raises(DataError, match="users=0; give the share"):
+    with raises(DataError, "users=0"):
         taobao.prepare(tmp_path, source=str(tmp_path), users=0)
 
 
@@ -276,7 +277,7 @@ def test_alimama_sees_the_shopping_before_the_ad(tmp_path):
 def test_a_wrong_alimama_is_named(tmp_path):
     _alimama(tmp_path)
     pl.read_csv(tmp_path / "ad_feature.csv").drop("brand").write_csv(tmp_path / "ad_feature.csv")
-    with pytest.raises(DataError, match="ad_feature.csv has no column 'brand'"):
+    with raises(DataError, "ad_feature.csv", "'brand'"):
         alimama.prepare(tmp_path / "out", source=str(tmp_path))
 
 
@@ -330,11 +331,11 @@ def test_amazon_reviews_are_taken_products_and_texts_ride_with_their_ids(tmp_pat
 
 
 def test_a_wrong_amazon_is_named(tmp_path):
-    with pytest.raises(DataError, match="give data.prepare.category"):
+    with raises(DataError, "data.prepare.category"):
         amazon.prepare(tmp_path, source=str(tmp_path))
     (tmp_path / "X_5.json").write_text('{"asin": "B1"}\nno json\n')
     (tmp_path / "meta_X.json").write_text("")
-    with pytest.raises(DataError, match="X_5.json, lines 1-2"):
+    with raises(DataError, "X_5.json", "1-2"):
         amazon.prepare(tmp_path, source=str(tmp_path), category="X")
 
 

@@ -9,6 +9,7 @@ from recjax.data.sets import amazon_sid, microlens
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.worlds.mm_ctr import write_files
 from recjax.schema import NUM_RESERVED
+from tests.messages import raises
 from tests.reading import columns_of, decoded
 
 # ---------------------------------------------------------------------------------------- MicroLens
@@ -70,7 +71,7 @@ def test_microlens_events_stand_for_vectors_and_may_carry_levels(tmp_path):
 def test_a_wrong_microlens_is_named(tmp_path):
     raw = write_files(tmp_path / "raw")
     pl.read_parquet(raw / "train.parquet").drop("views_level").write_parquet(raw / "train.parquet")
-    with pytest.raises(DataError, match="train.parquet has no column 'views_level'"):
+    with raises(DataError, "train.parquet", "'views_level'"):
         microlens.prepare(tmp_path, source=str(raw))
 
 

@@ -9,6 +9,7 @@ import pytest
 from recjax.data import open_data
 from recjax.data.sets import criteo_uplift, hillstrom, mt_lift
 from recjax.data.store.prepared import DataError, Prepared
+from tests.messages import raises
 from tests.reading import columns_of, decoded, info_of, train_on
 
 
@@ -101,18 +102,18 @@ def test_a_batch_of_a_trial_has_one_candidate(challenge):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "words"),
     [
-        (pl.lit(2).alias("visit"), "row 1: visit is 2.0, not 0 or 1"),
-        (pl.lit("Mens E-Mail").alias("segment"), "no row has segment 'No E-Mail'"),
+        (pl.lit(2).alias("visit"), ["row 1", "visit", "2.0"]),
+        (pl.lit("Mens E-Mail").alias("segment"), ["segment", "'No E-Mail'"]),
     ],
 )
-def test_a_damaged_trial_is_refused(tmp_path, change, message):
+def test_a_damaged_trial_is_refused(tmp_path, change, words):
     customers(50).with_columns(change).write_csv(tmp_path / "hillstrom.csv")
-    with pytest.raises(DataError, match=message):
+    with raises(DataError, *words):
         hillstrom.prepare(tmp_path / "out", source=str(tmp_path))
     customers(50).drop("zip_code").write_csv(tmp_path / "hillstrom.csv")
-    with pytest.raises(DataError, match="has no column 'zip_code'"):
+    with raises(DataError, "'zip_code'"):
         hillstrom.prepare(tmp_path / "out", source=str(tmp_path))
 
 

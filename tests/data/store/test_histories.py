@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import polars as pl
-import pytest
 
 from recjax.data.loading.batches import Assembler, Part
 from recjax.data.loading.layout import Layout
 from recjax.data.store import histories
 from recjax.data.store.histories import NEVER, Clock, Counter, CounterIndex
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
+from tests.messages import raises
 
 USERS, ITEMS = 4, 3  # few users, items and seconds: ties and duplicates in every example
 COUNTERS = (Counter("item", ("item",)), Counter("user_item", ("user", "item")))
@@ -213,7 +213,7 @@ def test_keys_too_many_for_the_bits_are_made_dense():
 
 def test_keys_beyond_62_bits_are_refused():
     events = {"a": np.zeros(1, np.int64), "b": np.zeros(1, np.int64), "time": np.zeros(1, np.int64)}
-    with pytest.raises(ValueError, match="counter 'ab'.*do not fit"):
+    with raises(ValueError, "'ab'"):
         CounterIndex.build(Counter("ab", ("a", "b")), events, {"a": 1 << 40, "b": 1 << 40})
 
 

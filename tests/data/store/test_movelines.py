@@ -13,6 +13,7 @@ from recjax.data.sets import complete_journey_movelines
 from recjax.data.store import movelines
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import nif
+from tests.messages import raises
 
 LENGTHS = dict(history=6, moveline=8, next=8, uniform=4, rejected=4)
 USERS = 30
@@ -90,14 +91,12 @@ def test_the_loader_refuses_stages_that_overlap(tmp_path, folder):
     stages = Prepared(folder).identity["stages"]
     check_windows(stages, folder, False)
     late = {**stages, "train_flow": {**stages["train_flow"], "end": stages["train"]["end"]}}
-    with pytest.raises(
-        BatchError, match="'train_flow' \\(stage 1\\) and 'train' \\(stage 2\\) overlap"
-    ):
+    with raises(BatchError, "'train_flow'", "'train'", "stage 1", "stage 2"):
         check_windows(late, folder, False)
     check_windows(late, folder, True)
     prepared = Prepared(folder)
     prepared.identity["stages"] = late
-    with pytest.raises(BatchError, match="the generator would have seen the labels"):
+    with raises(BatchError, "'train_flow'", "'train'"):
         PreparedData(prepared, history=LENGTHS).batches("train", 64)
     longer = nif.prepare(tmp_path, users=USERS, seed=1, overlap=True)
     later = PreparedData(Prepared(longer), history=LENGTHS)
@@ -113,7 +112,7 @@ def test_the_loader_refuses_rows_and_targets_outside_their_window(folder):
         prepared = Prepared(folder)
         stages = prepared.identity["stages"]
         stages["train_flow"] = {**stages["train_flow"], **change}
-        with pytest.raises(BatchError, match="outside the split's window"):
+        with raises(BatchError, "train_flow", "window"):
             PreparedData(prepared, history=LENGTHS).batches("train_flow", 64)
 
 

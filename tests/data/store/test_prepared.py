@@ -15,6 +15,7 @@ from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.store.vocabulary import DAY, Vocabulary
 from recjax.data.store.writing import write_prepared
 from recjax.schema import MISSING, OOV, Feature, IdSpace, Schema, SchemaError
+from tests.messages import raises
 
 ROWS, EVENTS = 1000, 60
 SCHEMA = Schema(
@@ -110,7 +111,7 @@ def test_a_split_goes_to_several_files_and_never_through_tfds_s_buffer(tmp_path,
 
 
 def test_an_empty_split_is_refused(tmp_path):
-    with pytest.raises(DataError, match="split 'test' has no rows; leave it out"):
+    with raises(DataError, "'test'", "rows"):
         write(tmp_path, {"train": columns(), "test": columns(0)})
 
 
@@ -184,7 +185,7 @@ def test_a_directory_prepared_with_other_options_is_said_to_be(tmp_path, caplog)
     open_data(dict(dir=os.fspath(data.path), prepare=same))
     assert "data.prepare" not in caplog.text
     open_data(dict(dir=os.fspath(data.path), prepare=same | dict(text="wordllama", limit=3)))
-    for words in ("with text='hashed' where data.prepare says 'wordllama'", "limit=None where"):
+    for words in ("text='hashed'", "data.prepare", "'wordllama'", "limit=None"):
         assert words in caplog.text
 
 
@@ -216,30 +217,28 @@ def corrupt(file):
 
 
 def test_damage_is_named_with_its_remedy(tmp_path):
-    remedy = "prepare again"
     data = write(tmp_path, report={"rows": ROWS})
     (record,) = data.path.glob("*.array_record*")
     timeline = data.path / "timelines/history/part-00000/history_item.npy"
-    for file, damage, words in (
-        (record, truncate, "bytes where"),
-        (timeline, truncate, "bytes where"),
-        (data.path / "report.json", os.unlink, "is missing"),
-        (data.path / "files.json", os.unlink, "cannot be read"),
-        (data.path / "metadata.json", os.unlink, "is missing"),
+    for file, damage in (
+        (record, truncate),
+        (timeline, truncate),
+        (data.path / "report.json", os.unlink),
+        (data.path / "files.json", os.unlink),
+        (data.path / "metadata.json", os.unlink),
     ):
         kept = file.read_bytes()
         damage(file)
-        with pytest.raises(DataError, match=words) as error:
+        with raises(DataError, os.fspath(file), "prepare"):
             Prepared(data.path)
-        assert os.fspath(file) in str(error.value) and remedy in str(error.value)
         file.write_bytes(kept)
     assert Prepared(data.path).report == {"rows": ROWS}  # the control: repaired, it opens
     (data.path / "files.json").write_text("{")
-    with pytest.raises(DataError, match="description file in .* is damaged .*prepare again"):
+    with raises(DataError, "description", "prepare"):
         Prepared(data.path)
     (data.path / "files.json").write_text("{}")
     corrupt(record)
-    with pytest.raises(DataError, match="block 0 of split 'train'.*prepare again"):
+    with raises(DataError, "block 0", "'train'", "prepare"):
         Prepared(data.path).block("train", 0)
 
 
@@ -303,32 +302,32 @@ def test_data_of_earlier_versions_open_by_their_sizes(tmp_path):
 
 
 def test_absent_data_is_named(tmp_path):
-    with pytest.raises(DataError, match="no prepared data in .*nowhere"):
+    with raises(DataError, "nowhere"):
         Prepared(tmp_path / "nowhere")
     data = write(tmp_path)
-    with pytest.raises(DataError, match="no split 'tset'; there are train"):
+    with raises(DataError, "'tset'", "train"):
         data.block("tset", 0)
-    with pytest.raises(DataError, match="'item' was prepared without a vocabulary"):
+    with raises(DataError, "'item'", "vocabulary"):
         data.vocabulary("item")
-    with pytest.raises(IndexError, match="block 99"):
+    with raises(IndexError, "99"):
         data.block("train", 99)
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"item": None}, "column 'item' is missing"),
-        ({"item": np.zeros(5, int)}, r"'item' has shape \(5,\)"),
-        ({"item": np.full(ROWS, 0.5)}, "'item' is float64, expected int32"),
-        ({"item": np.full(ROWS, 999)}, "ids of 'item' go from 999 to 999"),
-        ({"history/end": np.full(ROWS, EVENTS + 1)}, "ends go from"),
-        ({"history/count": np.full(ROWS, EVENTS)}, "starts go from"),
-        ({"time": np.zeros(ROWS, int)}, "histories reach their request or pass it"),
+        ({"item": None}, ["'item'"]),
+        ({"item": np.zeros(5, int)}, ["'item'", "(5,)"]),
+        ({"item": np.full(ROWS, 0.5)}, ["'item'", "float64", "int32"]),
+        ({"item": np.full(ROWS, 999)}, ["'item'", "999"]),
+        ({"history/end": np.full(ROWS, EVENTS + 1)}, ["history", EVENTS + 1]),
+        ({"history/count": np.full(ROWS, EVENTS)}, ["history", "start"]),
+        ({"time": np.zeros(ROWS, int)}, ["histories", "request"]),
     ],
 )
 def test_bad_columns_are_refused(tmp_path, change, words):
     rows = {k: v for k, v in (columns() | change).items() if v is not None}
-    with pytest.raises(DataError, match=words):
+    with raises(DataError, *words):
         write(tmp_path, {"train": rows})
 
 
@@ -359,9 +358,9 @@ def test_vocabulary_admits_by_count_and_round_trips(tmp_path):
 
 def test_vocabulary_refuses_other_types_and_foreign_ids():
     v = Vocabulary.build("letter", pl.Series(["a", "b"]))
-    with pytest.raises(SchemaError, match="'letter' holds String.*Int64; cast"):
+    with raises(SchemaError, "'letter'", "String", "Int64", "cast"):
         v.encode(pl.Series("x", [1, 2]))
-    with pytest.raises(SchemaError, match="'letter': its ids were assigned by another version"):
+    with raises(SchemaError, "'letter'", "version"):
         Vocabulary.load("letter", v.frame().with_columns(pl.col("id") + 1))
 
 
@@ -402,9 +401,9 @@ def test_vocabularies_keep_ids_from_day_to_day_and_reclaim_the_longest_unseen():
     np.testing.assert_array_equal(second.encode(pl.Series(same)), first.encode(pl.Series(same)))
     assert sorted(second.ids) == list(range(3, 16)) and second.since.tolist() == [0] * 3 + [1] * 10
     assert second.last[:3].tolist() == [9 * DAY, 10 * DAY, 3 * DAY]
-    with pytest.raises(SchemaError, match="'item': 2 new values, but 0 of its 16 rows are spare"):
+    with raises(SchemaError, "'item'", "2 new", "0 of", "16 rows"):
         second.extend(pl.Series(["y", "z"]), 1, np.full(2, 11 * DAY), 2)
-    with pytest.raises(SchemaError, match="1 were not seen for 7 days"):
+    with raises(SchemaError, "7 days"):
         second.extend(pl.Series(["y", "z"]), 1, np.full(2, 11 * DAY), 2, reclaim_days=7)
     third = second.extend(pl.Series(["y", "y", "z", "a"]), 1, np.full(4, 12 * DAY), 2, 1.5)
     # c was unseen for 9 days and goes first; then b and the new ones tie at two days, b and o have one row each: b's

@@ -10,6 +10,7 @@ from recjax.data.worlds import aw_moe, ccn, nif, qin, tin
 from recjax.metrics.classification import auc, gauc
 from recjax.metrics.correlation import ctc
 from recjax.schema import NUM_RESERVED
+from tests.messages import raises
 
 
 def test_tin_is_what_its_docstring_says():
@@ -96,7 +97,7 @@ def test_qin_vectors_are_written_by_id(tmp_path):
     assert not vectors[:NUM_RESERVED].any() and not vectors[NUM_RESERVED + 2_000 :].any()
     table = next(t for t in data.schema.tables(4) if t.id_space == "vector")
     assert (table.dim, table.optimizer, table.init_scale) == (16, "frozen", 0.0)
-    with pytest.raises(DataError, match="vectors of shape .* are needed, none given"):
+    with raises(DataError, "vectors", "shape"):
         none = dict.fromkeys(("time", "hist_item", "hist_vector"), np.zeros(0, int))
         write_prepared(tmp_path, "no", data.schema, {"history": [none]}, {}, options={})
 

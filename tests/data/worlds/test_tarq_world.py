@@ -7,6 +7,7 @@ from recjax.data.loading.loader import PreparedData
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import tarq
 from recjax.metrics.classification import auc
+from tests.messages import raises
 
 
 def figures(world, n=60_000, seed=0):
@@ -34,7 +35,7 @@ def test_the_world_is_what_its_docstring_says():
 def test_somebody_elses_history_says_nothing():
     _, drawn, cosines = figures(tarq.World(label="shuffled"), 20_000)
     assert abs(auc(cosines.mean(1), drawn["click"]) - 0.5) < 0.02
-    with pytest.raises(ValueError, match="label='clicks'"):
+    with raises(ValueError, "label='clicks'"):
         tarq.World(label="clicks")
 
 
