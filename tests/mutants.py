@@ -473,8 +473,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("gauc_group", "- (np.cumsum(negatives) - negatives)[of]", "- np.cumsum(negatives)[of]"),
         (
             "loss_name",
-            '"loss" not in name and name not in ("ece", "mse")',
-            '"loss" not in name and name not in ("ece",)',
+            '(known[2] or "").rpartition("_")[2] not in (*SMALLER, *NEITHER)',
+            '(known[2] or "") not in (*SMALLER, *NEITHER)',
         ),
         (
             "loss_weight",
@@ -527,8 +527,12 @@ MUTANTS: tuple[Mutant, ...] = (
     *_in(
         "scaling/law/fit.py",
         ["tests/scaling/law/test_fit.py"],
-        ("law_sigma", "math.sqrt(rss / dof)", "math.sqrt(rss / len(u))"),
-        ("law_threshold", "(1 + _t(level, dof) ** 2 / dof)", "(1 + _t(level, len(u)) ** 2 / dof)"),
+        ("law_sigma", "math.sqrt(rss / dof)", "math.sqrt(rss / len(p.x))"),
+        (
+            "law_threshold",
+            "(1 + _t(level, dof) ** 2 / dof)",
+            "(1 + _t(level, len(p.x)) ** 2 / dof)",
+        ),
         (
             "law_lack",
             "dof, pure_dof = len(sizes) - 3, len(x) - len(sizes)",
@@ -536,8 +540,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         ("law_scale", "region[:, 1] *= p.scale ** region[:, 2]", "pass"),
         ("law_seeds", "share = max(share, 1.0)", "pass"),
-        ("law_noise", "noise = _t(self.level, units - 3) * self.sigma", "noise = self.sigma"),
-        ("law_weights", "count.astype(float) * len(u) / count.sum()", "np.ones(len(u))"),
+        ("law_noise", "noise = self.sigma**2 * share", "noise = self.sigma**2"),
+        ("law_weights", "p = dataclasses.replace(p, w=noise.weight)", "pass"),
+        ("law_widened", "total**2 / (own**2 / max(dof, 1) + variance**2 / number)", "dof"),
     ),
     *_in(
         "scaling/law/projection.py",
@@ -555,26 +560,33 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_in(
+        "scaling/law/components.py",
+        ["tests/scaling/law/test_joint.py", "tests/scaling/law/test_fit.py"],
+        ("noise_bias", "1e-14)) + 1 / dof, dof))", "1e-14)), dof))"),
+        ("noise_restricted", "dof = len(rest) - x.shape[1]", "dof = len(rest)"),
+        ("noise_alone", "if same.sum() > len(labels) else np.zeros_like(same)", ""),
+    ),
+    *_in(
         "scaling/law/joint.py",
         ["tests/scaling/law/test_joint.py"],
-        ("joint_inflated", "math.sqrt(len(y) / (len(y) - parameters))", "1.0"),
-        ("joint_sigma", "norm / math.sqrt(len(y) - parameters)", "norm / math.sqrt(len(y))"),
+        ("joint_new_runs", "parts = [size, run / seeds,", "parts = [size / seeds, run / seeds,"),
+        ("joint_no_effect", "low, high = min(low, 0.0), max(high, 0.0)", "pass"),
+        ("joint_wider", "wider = t / stats.norm.ppf(0.5 + level / 2)", "wider = 1.0"),
+        ("joint_centre", "return reached + s.centre[i]", "return reached"),
+        ("joint_freedom", "max(parts.sum() ** 2 / total, 1.0)", "max(dofs)"),
+    ),
+    *_in(
+        "scaling/law/support.py",
+        ["tests/scaling/law/test_joint.py", "tests/scaling/law/test_laws.py"],
         (
-            "joint_runs",
-            "flips = rng.choice([-1.0, 1.0], count)[run]",
-            "flips = rng.choice([-1.0, 1.0], len(y))",
+            "support_factor",
+            "1.0 if found.fun < SAME else math.exp(found.fun)",
+            "1.0 if found.fun < SAME else found.fun",
         ),
-        ("joint_centre", "np.exp(centre * exponents)", "np.exp(-centre * exponents)"),
-        ("joint_wider", "wider = widening(self.level, self.runs)", "wider = 1.0"),
     ),
     *_in(
         "scaling/law/decisions.py",
         ["tests/scaling/law/test_laws.py"],
-        (
-            "decide_beyond",
-            "factors += [sizes[axis] / high, low / sizes[axis]]",
-            "factors += [sizes[axis] / high]",
-        ),
         ("decide_doubling", "base * (flops - 1)", "base * flops"),
     ),
     # ------------------------------------------------------------------------------------- serving
