@@ -9,7 +9,6 @@ expert's load. For runs that differ in `model.contrast` alone, the paired differ
 one-sided p of Student's t. Writes gates.json.
 """
 
-import json
 from typing import Any
 
 from absl import flags
@@ -18,7 +17,7 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from recjax import command
-from recjax.runtime.run import plain, read_json, set_up, write_text
+from recjax.runtime.run import plain, read_json, set_up, write_json
 from recjax.training.opening import evaluator_for, open_run
 
 
@@ -85,7 +84,7 @@ def run(workdir: epath.PathLike) -> dict:
             p = float(ttest_1samp(d, 0, alternative="greater").pvalue)
             rise[name] = dict(difference=float(np.mean(d)), by_seed=d, p_one_sided=p)
     out = plain(dict(runs=found, contrast_raises_cosine=rise))
-    write_text(root / "gates.json", json.dumps(out, indent=1))
+    write_json(root / "gates.json", out)
     return out
 
 

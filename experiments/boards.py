@@ -1,6 +1,8 @@
-"""What boards of rivals share: every scored row of a finished run, and intervals over seeds."""
+"""What boards share. A board is one table of models, trained over seeds and judged on the same rows, with paired differences."""
 
 import dataclasses
+from types import ModuleType
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -24,7 +26,14 @@ def config_of(file: str, seed: int, source: str, changes: dict) -> ConfigDict:
     return c
 
 
-def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")):
+def run_of(root: epath.Path, name: str, seed: int) -> epath.Path:
+    """Run directory of a model of a board: "no TENet, no TAENet", seed 3 -> no_TENet_no_TAENet/seed-3."""
+    return root / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+
+
+def scored(
+    run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")
+) -> tuple[Any, dict[str, Columns]]:
     """(data, {split: what `System.measure` sees}) of a finished run, of the checkpoint that its training judged."""
     config, data, system, trees, _ = open_run(run, best=None)
     out = {}
@@ -42,10 +51,11 @@ def scored(run: epath.PathLike, splits: tuple[str, ...] = ("validation", "test")
 
 
 def deviation(values: np.ndarray) -> float:
+    """Standard deviation over seeds; 0 of one seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def pyplot():
+def pyplot() -> ModuleType:
     """matplotlib.pyplot, which draws to files alone. Ask for it before what takes long: it ends a command that lacks it."""
     try:
         import matplotlib

@@ -9,15 +9,13 @@ mean, standard deviation, in how many seeds it is above zero. "shuffled pairs" a
 the second should lose some of it. Finished runs are kept: the same command goes on, and prints the table again.
 """
 
-import json
-
 from absl import app, flags
 from etils import epath
 import numpy as np
 
-from experiments.boards import config_of, deviation
+from experiments.boards import config_of, deviation, run_of
 from recjax import command
-from recjax.runtime.run import plain, set_up, write_text
+from recjax.runtime.run import set_up, write_json
 from recjax.training.loop import train
 
 VARIANTS: dict[str, dict] = {
@@ -46,8 +44,7 @@ def figures(root: epath.Path, variant: str, pages: int, seed: int) -> np.ndarray
     """`SHOWN` of one run, trained if it is not."""
     changes = {**VARIANTS[variant], "data.prepare.train": pages}
     config = config_of(_CONFIG.value, seed, "", changes)
-    run = root / f"pages-{pages}" / variant.replace(" ", "_") / f"seed-{seed}"
-    summary = train(config, run)
+    summary = train(config, run_of(root / f"pages-{pages}", variant, seed))
     return np.array([summary[split][metric] for split, metric in SHOWN])
 
 
@@ -79,7 +76,7 @@ def main(_) -> None:
                 found[v].append(figures(root, v, pages, seed))
         base = np.array(found["plain"])
         report[pages] = {v: row(np.array(x), base) for v, x in found.items()}
-        write_text(root / "results.json", json.dumps(plain(report), indent=1))
+        write_json(root / "results.json", report)
     print("| pages | variant | unseen AUC | gain | unseen page-GAUC | gain | seen AUC | gain |")
     print("|---|---|---|---|---|---|---|---|")
     for pages, rows in report.items():

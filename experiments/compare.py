@@ -21,7 +21,6 @@ For every split of `--split` (default: `eval.final` of the first config), metric
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 import re
 from typing import Any
 
@@ -35,7 +34,7 @@ from recjax import command, configs
 from recjax.evaluation import kept_scores
 from recjax.evaluation.kept_scores import Rows
 from recjax.metrics import classification, comparison
-from recjax.runtime.run import Interrupted, plain, read_json, set_up, write_text
+from recjax.runtime.run import Interrupted, plain, read_json, set_up, write_json
 from recjax.training import opening
 from recjax.training.loop import train
 
@@ -92,15 +91,17 @@ def entries(texts: Sequence[str], common: Sequence[str] = ()) -> list[Entry]:
 # ---- differences ----------------------------------------------------------------------------------------------
 
 
-def over_seeds(values: Sequence[float], level: float = 0.95) -> list[float] | None:
+def over_seeds(values: Sequence[float] | np.ndarray, level: float = 0.95) -> list[float] | None:
     """Student's t interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
-    half = comparison.half_width(values, level)
+    half = comparison.half_width(np.asarray(values), level)
     return [float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
-def measure(metric: str, scores, labels, groups, weights) -> float:
+def measure(
+    metric: str, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray
+) -> float:
     """One of `METRICS` of one run."""
     if metric == "gauc":
         return classification.gauc(scores, labels, groups, weights).value
@@ -118,14 +119,13 @@ def compare(a: list[Rows], b: list[Rows], metric: str, group: str = "", n: int =
       group: Key of the rows to resample whole; "": each row by itself.
       n: Resamples.
     """
-    z = [np.stack([r["logit"] for r in side]).astype(np.float64) for side in (a, b)]
-    if metric == "logloss":
-        z = [expit(x) for x in z]
+    both = [np.stack([r["logit"] for r in side]).astype(np.float64) for side in (a, b)]
+    ours, theirs = [expit(x) for x in both] if metric == "logloss" else both
     label, weight = a[0]["label"], a[0]["weight"]
     groups = a[0][group] if group else np.arange(len(label))
-    values = [[measure(metric, x, label, groups, weight) for x in side] for side in z]
+    values = [[measure(metric, x, label, groups, weight) for x in side] for side in (ours, theirs)]
     each = [y - x for x, y in zip(*values, strict=True)]
-    paired = comparison.paired_bootstrap(*z, label, groups, metric, n, weights=weight)
+    paired = comparison.paired_bootstrap(ours, theirs, label, groups, metric, n, weights=weight)
     return dict(
         values=[paired.a, paired.b],
         difference=paired.difference,
@@ -182,11 +182,13 @@ def results(
     return plain(out)
 
 
-def _add_differences(out: dict, part: str, rows: dict[str, list[Rows]], chosen, key: str, n: int):
+def _add_differences(
+    out: dict, part: str, rows: dict[str, list[Rows]], chosen: np.ndarray, key: str, n: int
+) -> None:
     """Differences on some rows of a split, to the first model; a part with one class only says how many rows it has."""
     kept = {k: [{c: x[chosen] for c, x in r.items()} for r in v] for k, v in rows.items()}
     baseline = next(iter(kept.values()))
-    facts = {
+    facts: dict[str, Any] = {
         "group": key,
         "rows": int(chosen.sum()),
         "positives": float(baseline[0]["label"].sum()),
@@ -288,7 +290,7 @@ def run(
                 opening.keep_missing(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)
-        write_text(root / "results.json", json.dumps(found, indent=1))
+        write_json(root / "results.json", found)
     return found
 
 

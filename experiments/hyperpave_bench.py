@@ -7,6 +7,7 @@ several runs, and the compiled program's temporary memory; a dense incidence mat
 """
 
 import time
+from typing import Any
 
 from absl import flags
 import jax
@@ -28,14 +29,14 @@ def example(incidences: int, width: int) -> tuple[jax.Array, Incidence]:
     return x, Incidence(node, edge, jnp.ones(incidences), jnp.ones(edges))
 
 
-def compiled(incidences: int, width: int):
+def compiled(incidences: int, width: int) -> tuple[Any, tuple]:
     """(program, its arguments): gradient of a sum of squares with respect to parameters and nodes."""
     x, incidence = example(incidences, width)
     module = HypergraphConv(width, identity=True)
     params = jax.jit(module.init)(jax.random.key(0), x[:8], example(40, width)[1])
 
     def loss(params, x, incidence):
-        return (module.apply(params, x, incidence) ** 2).sum()
+        return (jnp.asarray(module.apply(params, x, incidence)) ** 2).sum()
 
     args = params, x, incidence
     return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*args).compile(), args

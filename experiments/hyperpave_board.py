@@ -9,18 +9,16 @@ mean average precision of a product, over all candidates and over those no train
 interval, and a bootstrap over products. Finished runs are kept: the same command goes on, and prints the table again.
 """
 
-import json
-
 from absl import flags
 from etils import epath
 import numpy as np
 
-from experiments.boards import config_of, deviation, scored
+from experiments.boards import config_of, deviation, run_of, scored
 from recjax import command
 from recjax.data.sets.product_catalog import Catalog
 from recjax.metrics.comparison import half_width
 from recjax.models import hyperpave
-from recjax.runtime.run import plain, set_up, write_text
+from recjax.runtime.run import set_up, write_json
 from recjax.training.loop import train
 
 VARIANTS: dict[str, dict] = {
@@ -52,8 +50,8 @@ def judge(rows: dict[str, Rows]) -> dict[str, float]:
     threshold = hyperpave.best_threshold(v["logit"], v["label"])
     out = {}
     for suffix, mine in hyperpave.subsets(t["group/unseen"]).items():
-        part = [t[k][mine] for k in ("logit", "label", "group/product", "group/aspect")]
-        out |= {f"{k}{suffix}": x for k, x in hyperpave.figures(*part, threshold).items()}
+        z, y, p, a = (t[k][mine] for k in ("logit", "label", "group/product", "group/aspect"))
+        out |= {f"{k}{suffix}": x for k, x in hyperpave.figures(z, y, p, a, threshold).items()}
     return out
 
 
@@ -91,7 +89,7 @@ def main(_) -> None:
     for seed in range(_SEEDS.value):
         every = {}
         for name, changes in VARIANTS.items():
-            run = root / name.replace(" ", "_") / f"seed-{seed}"
+            run = run_of(root, name, seed)
             train(config_of(_CONFIG.value, seed, _SOURCE.value, changes), run)
             data, every[name] = scored(run)
         every |= untrained(data.catalog, every["hyperpave"])
@@ -99,7 +97,7 @@ def main(_) -> None:
             results.setdefault(name, []).append(judge(rows))
             for which, of in by_product.items():
                 of.setdefault(name, []).append(precisions(rows["test"], which == "unseen"))
-    report = {"results": results, "differences": {}}
+    differences: dict[str, dict] = {}
     print(f"{'':20s}" + "".join(f"{m:>18s}" for m in SHOWN))
     for name, runs in results.items():
         cells = [np.array([r[m] for r in runs]) for m in SHOWN]
@@ -107,12 +105,12 @@ def main(_) -> None:
     for which, of in by_product.items():
         for name in [n for n in of if n != "hyperpave"]:
             d = difference(of["hyperpave"], of[name])
-            report["differences"][f"{which}: {name}"] = d
+            differences[f"{which}: {name}"] = d
             print(
                 f"hyperpave - {name}, mAP over {which}: {d['mean']:+.3f} (seeds +-{d['half']:.3f}, "
                 f"products {d['low']:+.3f} to {d['high']:+.3f}, better in {d['better']} of {_SEEDS.value})"
             )
-    write_text(root / "results.json", json.dumps(plain(report), indent=1))
+    write_json(root / "results.json", {"results": results, "differences": differences})
 
 
 if __name__ == "__main__":

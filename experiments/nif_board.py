@@ -16,10 +16,8 @@ generator are boards of their own (`--generator=model.div_weight=0`; of K: `--ge
 runs are skipped; the same command goes on. results.json and the printed table are experiments.compare's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 from absl import flags, logging
 from etils import epath
@@ -53,7 +51,7 @@ class Variant(compare.Entry):
     """
 
     root: epath.Path = epath.Path()
-    rules: object = None
+    rules: Callable[[str, bool, bool, str], tuple] | None = None
     weights: bool = True
     whose: str = "generators"
 
@@ -66,14 +64,19 @@ class Variant(compare.Entry):
 
 
 def variants(
-    file: str, arg: str, names: Sequence[str], extra: Sequence[str], common: Sequence[str], root
+    file: str,
+    arg: str,
+    names: Sequence[str],
+    extra: Sequence[str],
+    common: Sequence[str],
+    root: epath.Path,
 ) -> list[Variant]:
     """The competitors; ValueError for a name that is none of `VARIANTS`."""
     unknown = sorted(set(names) - set(VARIANTS))
     if unknown:
         raise ValueError(f"--variants={unknown[0]}: the variants are {', '.join(VARIANTS)}")
-    rules = module_of(file).from_generator
-    texts = [(n, n, ()) for n in names]
+    rules = configs.module_of(file).from_generator
+    texts: list[tuple[str, str, Sequence[str]]] = [(n, n, ()) for n in names]
     texts += [(f"nif-{'-'.join(own)}", "nif", own) for own in (e.split() for e in extra)]
     out = []
     for name, base, own in texts:
@@ -86,15 +89,14 @@ def variants(
     return out
 
 
-def module_of(file: str):
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def train_generators(
-    file: str, arg: str, seeds: int, common: Sequence[str], own: Sequence[str], codes: bool, root
+    file: str,
+    arg: str,
+    seeds: int,
+    common: Sequence[str],
+    own: Sequence[str],
+    codes: bool,
+    root: epath.Path,
 ) -> None:
     """Stage 1 of every seed; of the overrides for all only what says where the data lies is taken, and its `own`."""
     for seed in range(seeds):

@@ -9,9 +9,8 @@ run and of its own teacher, codes in use, ||c - c^||^2 / ||c||^2 and ||h_rq - h_
 mean and standard deviation over seeds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import json
 from typing import Any
 
 from absl import app, flags, logging
@@ -21,7 +20,7 @@ import numpy as np
 
 from recjax import command
 from recjax.data import open_data
-from recjax.runtime.run import Stop, read_json, set_up, write_text
+from recjax.runtime.run import Stop, read_json, set_up, write_json
 from recjax.serving import artifact as artifacts
 from recjax.serving.export import export_run
 from recjax.serving.prerank import Preranker
@@ -72,10 +71,13 @@ def seeds_of(workdir: epath.PathLike) -> dict[str, dict[str, epath.Path]]:
 
 
 def model_of(run: epath.Path) -> dict[str, Any]:
+    """The model section of its config."""
     return read_json(run / "config.json")["model"]
 
 
-def board(workdir: epath.PathLike, split: str, count: int, k: int, poll=lambda: None) -> dict:
+def board(
+    workdir: epath.PathLike, split: str, count: int, k: int, poll: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, list]]:
     """name -> figure -> one value a seed."""
     found: dict[str, dict[str, list]] = {}
     for seed, runs in seeds_of(workdir).items():
@@ -135,7 +137,7 @@ def main(_) -> None:
             found = board(_WORKDIR.value, _SPLIT.value, _REQUESTS.value, _K.value, poll)
     except ValueError as e:
         raise app.UsageError(str(e)) from e
-    write_text(epath.Path(_WORKDIR.value) / "board.json", json.dumps(found, indent=1))
+    write_json(epath.Path(_WORKDIR.value) / "board.json", found)
     print(table(found))
 
 

@@ -14,7 +14,6 @@ history has too.
 
 from collections.abc import Sequence
 import dataclasses
-import json
 from typing import Any
 
 from absl import flags, logging
@@ -30,7 +29,7 @@ from recjax.inputs import raw_ids
 from recjax.layers.fields import matched_fields
 from recjax.metrics import correlation
 from recjax.runtime import mesh as meshes
-from recjax.runtime.run import plain, set_up, write_text
+from recjax.runtime.run import set_up, write_json
 from recjax.schema import Schema, SchemaError
 from recjax.training.loop import train
 from recjax.training.opening import open_run, placement
@@ -99,7 +98,7 @@ def learned(run: epath.PathLike, split: str, field: str, positions: int, example
         rows = embedding.gather(system.tables, trees.tables, batch, plan)
         return system.exports["correlation"].fn(trees.params(rows), batch)["correlation"]
 
-    total = seen = 0.0
+    total = seen = np.zeros(())
     for batch in data.batches(split, config.eval.batch, examples=examples, shards=mesh.size):
         cor = of_batch(trees, meshes.put(mesh, plan.route(batch)))
         cor = np.asarray(cor, np.float64)[batch["valid"][:, 0], 0, -positions:]
@@ -180,7 +179,7 @@ def run(
         names=shown,
         grids={k: g.value[list(shown)][:, :, list(shown)] for k, g in grids.items()},
     )
-    write_text(root / "correlation.json", json.dumps(plain(found)))
+    write_json(root / "correlation.json", found, indent=None)
     return found
 
 

@@ -9,17 +9,15 @@ difference ECUP - rival with a t interval over seeds. A bootstrap interval (rows
 qini.png holds the curves, mean over seeds. Finished runs are kept: the same command goes on.
 """
 
-import json
-
 from absl import flags
 from etils import epath
 import numpy as np
 
-from experiments.boards import config_of, deviation, pyplot, scored
+from experiments.boards import config_of, deviation, pyplot, run_of, scored
 from recjax import command, configs
 from recjax.metrics import ranking, uplift
 from recjax.metrics.comparison import half_width
-from recjax.runtime.run import plain, set_up, write_text
+from recjax.runtime.run import set_up, write_json
 from recjax.training.loop import train
 
 LEARNERS = {"s": "S-learner", "t": "T-learner", "x": "X-learner", "tarnet": "TARNet"}
@@ -45,7 +43,7 @@ def train_variant(name: str, changes: dict, seed: int, root: epath.Path) -> epat
         c.data.prepare.trial = c.data.name
     for key, value in changes.items():
         configs.assign(c, key, value)
-    run = root / name.replace(" ", "_").replace(",", "") / f"seed-{seed}"
+    run = run_of(root, name, seed)
     train(c, run)
     return run
 
@@ -123,7 +121,7 @@ def main(_) -> None:
                 line += f"   seed 0: {low:+.5f} to {high:+.5f}"
             print(line)
     report = dict(results=results, intervals=intervals)
-    write_text(root / "results.json", json.dumps(plain(report), indent=1))
+    write_json(root / "results.json", report)
     draw(curves, root / "qini.png")
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -285,6 +286,12 @@ def define_flag(what: str = "experiments/<name>.py[:arg]", **more: Any) -> flags
 
 def load(path: str, arg: str = "") -> ConfigDict:
     """`get_config(arg)` of an experiment file. Such files are code: load only ones you trust."""
+    module = module_of(path)
+    return module.get_config(arg) if arg else module.get_config()
+
+
+def module_of(path: str) -> ModuleType:
+    """The module that a config file is."""
     if not Path(path).exists():
         raise FileNotFoundError(
             f"config file {path} does not exist; give a path from the current folder"
@@ -292,4 +299,4 @@ def load(path: str, arg: str = "") -> ConfigDict:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(arg) if arg else module.get_config()
+    return module

@@ -17,7 +17,6 @@ distilled student minus each other kind, with two intervals: test groups drawn w
 
 from collections.abc import Mapping
 import functools
-import json
 from typing import Any
 
 from absl import flags, logging
@@ -29,7 +28,7 @@ from recjax import command, configs
 from recjax.data import open_data
 from recjax.evaluation import kept_scores
 from recjax.metrics.comparison import paired_bootstrap
-from recjax.runtime.run import plain, set_up, write_text
+from recjax.runtime.run import plain, set_up, write_json, write_text
 from recjax.training import opening
 from recjax.training.inference import teach
 from recjax.training.loop import train
@@ -160,7 +159,7 @@ def run(
         for role, d in found.items():
             d["over_seeds"] = paired({"undistilled": auc[role], "distilled": auc["distilled"]}, s)
     board = plain(board)
-    write_text(root / "board.json", json.dumps(board, indent=1))
+    write_json(root / "board.json", board)
     write_text(root / "board.md", table(board))
     return board
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from recjax.runtime.run import plain, read_json, write_text
+from recjax.runtime.run import plain, read_json, write_json, write_text
 
 
 def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: bool = False) -> Any:
@@ -30,5 +30,5 @@ def cached(path: epath.Path, make: Callable[[], Any], of: Any = None, again: boo
     if stale or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, text)
-        write_text(path, json.dumps(plain(make()), indent=1))
+        write_json(path, make())
     return read_json(path)

@@ -8,8 +8,6 @@
 The answers are those of `scaling.law.decisions`, from the sweep's trials.jsonl.
 """
 
-import sys
-
 from absl import flags
 
 from recjax import command
@@ -18,19 +16,16 @@ from scaling.plan import rows
 
 
 def main(_) -> None:
-    try:
-        lines = decisions.advice(
-            rows.read(_SWEEP.value),
-            _METRIC.value,
-            grade=_GRADE.value,
-            history=_HISTORY.value,
-            examples=_EXAMPLES.value,
-            target=_TARGET.value,
-            larger_is_better=_LARGER.value,
-            latency_ms=decisions.read_latency(_LATENCY.value) if _LATENCY.value else None,
-        )
-    except (ValueError, OSError) as e:
-        sys.exit(f"error: {e}")
+    lines = decisions.advice(
+        rows.read(_SWEEP.value),
+        _METRIC.value,
+        grade=_GRADE.value,
+        history=_HISTORY.value,
+        examples=_EXAMPLES.value,
+        target=_TARGET.value,
+        larger_is_better=_LARGER.value,
+        latency_ms=decisions.read_latency(_LATENCY.value) if _LATENCY.value else None,
+    )
     print("\n".join(lines))
 
 

@@ -15,7 +15,6 @@ Every stage leaves its file in <sweep>/distill; the same command goes on from th
 """
 
 from collections.abc import Sequence
-import sys
 from typing import Any
 
 from absl import flags, logging
@@ -88,20 +87,17 @@ def main(_) -> None:
     report.require()
     set_up()
     root = epath.Path(_SWEEP.value)
-    try:
-        distill(
-            root,
-            budget_ms=_BUDGET.value,
-            candidates=_CANDIDATES.value,
-            mode=_MODE.value,
-            temperatures=tuple(map(float, _TEMPERATURES.value)),
-            weights=tuple(map(float, _WEIGHTS.value)),
-            seeds=tuple(map(int, _SEEDS.value)),
-            examples=_EXAMPLES.value,
-            teachers=_TEACHERS.value,
-        )
-    except FileNotFoundError as e:
-        sys.exit(f"error: {e}")
+    distill(
+        root,
+        budget_ms=_BUDGET.value,
+        candidates=_CANDIDATES.value,
+        mode=_MODE.value,
+        temperatures=tuple(map(float, _TEMPERATURES.value)),
+        weights=tuple(map(float, _WEIGHTS.value)),
+        seeds=tuple(map(int, _SEEDS.value)),
+        examples=_EXAMPLES.value,
+        teachers=_TEACHERS.value,
+    )
     students = distillation.folder(root) / _MODE.value
     print(stages.publish(root, students, _CANDIDATES.value))
 

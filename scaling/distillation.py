@@ -253,6 +253,7 @@ def for_report(results: Mapping[str, Any], splits: Sequence[str]) -> Distillatio
     out = Distillation(rows=rows, note=note.strip())
     d = paired(roles, splits[0])
     if d["low"] is not None:
-        own = {k: d[k] for k in ("low", "high", "seeds")}
-        out["paired"] = Paired(difference=d["mean"], level=0.95, **own)
+        out["paired"] = Paired(
+            difference=d["mean"], low=d["low"], high=d["high"], level=0.95, seeds=d["seeds"]
+        )
     return out

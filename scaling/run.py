@@ -73,10 +73,7 @@ def main(_) -> None:
     config = _CONFIG.value
     with config.unlocked():
         config.path = next((a.partition("=")[2] for a in sys.argv if a.startswith("--config=")), "")
-    try:
-        shard = score_files.parse_shard(_SHARD.value)
-    except score_files.ScoredError as e:
-        sys.exit(f"error: {e}")
+    shard = score_files.parse_shard(_SHARD.value)
     run(config, _WORKDIR.value, shard, _REPORT.value, _PROCESSES.value)
 
 

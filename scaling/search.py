@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from recjax import command, configs
 from recjax.data import open_data
 from recjax.metrics import classification
-from recjax.runtime.run import set_up, write_text
+from recjax.runtime.run import set_up, write_json
 from scaling.plan import processes, study, sweep
+from scaling.plan.rows import Row
 
 Grid = dict[str, tuple]
 
@@ -57,7 +58,7 @@ def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[swe
     return out
 
 
-def ranked(rows: list[dict], metric: str, larger_is_better: bool | None = None) -> list[dict]:
+def ranked(rows: Sequence[Row], metric: str, larger_is_better: bool | None = None) -> list[Row]:
     """Trials from best to worst; the direction of a metric whose name is not known must be given."""
     large = larger_is_better
     if large is None:
@@ -77,7 +78,7 @@ def main(_) -> None:
     finished = processes.run_sweep(todo, _WORKDIR.value, processes=_PROCESSES.value)
     rows = ranked(finished, _METRIC.value, _LARGER.value)
     shown = [{k: r[k] for k in (*grid, _METRIC.value)} for r in rows]
-    write_text(f"{_WORKDIR.value}/best.json", json.dumps(shown, indent=1))
+    write_json(f"{_WORKDIR.value}/best.json", shown)
     print("\n".join(json.dumps(r) for r in shown))
 
 

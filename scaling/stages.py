@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import platform
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from recjax.data import open_data
-from recjax.runtime.run import plain, read_json, write_text
+from recjax.runtime.run import read_json, write_json, write_text
 from recjax.serving import artifact, bench, export
 from scaling import choice, distillation
 from scaling.cache import cached
@@ -76,7 +75,7 @@ def law_stage(
         answers = {}
         logging.warning("no joint law, so no decisions: %s", e)
     for name, value in (("fit", flat_fits), ("laws", found), ("decisions", answers)):
-        write_text(root / f"{name}.json", json.dumps(plain(value), indent=1))
+        write_json(root / f"{name}.json", value)
 
 
 def latency_by_grade(root: epath.Path) -> dict[str, float] | None:

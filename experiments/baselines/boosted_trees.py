@@ -11,6 +11,7 @@ otherwise; no early stopping, so no split beyond the training one is looked at.
 
 from collections.abc import Sequence
 import time
+from typing import Any
 
 from absl import flags, logging
 import lightgbm
@@ -47,7 +48,12 @@ def matrix(rows: judging.Columns, names: list[str]) -> np.ndarray:
 
 
 def fit(
-    data: Prepared, split: str, names: list[str], categories: list[str], recent: int = 0, **params
+    data: Prepared,
+    split: str,
+    names: list[str],
+    categories: list[str],
+    recent: int = 0,
+    **params: Any,
 ) -> lightgbm.Booster:
     """Trains on the `recent` latest rows of a split (0: all). `params` are LightGBM's, with `num_iterations`."""
     label = data.schema.labels[0]
@@ -70,7 +76,7 @@ def run(
     pick: Sequence[str] = (),
     counters: bool = True,
     recent: int = 0,
-    **params,
+    **params: Any,
 ) -> tuple[dict, dict[str, judging.Columns]]:
     """(figures, scores) of trees trained on one split, on each test split; `params` are LightGBM's."""
     schema = data.schema if counters else data.schema.without(counter_features(data))
@@ -86,7 +92,7 @@ def run(
     out, scores = {}, {}
     for split in tests:
         rows = judging.columns(data, split, [*names, *judging.judged(data.schema)])
-        logits = booster.predict(matrix(rows, names), raw_score=True)
+        logits = np.asarray(booster.predict(matrix(rows, names), raw_score=True))
         out[split] = judging.figures(logits, rows, data.schema)
         scores[split] = judging.predictions(logits, rows, data.schema)
     gain = dict(zip(names, booster.feature_importance("gain").tolist(), strict=True))
@@ -107,7 +113,7 @@ def run(
 
 def main(_) -> None:
     data = Prepared(_DATA.value)
-    params = dict(
+    params: dict[str, Any] = dict(
         num_iterations=_TREES.value,
         num_leaves=_LEAVES.value,
         learning_rate=_LR.value,

@@ -11,7 +11,7 @@ from recjax.data.loading.choice import Choice, Index
 from recjax.data.store.prepared import Prepared
 from recjax.evaluation import kept_scores as kept
 from recjax.evaluation.collector import Collector
-from recjax.runtime.run import plain, write_text
+from recjax.runtime.run import plain, write_json
 from recjax.schema import Schema, SchemaError
 
 Columns = dict[str, np.ndarray]
@@ -94,5 +94,5 @@ def write_result(
         for split, rows in scores.items():
             kept.keep(folder, split, rows)
         flat = {**result["test"], **{k: v for k, v in result.items() if k != "test"}}
-        write_text(os.path.join(folder, "summary.json"), json.dumps(plain(flat), indent=1))
+        write_json(os.path.join(folder, "summary.json"), flat)
     return text

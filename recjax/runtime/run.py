@@ -111,6 +111,11 @@ def write_text(path: epath.PathLike, text: str) -> None:
     temporary.replace(path)
 
 
+def write_json(path: epath.PathLike, value: Any, indent: int | None = 1) -> None:
+    """Writes `plain` of the value, whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=indent))
+
+
 def plain(value: Any) -> Any:
     """Numbers, arrays and containers as JSON values; NaN and infinities as null."""
     if isinstance(value, ml_collections.ConfigDict):
@@ -212,8 +217,8 @@ class Run:
     def finish(self, summary: dict) -> dict:
         if jax.process_index() == 0:
             # With the free keys of today: the same command leaves it alone, and readers find its data.
-            write_text(self.dir / "config.json", json.dumps(self.config, indent=1))
-            write_text(self.dir / "summary.json", json.dumps(plain(summary), indent=1))
+            write_json(self.dir / "config.json", self.config)
+            write_json(self.dir / "summary.json", summary)
         return plain(summary)
 
     def begin(self, step: int) -> None:
@@ -223,7 +228,7 @@ class Run:
         between the last save and a crash are done again.
         """
         if jax.process_index() == 0 and not (self.dir / "config.json").exists():
-            write_text(self.dir / "config.json", json.dumps(self.config, indent=1))
+            write_json(self.dir / "config.json", self.config)
         path = self.dir / "metrics.jsonl"
         if path.exists() and jax.process_index() == 0:
             rows = [r for r in read_jsonl(path) if r["step"] <= step]

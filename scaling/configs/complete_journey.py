@@ -12,6 +12,9 @@ counters; SUAN without its parts, one option of the model at a time (`af_net=Fal
     :gpu    the wider study for an accelerator: four orders of magnitude, history to 1000
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from recjax import configs
@@ -54,25 +57,28 @@ def get_config(arg: str = "") -> ConfigDict:
     return c
 
 
-def passes(grades, seeds, points, **more) -> list[dict]:
+def passes(
+    grades: Sequence[str], seeds: Sequence[int], points: Sequence[int], **more: Any
+) -> list[dict]:
+    """Passes with cooldowns; `more` are keys of the rows."""
     one = {k: [v] for k, v in more.items()}
     return product(grade=grades, seed=seeds, examples=[points], cooldown=[COOLDOWN], **one)
 
 
-def independent(grades, seeds, points) -> list[dict]:
+def independent(grades: Sequence[str], seeds: Sequence[int], points: Sequence[int]) -> list[dict]:
     """Runs planned for their own length, with the cosine schedule most people would use, on nested subsets."""
     rows = product(grade=grades, seed=seeds, examples=[(n,) for n in points])
     return [{**r, "kind": "independent", "opt.schedule": "cosine"} for r in rows]
 
 
-def rates(grades, points) -> list[dict]:
+def rates(grades: Sequence[str], points: Sequence[int]) -> list[dict]:
     """Dense rates by validation: the rule is set at the smaller grades and checked at the others."""
     judged = {"eval.splits": [("validation_matched",)], "eval.final": [("validation_matched",)]}
     grid = {"opt.lr": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
     return product(grade=grades, seed=SEEDS, examples=[points], kind=["rate"], **judged, **grid)
 
 
-def apart(grades, seeds, points) -> list[dict]:
+def apart(grades: Sequence[str], seeds: Sequence[int], points: Sequence[int]) -> list[dict]:
     """The same on natural negatives, where popularity is most of the answer, without and with counters."""
     keys = {
         "data.train": "train",

@@ -5,7 +5,7 @@ generator's n_blocks are the layers of its moveline and of its decoder, AMEN's t
 generator is not trained, and is counted in its FLOPs alone).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recjax.layers import fields
@@ -14,7 +14,8 @@ from recjax.models.parts import building
 from recjax.schema import Schema
 
 MODELS = ("nif", "amen")
-SOFTMAX = 8  # operations of a logit and head
+# Operations of a logit and head: scale, bias, mask, maximum, difference, exponential, sum, quotient.
+SOFTMAX = 8
 
 
 def count(schema: Schema, model: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, int]:
@@ -57,7 +58,7 @@ class _Nif:
             flops_per_example=self.flow_flops() + self.point_flops() + 2 * self.slots * d,
         )
 
-    def rows(self, spaces) -> int:
+    def rows(self, spaces: Iterable[str]) -> int:
         return self.dim * sum(self.schema.space(s).rows for s in spaces)
 
     def moveline_blocks(self) -> int:

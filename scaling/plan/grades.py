@@ -15,13 +15,14 @@ grade changes the blocks and the head and nothing else, and the head grows with 
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from recjax.layers import fields
 from recjax.models import lightsuan, suan
 from recjax.models.parts import building
 from recjax.schema import Schema
 from scaling.plan import flow_grades
+from scaling.plan.flow_grades import SOFTMAX
 
 TRAIN_FACTOR = 3  # forward, and twice as much backward
 
@@ -120,8 +121,8 @@ def count(
       KeyError: A model that is not counted here.
     """
     if model["name"] in flow_grades.MODELS:
-        return flow_grades.count(schema, model, history)
-    s = _Shape.of(schema, model, history)
+        return flow_grades.count(schema, model, cast(Mapping[str, int], history))
+    s = _Shape.of(schema, model, cast(int, history))
     rows = {f.id_space for f in schema.features if f.kind == "id"}
     return dict(
         n_blocks=s.module.blocks * s.block_parameters(),
@@ -252,7 +253,7 @@ class _Shape:
         """One block: `rows` go through the attentions (keys and values of all), `out_rows` through gate and FFN."""
         d, t, m = self.width, self.tokens, self.module
         norm = 6 if m.norm == "rms" else 9
-        out = 4 * (rows + t) * d * d + self.pairs(rows > 1) * (4 * d + SOFTMAX * m.heads)
+        out: float = 4 * (rows + t) * d * d + self.pairs(rows > 1) * (4 * d + SOFTMAX * m.heads)
         out += norm * (t + rows + out_rows) * d + 2 * (rows + out_rows) * d
         if m.af_net:
             out += 4 * rows * d * d + 4 * self.profile * self.dim * d
@@ -281,7 +282,4 @@ class _Shape:
         return int(out + (2 * self.tokens * self.dim * d if m.time_emb else 0))
 
 
-SOFTMAX = (
-    8  # of a logit and head: scale, bias, mask, maximum, difference, exponential, sum, quotient
-)
 BIAS = 9  # of a pair: the gap's bucket (six), two look-ups' sum, the mask

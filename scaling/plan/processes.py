@@ -6,6 +6,7 @@ nor locked by another (`recjax.runtime.run.Busy`); nothing is assigned beforehan
 """
 
 import multiprocessing
+from multiprocessing.process import BaseProcess
 import os
 import time
 
@@ -16,6 +17,7 @@ import tqdm
 
 from recjax.runtime.run import Interrupted, Stop, set_up
 from scaling.plan import sweep
+from scaling.plan.rows import Row
 
 
 def parts(cores: set[int], n: int) -> list[set[int]]:
@@ -35,7 +37,7 @@ def run_sweep(
     shard: tuple[int, int] = (0, 1),
     members: int = 1,
     processes: int = 1,
-) -> list[dict]:
+) -> list[Row]:
     """`sweep.run_sweep` by so many processes; returns the rows of all finished trials.
 
     SIGTERM and Ctrl-C go to all of them: each saves its run and ends. Each writes its log to <workdir>/worker-<i>.log.
@@ -55,7 +57,7 @@ def run_sweep(
     root = epath.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")  # JAX has threads: a fork could lock up
-    workers = [
+    workers: list[BaseProcess] = [
         spawn.Process(target=_work, args=(root / f"worker-{i}.log", trials, root, shard, members))
         for i in range(processes)
     ]
@@ -86,7 +88,7 @@ def available() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def start_on(worker: multiprocessing.Process, cores: set[int]) -> None:
+def start_on(worker: BaseProcess, cores: set[int]) -> None:
     """Starts a process on these cores: it inherits them, so XLA sees no others when it makes its threads."""
     if not hasattr(os, "sched_setaffinity"):
         return worker.start()
@@ -98,7 +100,9 @@ def start_on(worker: multiprocessing.Process, cores: set[int]) -> None:
         os.sched_setaffinity(0, own)
 
 
-def _watch(workers: list, stop: Stop, trials: list[sweep.Trial], root: epath.Path) -> None:
+def _watch(
+    workers: list[BaseProcess], stop: Stop, trials: list[sweep.Trial], root: epath.Path
+) -> None:
     """Waits for all, with a progress bar over the trials; passes a signal on."""
     asked = False
     with tqdm.tqdm(total=len(trials), unit="trial", desc=f"{len(workers)} processes") as bar:
@@ -114,7 +118,13 @@ def _watch(workers: list, stop: Stop, trials: list[sweep.Trial], root: epath.Pat
         raise Interrupted(128 + stop.signum)
 
 
-def _work(log: epath.Path, trials, workdir, shard, members) -> None:
+def _work(
+    log: epath.Path,
+    trials: list[sweep.Trial],
+    workdir: epath.Path,
+    shard: tuple[int, int],
+    members: int,
+) -> None:
     """What a process does; its output goes to a file, where progress bars of its own are off."""
     with open(log, "a") as f:
         os.dup2(f.fileno(), 2)

@@ -77,7 +77,7 @@ def read(root: epath.PathLike) -> list[Row]:
         raise FileNotFoundError(
             f"{path} does not exist; give the --workdir of a python -m scaling.run"
         )
-    return read_jsonl(path)
+    return [*read_jsonl(path)]
 
 
 def measured_kind(rows: Iterable[Row]) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from recjax import configs
 from recjax.data import open_data
 from recjax.runtime.identity import Use, may
-from recjax.runtime.run import plain, read_json, write_text
+from recjax.runtime.run import read_json, write_json
 from recjax.schema import Schema
 from scaling.plan import grades, sweep
 
@@ -177,7 +177,8 @@ def set_history(config: ConfigDict, row: Mapping[str, Any]) -> int:
 
 
 def save(config: ConfigDict, root: epath.Path) -> None:
-    write_text(root / FILE, json.dumps(plain(config), indent=1))
+    """Beside the trials, for reports and distillations later on."""
+    write_json(root / FILE, config)
 
 
 def saved(root: epath.Path) -> ConfigDict:

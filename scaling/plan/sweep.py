@@ -32,6 +32,7 @@ from recjax.runtime.run import (
     plain,
     read_json,
     read_jsonl,
+    write_json,
     write_text,
 )
 from recjax.training.loop import train
@@ -123,7 +124,7 @@ def run_sweep(
             record_failure(todo, root / "runs" / name, e)
             failed.append(name)
             continue
-        write_text(root / "trials" / f"{name}.json", json.dumps(plain(found)))
+        write_json(root / "trials" / f"{name}.json", found, indent=None)
         (root / "runs" / name / "failed.json").unlink(missing_ok=True)
         collect(trials, root)
     rows = collect(trials, root)
@@ -181,9 +182,10 @@ def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[Row]]:
 
 
 def record_failure(group: list[Trial], rundir: epath.Path, error: Exception) -> None:
+    """Leaves the error where the report and the next attempt find it."""
     rundir.mkdir(parents=True, exist_ok=True)
     rows = [dict(t.columns, trial=t.run, error=repr(error)) for t in group]
-    write_text(rundir / "failed.json", json.dumps(plain(rows)))
+    write_json(rundir / "failed.json", rows, indent=None)
 
 
 # ---- rows
@@ -278,7 +280,7 @@ def collect(trials: list[Trial], root: epath.Path) -> list[Row]:
     once: dict[str, Trial] = {}
     for trial in trials:  # two rows of a plan may come to one config
         once.setdefault(trial.run, trial)
-    rows = [
+    rows: list[Row] = [
         {**row, **{k: v for k, v in trial.columns.items() if k != "kind"}}  # as counted today
         for trial in once.values()
         for row in done.get(trial.run, [])
