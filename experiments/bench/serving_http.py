@@ -6,8 +6,8 @@ Phases on one service, in a thread of its own process:
   alone     one client, one request at a time, in turns with the same request scored in this process without HTTP
   busy      as many clients as keep it saturated: its sustainable rate
   overload  requests arrive at twice that rate, whether earlier ones are answered or not
-  soak      with --soak_minutes=10: half that rate, every tenth call an event of one of 1,000 users, of which the service keeps 1,000
-            events in all, as it keeps a million by default: a full store evicts; resident memory
+  soak      with --soak_minutes=10: half that rate, every tenth call an event of one of 1,000 users, which fill the service's store of
+            events, here of 1 MiB: a full store evicts; resident memory
 Clients and service share the machine's cores, so on a small machine the rates are low estimates.
 """
 
@@ -282,7 +282,7 @@ def _resident(pid: int) -> float:
 def main(_) -> None:
     limits = Limits(candidates=(_CANDIDATES.value,), queue=_QUEUE.value)
     if _SOAK.value:
-        limits = dataclasses.replace(limits, events=1_000)
+        limits = dataclasses.replace(limits, events_mib=1)
     result = measure(_ARTIFACT.value, _CANDIDATES.value, _SECONDS.value, limits, _SOAK.value)
     print(json.dumps(result, indent=1))
 

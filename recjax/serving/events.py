@@ -2,11 +2,16 @@
 
 Per user and list the newest events are kept, sorted by time, ties in the order they came. When the store is full the
 users nobody asked about or added to for longest go first. It belongs to one process and one event loop.
+
+Events that are sent again because their answer was lost are stored once, if both times they carry one key (`Answered`).
 """
 
 import bisect
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import sys
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -45,17 +50,18 @@ class Events:
     """Events by user and list.
 
     Args:
-      max_events: In all; users are evicted beyond it.
+      max_bytes: In all; users are evicted beyond it.
       per_list: Of one user in one list; the oldest go.
 
     Attributes:
       count: Events stored now.
+      bytes: Of memory that they take, as Python counts it.
       evicted: Users dropped so far to make room.
     """
 
-    def __init__(self, max_events: int, per_list: int):
-        self.count = self.evicted = 0
-        self._max_events, self._per_list = max_events, per_list
+    def __init__(self, max_bytes: int, per_list: int):
+        self.count = self.evicted = self.bytes = 0
+        self._max_bytes, self._per_list = max_bytes, per_list
         self._users: OrderedDict[str, dict[str, list[_Event]]] = OrderedDict()
         self._versions: dict[str, int] = {}
         self._appended = 0
@@ -68,11 +74,16 @@ class Events:
         """Adds events {"time": [...], feature: [...]} to list `name`; returns how many it holds now."""
         if not columns["time"]:  # a user without events would never make room
             return len(self._users.get(user, {}).get(name, []))
-        stored = self._users.setdefault(user, {}).setdefault(name, [])
+        if user not in self._users:
+            self.bytes += _USER_BYTES + 2 * sys.getsizeof(user)
+        lists = self._users.setdefault(user, {})
+        if name not in lists:
+            self.bytes += _LIST_BYTES
+        stored = lists.setdefault(name, [])
         self._users.move_to_end(user)
         self._appended += 1
         self._versions[user] = self._appended
-        fields = tuple(n for n in columns if n != "time")
+        fields = tuple(map(sys.intern, (n for n in columns if n != "time")))
         before = len(stored)
         rows = (
             zip(*(columns[n] for n in fields), strict=True)
@@ -81,14 +92,23 @@ class Events:
         )
         for time, values in zip(columns["time"], rows, strict=True):
             bisect.insort_right(stored, (time, fields, values), key=_time)
-        del stored[: -self._per_list]
+            self.bytes += _bytes(values)
+        gone = stored[: -self._per_list]
+        self.bytes -= sum(_bytes(values) for _, _, values in gone)
+        del stored[: len(gone)]
         self.count += len(stored) - before
-        while self.count > self._max_events and len(self._users) > 1:
-            gone, lists = self._users.popitem(last=False)
-            del self._versions[gone]
-            self.count -= sum(map(len, lists.values()))
-            self.evicted += 1
+        while self.bytes > self._max_bytes and len(self._users) > 1:
+            self._evict()
         return len(stored)
+
+    def _evict(self) -> None:
+        user, lists = self._users.popitem(last=False)
+        del self._versions[user]
+        events = [values for stored in lists.values() for _, _, values in stored]
+        self.bytes -= _USER_BYTES + 2 * sys.getsizeof(user) + _LIST_BYTES * len(lists)
+        self.bytes -= sum(map(_bytes, events))
+        self.count -= len(events)
+        self.evicted += 1
 
     def version(self, user: str) -> int:
         """Changes with every event of the user; 0 for one without."""
@@ -142,3 +162,57 @@ class Events:
 
 def _time(event: _Event) -> int:
     return event[0]
+
+
+# Beside the values: the entries of two dicts and the dict of lists; a list's head; an event's tuple, its place in the list (which
+# grows by an eighth more than it needs), its time, and what the allocator and the garbage collector add.
+_USER_BYTES, _LIST_BYTES, _EVENT_BYTES = 600, 128, 160
+
+
+def _bytes(values: tuple) -> int:
+    """Of memory, of one event."""
+    sizes = (_size(v) for v in values)
+    return _EVENT_BYTES + sys.getsizeof(values) + sum(sizes)
+
+
+def _size(value: Any) -> int:
+    inner = sum(map(_size, value)) if isinstance(value, list) else 0
+    return sys.getsizeof(value) + 8 + inner  # rounded up by the allocator
+
+
+class Answered:
+    """Answers to the last requests that carried an idempotency key.
+
+    The keys, and what they were used for, are kept as digests, so that `limit` bounds the bytes too.
+    """
+
+    def __init__(self, limit: int = 50_000):
+        self._limit = limit
+        self._kept: OrderedDict[bytes, tuple[bytes, Any]] = OrderedDict()
+
+    def before(self, key: str, request: Any) -> Any:
+        """The answer that was kept; None for a key that is new, or "".
+
+        Raises:
+          KeyReused: The key came with another request.
+        """
+        made, answer = self._kept.get(_digest(key), (b"", None))
+        if made and made != _digest(request):
+            raise KeyReused(
+                "the idempotency key was sent with other events before; send one key for each set of events"
+            )
+        return answer
+
+    def keep(self, key: str, request: Any, answer: Any) -> None:
+        if key:
+            self._kept[_digest(key)] = _digest(request), answer
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+
+
+class KeyReused(ValueError):
+    """See `Answered`."""
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).digest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import ctypes
 import hashlib
 import os
 import pathlib
@@ -32,13 +33,30 @@ def published(path: pathlib.Path) -> Iterator["Writer"]:
 
 def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
     temporary.chmod(0o755)  # mkdtemp makes it private
-    if path.exists():  # a directory cannot be renamed over a full one: move the old one away first
-        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        path.rename(old / path.name)
+    if not path.exists():
         temporary.rename(path)
-        shutil.rmtree(old)
+        return
+    # A directory cannot be renamed over a full one. Exchanged with it in one step, there is always one at `path`.
+    if _exchange(temporary, path):
+        old = temporary
+    else:  # not Linux, or a file system that cannot: readers may find nothing for a moment, and look again
+        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+        path.rename(old)
+        temporary.rename(path)
+    if old.is_symlink():
+        old.unlink()
     else:
-        temporary.rename(path)
+        shutil.rmtree(old)
+    if old != temporary:
+        old.parent.rmdir()
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Exchanges what lies at two paths in one step; False where that is not known."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE (renameat2(2))
+    return rename is not None and rename(at, names[0], at, names[1], exchange) == 0
 
 
 class Writer:

@@ -109,16 +109,16 @@ def load(
     path = pathlib.Path(path)
     for attempt in range(5):
         here = path.resolve()  # `path` may be a link that is pointed elsewhere
-        before = _stamp(here)
+        before = stamp(here)
         try:
             model = _load(here, function, requests, candidates, prefix_bytes, max_events)
         except ArtifactError:
-            if attempt == 4 or (before and _stamp(path) == before):
+            if attempt == 4 or (before and stamp(path) == before):
                 raise
             time.sleep(0.05)  # replaced while it was read
             continue
         # Vocabularies and the check are read lazily: they must come from the export that the rest came from.
-        if _stamp(here) == model.stamp:
+        if stamp(here) == model.stamp:
             return model
     raise ArtifactError(f"{path} changes faster than it can be loaded; publish less often")
 
@@ -169,8 +169,9 @@ def _prefix_cache(scorer: Scorer, requests, candidates, limit_bytes: int) -> Pre
     return PrefixCache(first, second, limit_bytes)
 
 
-def _stamp(path: pathlib.Path) -> str:
+def stamp(path: str | os.PathLike) -> str:
+    """Of the artifact that lies at a path now, as its manifest says; "" for none that can be read."""
     try:
-        return json.loads((path / "manifest.json").read_bytes())["stamp"]
+        return json.loads((pathlib.Path(path) / "manifest.json").read_bytes())["stamp"]
     except (OSError, KeyError, ValueError):
         return ""

@@ -3,12 +3,13 @@
     python -m recjax.serving.serve --artifact=DIR
 
 listens on http://127.0.0.1:8000; /docs describes the calls. SIGTERM answers what has arrived and exits. To switch to
-another artifact, publish it at DIR (`export_artifact(..., overwrite=True)`, or point a link elsewhere) and POST
-/v1/artifact/reload.
+another artifact, publish it at DIR (`export_artifact(..., overwrite=True)`, or point a link elsewhere) and POST {} to
+/v1/artifact/reload, which is off unless it has a token.
 
-A token, if clients shall need one, comes from the environment variable RECJAX_TOKEN or from --token_file, never from
-the command line, which every user of the machine can read. TLS, rate limits per client and several processes are the
-work of the proxy in front; events live in the memory of one process.
+A token, if clients shall need one, comes from the environment variable RECJAX_TOKEN or from --token_file, that for
+reloading from RECJAX_RELOAD_TOKEN or --reload_token_file; never from the command line, which every user of the machine
+can read. TLS, rate limits per client and several processes are the work of the proxy in front; events live in the
+memory of one process.
 """
 
 import logging
@@ -19,10 +20,18 @@ import socket
 import sys
 
 from absl import flags
-import uvicorn
 
 from recjax import command
-from recjax.serving.service import Limits, Service
+
+try:
+    import uvicorn
+
+    from recjax.serving.service import Limits, Service
+except ModuleNotFoundError as e:
+    package = e.name.partition(".")[0]
+    if package == "recjax":
+        raise
+    sys.exit(f"error: serving needs the package {package}; pip install 'recjax[serve]'")
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DEFAULT = Limits()
@@ -33,15 +42,15 @@ SWITCH_SECONDS = 1e-3
 _BACKLOG = 128  # asyncio accepts as many before it does anything else
 
 
-def read_token(file: str) -> str:
-    """From a file, else from RECJAX_TOKEN, which is removed from the environment; "" for none."""
-    from_environment = os.environ.pop("RECJAX_TOKEN", "")
+def read_token(file: str, kind: str = "token") -> str:
+    """From a file, else from RECJAX_<KIND>, which is removed from the environment; "" for none."""
+    from_environment = os.environ.pop(f"RECJAX_{kind.upper()}", "")
     try:
         token = pathlib.Path(file).read_text().strip() if file else from_environment.strip()
     except (OSError, UnicodeDecodeError) as e:
-        sys.exit(f"error: --token_file={file} cannot be read ({e}); give a readable text file")
+        sys.exit(f"error: --{kind}_file={file} cannot be read ({e}); give a readable text file")
     if (file and not token) or any(c.isspace() or not c.isascii() for c in token):
-        sys.exit("error: the token is empty or not one word of ASCII characters; make another")
+        sys.exit(f"error: the {kind} is empty or not one word of ASCII characters; make another")
     return token
 
 
@@ -100,14 +109,21 @@ def main(_) -> None:
         head_bytes=_HEAD.value,
         head_s=_HEAD_S.value,
         faults=_FAULTS.value,
-        events=_EVENTS.value,
+        events_mib=_EVENTS.value,
         events_per_list=_PER_LIST.value,
+        event_skew_s=_SKEW.value,
         prefix_mib=_PREFIX.value,
     )
-    token = read_token(_TOKEN.value)
+    token, reload_token = read_token(_TOKEN.value), read_token(_RELOAD.value, "reload_token")
     if _HOST.value not in _LOOPBACK and not token:
         logging.warning("--host=%s without a token: everybody who reaches it may ask", _HOST.value)
-    service = Service(_ARTIFACT.value, limits, function=_FUNCTION.value, token=token)
+    service = Service(
+        _ARTIFACT.value,
+        limits,
+        function=_FUNCTION.value,
+        token=token,
+        reload_token=reload_token,
+    )
     run(service, server_of(service, _HOST.value, _PORT.value, _GRACE.value))
 
 
@@ -123,6 +139,11 @@ if __name__ == "__main__":
     _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
     _PORT = flags.DEFINE_integer("port", 8000, "0: any free one", 0, 65535)
     _TOKEN = flags.DEFINE_string("token_file", "", "file with the bearer token; see RECJAX_TOKEN")
+    _RELOAD = flags.DEFINE_string(
+        "reload_token_file",
+        "",
+        "the same for reloading, which is off without; see RECJAX_RELOAD_TOKEN",
+    )
     _REQUESTS = flags.DEFINE_list(
         "batch_sizes", list(map(str, _DEFAULT.requests)), "to compile for"
     )
@@ -148,7 +169,10 @@ if __name__ == "__main__":
         "refusals a second that go out at once; the rest wait a little",
         0,
     )
-    _EVENTS = flags.DEFINE_integer("events", _DEFAULT.events, "stored in all", 1)
+    _EVENTS = flags.DEFINE_integer("events_mib", _DEFAULT.events_mib, "for stored events", 1)
+    _SKEW = flags.DEFINE_integer(
+        "event_skew_s", _DEFAULT.event_skew_s, "how far in the future an event may lie", 0
+    )
     _PER_LIST = flags.DEFINE_integer(
         "events_per_list", _DEFAULT.events_per_list, "stored of one user in one list", 1
     )

@@ -3,7 +3,7 @@
     POST /v1/score            a request (see bodies.py) -> {"stamp", "outputs": {name: [value a candidate]}}
     POST /v1/events           {"user", "events": {list: [...]}} -> {"stamp", "stored": {list: events held}};
                               histories, causal counters and the prefix cache follow them
-    POST /v1/artifact/reload  loads the artifact's directory again and switches when it is warm
+    POST /v1/artifact/reload  loads the artifact's directory again and switches when it is warm; only with a token of its own
     GET  /healthz /readyz /metrics /docs /openapi.json
 
 Faults are problem documents (RFC 9457) whose `detail` says what to change. A request is checked, completed and scored
@@ -34,13 +34,14 @@ from recjax.serving.artifact import ArtifactError
 from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded
 from recjax.serving.bodies import BodyError, EventsRequest, ScoreRequest
 from recjax.serving.counters import Counters
-from recjax.serving.events import Events
+from recjax.serving.events import Answered, Events, KeyReused
 from recjax.serving.protocol import Guard
 from recjax.serving.requests import RequestError
 from recjax.serving.telemetry import Telemetry
 
 LARGE = 1 << 16  # bytes of a body whose parsing takes turns
 BODIES = 64  # of the largest size, that may be on their way at a time
+RELOAD = "/v1/artifact/reload"
 OPEN = ("/healthz", "/readyz")  # without the token: probes have none
 _log = logging.getLogger("recjax.serving")
 
@@ -60,8 +61,9 @@ class Limits:
       head_bytes: Of what is not body.
       head_s: For the headers to arrive.
       faults: Refusals a second that go out at once.
-      events: Stored in all.
-      events_per_list: Stored of one user in one list.
+      events_mib: For stored events.
+      events_per_list: Stored of one user in one list, and the most that a request may hold.
+      event_skew_s: How far in the future an event may lie: its sender's clock may be fast.
       prefix_mib: Of the prefix cache; 0 scores every request whole.
     """
 
@@ -75,13 +77,22 @@ class Limits:
     head_bytes: int = 1 << 14
     head_s: float = 5.0
     faults: int = 20
-    events: int = 1_000_000
+    events_mib: int = 256
     events_per_list: int = 1000
+    event_skew_s: int = 60
     prefix_mib: int = 256
 
 
 class Service:
     """State and handlers; `app` is the ASGI application.
+
+    Args:
+      path: Directory of the artifact.
+      limits: See `Limits`.
+      function: See `Scorer`.
+      token: That clients send; "" asks for none.
+      reload_token: For reloading, which is off without one.
+      on_failure: Called when the first load failed.
 
     Attributes:
       model: What is served; None until the first load is done.
@@ -95,6 +106,7 @@ class Service:
         *,
         function: str = "",
         token: str = "",
+        reload_token: str = "",
         on_failure: Callable[[], None] = lambda: None,
     ):
         self.limits, self.telemetry = limits, Telemetry()
@@ -107,13 +119,15 @@ class Service:
         )
         self.model: live.Model | None = None
         self.failure = ""
-        self._path, self._function, self._token = path, function, token
+        self._path, self._function = path, function
+        self._token, self._reload_token = token, reload_token
         self.on_failure = on_failure
         self._loading, self._large = asyncio.Lock(), asyncio.Lock()
         self._held = 0  # bytes of bodies that are being read
         self._joining: Counters | None = None  # of an artifact that is about to be served
         self._behind: set[str] = set()  # users whose events it has not counted yet
-        self._events = Events(limits.events, limits.events_per_list)
+        self._events = Events(limits.events_mib << 20, limits.events_per_list)
+        self._answered = Answered()
         self._documented: tuple[Any, Any] = None, None
         self._batcher = Batcher(
             self._score_batch,
@@ -125,6 +139,7 @@ class Service:
         gauge("recjax_waiting_requests", "In the queue.", lambda: self._batcher.waiting)
         gauge("recjax_event_users", "Users with stored events.", lambda: len(self._events))
         gauge("recjax_events", "Events stored.", lambda: self._events.count)
+        gauge("recjax_event_bytes", "That they take.", lambda: self._events.bytes)
         gauge("recjax_event_users_evicted", "To make room.", lambda: self._events.evicted)
         for name in ("hits", "misses", "bytes"):
             gauge(f"recjax_prefix_{name}", "Of the prefix cache.", lambda n=name: self._prefix(n))
@@ -134,7 +149,7 @@ class Service:
         routes = [
             Route("/v1/score", self._score, methods=["POST"]),
             Route("/v1/events", self._append, methods=["POST"]),
-            Route("/v1/artifact/reload", self._reload, methods=["POST"]),
+            Route(RELOAD, self._reload, methods=["POST"]),
             Route("/healthz", _healthy),
             Route("/readyz", self._readiness),
             Route("/metrics", self._metrics),
@@ -145,6 +160,7 @@ class Service:
             HTTPException: _http_problem,
             BodyError: lambda _, e: problem(e.status, str(e)),
             RequestError: lambda _, e: problem(422, str(e)),
+            KeyReused: lambda _, e: problem(422, str(e)),
             Overloaded: lambda _, e: _overloaded(e),
             DeadlinePassed: lambda _, e: problem(
                 504, "the deadline passed; allow more time or send less"
@@ -180,12 +196,12 @@ class Service:
           ArtifactError: It cannot be served; nothing changed.
         """
         async with self._loading:
+            if self.model and await asyncio.to_thread(live.stamp, self._path) == self.model.stamp:
+                return False
             make = dict(requests=self.limits.requests, candidates=self.limits.candidates)
             make |= dict(function=self._function, prefix_bytes=self.limits.prefix_mib << 20)
             make |= dict(max_events=self.limits.events_per_list)
             loaded = await asyncio.to_thread(live.load, self._path, **make)
-            if self.model and self.model.stamp == loaded.stamp:
-                return False
             await self._catch_up(loaded.counters)
             self.model = loaded  # one assignment: requests hold the model they came for
             self._joining = None
@@ -270,12 +286,29 @@ class Service:
     async def _append(self, request: Request) -> Response:
         model = self._ready()
         asked = await self._parsed(request, model.bodies.events)
-        stored = {n: self._events.append(asked.user, n, c) for n, c in asked.lists.items()}
-        for counters in (self.model.counters, self._joining):
-            behind = counters is self._joining and asked.user in self._behind
-            if counters and not behind:
-                self._count(counters, asked)
-        return _json({"stamp": model.stamp, "stored": stored}, model.stamp)
+        self._check_times(asked)
+        sent = request.headers.get("idempotency-key", "")
+        if len(sent) > 255:
+            raise BodyError("the idempotency key is too long; send at most 255 characters")
+        answer = self._answered.before(sent, asked)
+        if answer is None:
+            answer = {n: self._events.append(asked.user, n, c) for n, c in asked.lists.items()}
+            self._answered.keep(sent, asked, answer)
+            for counters in (self.model.counters, self._joining):
+                behind = counters is self._joining and asked.user in self._behind
+                if counters and not behind:
+                    self._count(counters, asked)
+        return _json({"stamp": model.stamp, "stored": answer}, model.stamp)
+
+    def _check_times(self, asked: EventsRequest) -> None:
+        """Events that have not happened would push out those that have, and never be read."""
+        latest = int(time.time()) + self.limits.event_skew_s
+        for name, columns in asked.lists.items():
+            if max(columns["time"], default=0) > latest:
+                raise BodyError(
+                    f"events.{name} has an event at {max(columns['time'])}, after now ({latest - self.limits.event_skew_s}) "
+                    "in seconds since 1970; send events when they have happened"
+                )
 
     def _count(self, counters: Counters, asked: EventsRequest) -> None:
         columns = asked.lists.get(counters.list, {})
@@ -283,7 +316,9 @@ class Service:
         if {"time", *counters.fields} <= columns.keys():
             counters.add(asked.user, columns)
 
-    async def _reload(self, _: Request) -> Response:
+    async def _reload(self, request: Request) -> Response:
+        if (await self._body(request)).strip() != b"{}":
+            raise BodyError("the body has something to say and reloading nothing to ask; send {}")
         if self._loading.locked():
             return problem(409, "a load is in progress; wait for it, then reload if need be")
         try:
@@ -315,6 +350,8 @@ class Service:
             doc = openapi.document(
                 model.bodies, model.scorer.outputs, version=model.stamp, token=bool(self._token)
             )
+            if not self._reload_token:
+                del doc["paths"][RELOAD]
             self._documented = model, (to_json(doc), openapi.page(doc))
         return self._documented[1]
 
@@ -343,9 +380,7 @@ class Service:
             loop.call_later(loop.time() - start, self._large.release)
 
     async def _body(self, request: Request) -> bytes:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # also keeps web pages from posting across origins
-            raise BodyError("content-type is not application/json; send it so", 415)
+        _must_be_json(request)
         limit = self.limits.body_bytes
         too_large = BodyError(
             f"the body has more than {limit} bytes; send fewer candidates, or columns instead of rows",
@@ -378,12 +413,22 @@ class Service:
         except Overloaded as e:
             return e
 
-    def allowed(self, scope: Scope) -> bool:
-        """True when the request carries the token, or needs none."""
-        if not self._token or scope["path"] in OPEN:
-            return True
+    def denied(self, scope: Scope) -> Response | None:
+        """Why the request may not be made; None where it carries the token, or needs none."""
+        token = self._token
+        if scope["path"] == RELOAD:
+            token = self._reload_token
+            if not token:
+                detail = "reloading is off; start the service with --reload_token_file to allow it"
+                return problem(403, detail)
+        if not token or scope["path"] in OPEN:
+            return None
         sent = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(sent, b"Bearer " + self._token.encode())
+        scheme, _, rest = sent.partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(rest.strip(), token.encode()):
+            return None
+        detail = "the bearer token is missing or wrong; send 'Authorization: Bearer <token>'"
+        return problem(401, detail, {"www-authenticate": "Bearer"})
 
 
 class Frame:
@@ -411,8 +456,8 @@ class Frame:
             await send(message)
 
         app = self._app
-        if not self._service.allowed(scope):
-            app = _unauthorized()
+        if denied := self._service.denied(scope):
+            app = denied
         elif scope["path"] not in self._paths:
             app = problem(404, "there is no such path; /docs lists what there is")
         elif scope["path"] == "/v1/score" and (busy := self._service.overloaded()):
@@ -430,12 +475,11 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-def _unauthorized() -> Response:
-    return problem(
-        401,
-        "the bearer token is missing or wrong; send 'Authorization: Bearer <token>'",
-        {"www-authenticate": "Bearer"},
-    )
+def _must_be_json(request: Request) -> None:
+    """Also keeps web pages from posting across origins."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise BodyError("content-type is not application/json; send it so", 415)
 
 
 def _overloaded(e: Overloaded) -> Response:

@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def client(exported):
-    with serving(exported.path) as (client, _):
+    with serving(exported.path, reload_token="r3load") as (client, _):
         yield client
 
 
@@ -195,13 +195,21 @@ def test_openapi_and_pages(client):
 def test_token(exported):
     with serving(exported.path, Limits((1,), (4,)), token="s3cret") as (client, _):
         assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
-        for header in ({}, {"authorization": "Bearer no"}, {"authorization": "s3cret"}):
+        for header in (
+            {},
+            {"authorization": "Bearer no"},
+            {"authorization": "s3cret"},
+            {"authorization": "Bearer x s3cret"},
+            {"authorization": "Basic s3cret"},
+            {"authorization": "Bearer s3cret more"},
+        ):
             for path in ("/metrics", "/docs", "/nowhere"):
                 assert client.get(path, headers=header).status_code == 401
             answer = client.post("/v1/score", json=request(), headers=header)
             assert answer.status_code == 401 and "send 'Authorization" in answer.json()["detail"]
-        right = {"authorization": "Bearer s3cret"}
-        assert client.post("/v1/score", json=request(), headers=right).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110, 11.1
+            right = {"authorization": f"{scheme} s3cret"}
+            assert client.post("/v1/score", json=request(), headers=right).status_code == 200
 
 
 def slowly(monkeypatch, seconds):
@@ -316,3 +324,32 @@ def test_integers_are_those_of_json(client):
     for value in (1000.5, "1000", True, 2.0**53 + 2):
         answer = client.post("/v1/score", json=request(time=value))
         assert "time should be a valid integer, in seconds; send it so" in answer.json()["detail"]
+
+
+def test_events_sent_again_are_stored_once(client):
+    sent = {"user": "again", "events": {"history": {"time": [5, 6], "hist_item": ["a3", "a4"]}}}
+    key = {"idempotency-key": "k1"}
+    answers = [client.post("/v1/events", json=sent, headers=key) for _ in range(3)]
+    assert [a.json()["stored"] for a in answers] == [{"history": 2}] * 3
+    other = sent | {"user": "somebody else"}
+    answer = client.post("/v1/events", json=other, headers=key)
+    assert answer.status_code == 422 and "send one key for each" in answer.json()["detail"]
+    assert client.post("/v1/events", json=other).json()["stored"] == {"history": 2}  # control
+    assert client.post("/v1/events", json=sent).json()["stored"] == {"history": 4}
+    answer = client.post("/v1/events", json=sent, headers={"idempotency-key": "k" * 300})
+    assert answer.status_code == 422 and "at most 255 characters" in answer.json()["detail"]
+
+
+def test_events_that_have_not_happened_are_refused(client):
+    real = {"time": [10, 20], "hist_item": ["a3", "a4"]}
+    client.post("/v1/events", json={"user": "f", "events": {"history": real}})
+    now = int(time.time())
+    future = {"time": [now + 3600] * 1000, "hist_item": ["a5"] * 1000}
+    answer = client.post("/v1/events", json={"user": "f", "events": {"history": future}})
+    assert answer.status_code == 422
+    assert f"events.history has an event at {now + 3600}, after now" in answer.json()["detail"]
+    fast = {"time": [now + 30], "hist_item": ["a5"]}  # of a clock that is half a minute fast
+    answer = client.post("/v1/events", json={"user": "f", "events": {"history": fast}})
+    assert answer.json()["stored"] == {"history": 3}
+    named, explicit = request(history=None, user="f"), request(events=((10, "a3"), (20, "a4")))
+    same(score(client, named), score(client, explicit))

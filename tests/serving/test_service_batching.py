@@ -1,9 +1,11 @@
 import asyncio
+import json
+import tracemalloc
 
 import pytest
 
 from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded, fit
-from recjax.serving.events import Events
+from recjax.serving.events import Answered, Events, KeyReused
 
 
 @pytest.mark.parametrize(
@@ -97,14 +99,15 @@ def test_waiting_fills_a_batch():
 
 
 def test_events_keep_the_newest_and_forget_whom_nobody_asks_for():
-    events = Events(max_events=6, per_list=3)
+    events = Events(max_bytes=1 << 20, per_list=3)
     for user in ("a", "b"):
         events.append(user, "views", {"time": [3, 1, 2], "item": ["z", "x", "y"]})
     assert events.append("a", "views", {"time": [2], "item": ["w"]}) == 3
     read = lambda user, before=9, n=9: events.read(user, "views", ("time", "item"), before, n)  # noqa: E731
     assert read("a") == {"time": [2, 2, 3], "item": ["y", "w", "z"]}  # ties as they came
     assert read("a", before=3, n=1) == {"time": [2], "item": ["w"]}
-    events.append("c", "views", {"time": [5], "item": ["v"]})  # a seventh: b was idle for longest
+    events._max_bytes = events.bytes  # full
+    events.append("c", "views", {"time": [5], "item": ["v"]})  # b was idle for longest
     assert len(events) == 2 and events.count == 4 and events.evicted == 1
     assert read("b") == {"time": [], "item": []}
     version = events.version("c")
@@ -113,3 +116,51 @@ def test_events_keep_the_newest_and_forget_whom_nobody_asks_for():
     assert len(events) == 2 and events.version("c") == version  # nothing came, nobody came
     wider = events.read("c", "views", ("time", "item", "price"), 9, 9)
     assert wider == {"time": [], "item": [], "price": []}
+
+
+@pytest.mark.parametrize(
+    ("columns", "each"),
+    [
+        (lambda i: {"item": [f"item {i} {k}" + 900 * "x" for k in range(4)]}, 4),  # long
+        (lambda i: {"item": [f"{i} {k}" for k in range(4)], "price": [0.1 * i] * 4}, 4),
+        (lambda i: {"item": [10**6 * i]}, 1),  # a user an event
+        (lambda i: {"tags": [[f"{i} {k}" for k in range(5)]] * 4}, 4),
+        (lambda i: {"item": [f"\U0001f600{i}" * 50]}, 1),  # four bytes a character
+    ],
+)
+def test_stored_events_take_the_memory_they_may(columns, each):
+    limit = 2 << 20
+    events = Events(max_bytes=limit, per_list=1000)
+    tracemalloc.start()
+    try:
+        i = 0
+        while events.evicted < 50:
+            body = {"time": [10**9 + k for k in range(each)], **columns(i)}
+            events.append(f"user {i}", "views", json.loads(json.dumps(body)))
+            i += 1
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * limit < held < 1.1 * limit, held / limit
+    assert events.bytes <= limit
+
+
+def test_bytes_return_to_nothing():
+    events = Events(max_bytes=0, per_list=2)
+    for user in ("a", "b"):
+        events.append(user, "views", {"time": [1, 2, 3], "item": ["x", ["y", "z"], None]})
+        events.append(user, "buys", {"time": [1], "item": ["x"]})
+    while len(events):
+        events._evict()
+    assert events.bytes == events.count == 0
+
+
+def test_answers_to_keys_are_kept_up_to_a_number():
+    answered = Answered(limit=2)
+    for key in ("a", "b", "c"):
+        assert answered.before(key, "x") is None
+        answered.keep(key, "x", key.upper())
+    assert answered.before("a", "x") is None and answered.before("c", "x") == "C"
+    assert answered.before("", "x") is None
+    with pytest.raises(KeyReused, match="one key for each"):
+        answered.before("c", "y")

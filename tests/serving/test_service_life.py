@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import serving_http as bench_http
-from recjax.serving import artifact, live, serve
+from recjax.serving import artifact, files, live, serve
 from recjax.serving.scorer import Scorer
 from recjax.serving.service import Limits, Service
 from tests.conftest import REPO
@@ -58,11 +58,16 @@ def switch(link, target):
     new.replace(link)
 
 
+def reload(client, **sent):
+    header = {"authorization": "Bearer r3load"}
+    return client.post("/v1/artifact/reload", **{"json": {}, "headers": header, **sent})
+
+
 def test_swap_under_load_fails_and_mixes_nothing(versions, tmp_path):
     paths, asked, answers = versions
     link, seen, stop = tmp_path / "current", [], threading.Event()
     switch(link, paths[0])
-    with serving(link) as (client, _):
+    with serving(link, reload_token="r3load") as (client, _):
 
         def load(worker):
             k = worker
@@ -76,11 +81,11 @@ def test_swap_under_load_fails_and_mixes_nothing(versions, tmp_path):
                 for i in (1, 0, 1):
                     switch(link, paths[i])
                     before = len(seen)
-                    done = client.post("/v1/artifact/reload").json()
+                    done = reload(client).json()
                     assert done["changed"] and done["stamp"] == list(answers)[i]
                     assert len(seen) > before  # it answered meanwhile
                     time.sleep(0.1)
-                assert not client.post("/v1/artifact/reload").json()["changed"]
+                assert not reload(client).json()["changed"]
             finally:
                 stop.set()
         for future in futures:
@@ -100,7 +105,7 @@ def test_a_damaged_artifact_is_refused_and_the_old_one_stays(versions, tmp_path)
     paths, asked, answers = versions
     link, damaged = tmp_path / "current", tmp_path / "damaged"
     switch(link, paths[0])
-    with serving(link) as (client, _):
+    with serving(link, reload_token="r3load") as (client, _):
         for target, reason in (
             (damaged, "no manifest.json"),
             (tmp_path / "gone", "does not exist"),
@@ -108,10 +113,86 @@ def test_a_damaged_artifact_is_refused_and_the_old_one_stays(versions, tmp_path)
             if target == damaged:
                 damaged.mkdir()
             switch(link, target)
-            answer = client.post("/v1/artifact/reload")
+            answer = reload(client)
             assert answer.status_code == 409 and reason in answer.json()["detail"]
             assert "served still" in answer.json()["detail"]
             assert agrees(client.post("/v1/score", json=asked[0]), next(iter(answers.values()))[0])
+
+
+def test_reloading_takes_its_own_token_and_json_and_is_off_without(versions):
+    paths, _, _ = versions
+    with serving(paths[0], token="s3cret") as (client, _):
+        for token in ("s3cret", "x"):
+            answer = reload(client, headers={"authorization": f"Bearer {token}"})
+            assert answer.status_code == 403
+            assert "start the service with --reload_token_file" in answer.json()["detail"]
+        doc = client.get("/openapi.json", headers={"authorization": "Bearer s3cret"}).json()
+        assert "/v1/artifact/reload" not in doc["paths"]
+    with serving(paths[0], token="s3cret", reload_token="r3load") as (client, _):
+        for header in ({}, {"authorization": "Bearer s3cret"}):
+            assert reload(client, headers=header).status_code == 401
+        right = {"authorization": "Bearer r3load"}
+        plain = right | {"content-type": "text/plain"}  # what a form of another site can send
+        for sent in ({"headers": plain, "content": b"{}"}, {"json": None}):
+            answer = reload(client, **{"headers": right, "json": None, **sent})
+            assert answer.status_code == 415 and "send it so" in answer.json()["detail"]
+        answer = reload(client, json={"path": "elsewhere"})
+        assert answer.status_code == 422 and "send {}" in answer.json()["detail"]
+        assert reload(client).json()["changed"] is False
+        assert client.get("/metrics", headers=right).status_code == 401
+
+
+def test_reloading_what_is_served_already_loads_nothing(versions, monkeypatch):
+    paths, _, _ = versions
+    with serving(paths[0], reload_token="r3load") as (client, _):
+        monkeypatch.setattr(live, "load", None)
+        answer = reload(client)
+        assert answer.status_code == 200 and answer.json()["changed"] is False
+
+
+def test_an_artifact_is_replaced_in_one_step(tmp_path):
+    """Who reads it while it is replaced finds the old one or the new one, never nothing."""
+    path, stop, seen = tmp_path / "artifact", threading.Event(), set()
+
+    def publish(i):
+        with files.published(path) as out:
+            out.text("manifest.json", str(i))
+
+    def read():
+        while not stop.is_set():
+            try:
+                (path / "manifest.json").read_bytes()
+                seen.add("there")
+            except (
+                FileNotFoundError
+            ):  # of a folder that was exchanged between two of its parts' look-ups
+                seen.add("there" if path.is_dir() else "absent")
+
+    publish(0)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        reading = [pool.submit(read) for _ in range(2)]
+        try:
+            for i in range(200):
+                publish(i)
+        finally:
+            stop.set()
+        for future in reading:
+            future.result()
+    assert seen == {"there"} and [p.name for p in tmp_path.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_is_replaced_may_be_a_link(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    old = tmp_path / "old"
+    for path in (old, tmp_path / "link", tmp_path / "link"):
+        if path.name == "link" and not path.exists():
+            path.symlink_to(old)
+        with files.published(path) as out:
+            out.text("manifest.json", "1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "old"]
+    assert (old / "manifest.json").exists() and not (tmp_path / "link").is_symlink()
 
 
 def test_a_directory_replaced_while_it_is_read_is_read_again(versions, tmp_path, monkeypatch):
@@ -124,7 +205,7 @@ def test_a_directory_replaced_while_it_is_read_is_read_again(versions, tmp_path,
         model = load(path, *args)
         loads.append(path)
         if len(loads) == 1:  # between the rows and the vocabulary, say
-            monkeypatch.setattr(live, "_stamp", lambda p: "another")
+            monkeypatch.setattr(live, "stamp", lambda p: "another")
             return model
         monkeypatch.undo()
         return model
@@ -202,3 +283,13 @@ def test_the_load_generator_measures_all_phases(exported):
     assert 0 < got["alone"]["in_process_p50_ms"] < got["alone"]["http_p50_ms"]
     assert got["busy"]["requests_per_s"] > 0
     assert set(got["overload"]["answers"]) <= {"200", "429", "504"}
+
+
+def test_without_its_packages_the_command_says_what_to_install(tmp_path):
+    for missing in ("uvicorn", "starlette"):
+        (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
+        env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"}
+        command = [sys.executable, "-m", "recjax.serving.serve", "--artifact=x"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert f"{missing}; pip install 'recjax[serve]'" in done.stderr
