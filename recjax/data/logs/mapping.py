@@ -32,6 +32,8 @@ NEGATIVES = ("impressions", "popular", "uniform")
 GROUPS = ("request", "user", "page", "session")
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}  # microseconds in one; ns are divided
 DAY_FIRST, MONTH_FIRST = "day first", "month first"
+LINES = ("user", "item", "time", "time_unit", "time_format", "action", "request", "page", "session_gap", "scene", "group")  # fmt: skip
+LINES += ("where", "user_table", "item_table", "negatives", "gap", "separator", "encoding")
 IDS = ("text", "stored")
 LATER = ("as_of", "label_missing", "where", "indicators", "catalogue", "encoding", "columns", "nulls", "ids")  # fmt: skip
 SESSION = "session"  # list and group key of the running session
@@ -286,7 +288,11 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
     file = pathlib.Path(path)
     if not file.exists():
         raise DataError(f"there is no mapping {file}; write one, or let --suggest do it")
-    names = runpy.run_path(str(file))
+    try:
+        names = runpy.run_path(str(file))
+    except Exception as e:
+        line = f", line {e.lineno}" if isinstance(e, SyntaxError) else ""
+        raise DataError(f"{file}{line} is no mapping: {type(e).__name__}: {e}") from e
     given = {
         k: v
         for k, v in names.items()
@@ -303,6 +309,17 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
     for name in ("user_table", "item_table"):
         if given.get(name):
             given[name] = str(file.resolve().parent / given[name])
+    for name in LINES:
+        if not isinstance(given.get(name, ""), str):
+            raise DataError(f"{file}: {name}={given[name]!r}; write it in quotation marks")
+    for name in ("split", "history", "movelines"):
+        if given.get(name) and not isinstance(given[name], Mapping):
+            raise DataError(f"{file}: {name}={given[name]!r}; write {{name: value}}")
+    for name in ("negatives_per_positive", "min_count", "seed", "utc_offset"):
+        if not isinstance(given.get(name, 0), int | float):
+            raise DataError(
+                f"{file}: {name}={given[name]!r}; write a number, without quotation marks"
+            )
     return LogMapping(**given)
 
 

@@ -35,14 +35,16 @@ from recjax.data.logs import report, sharded
 from recjax.data.logs.events import Events, Places, catalogue_of, impressions
 from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
 from recjax.data.logs.mapping import LogMapping, load_mapping
+from recjax.data.logs.progress import phase
 from recjax.data.logs.rows import RawLog, read_log
 from recjax.data.logs.sources import fingerprint, list_files
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.prepared import DataError, Prepared, is_prepared, prepared_path
 from recjax.data.store.vocabulary import frames
 from recjax.data.store.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
-from recjax.schema import Schema
+from recjax.schema import MISSING, OOV, Schema
 
+RESERVED_IDS = {OOV: "(unknown)", MISSING: "(missing)"}
 NAME, VERSION = "logs", "2.0.0"  # 2: a value has one spelling in every format
 
 
@@ -134,6 +136,41 @@ def prepare(
     return path
 
 
+def dry_run(source: str, mapping: str, rows: int = 1_000) -> tuple[dict[str, Any], Schema, Any]:
+    """What preparation would make of each file's first rows; nothing is left behind.
+
+    Splits are fractions here: the dates of the mapping may lie beyond these rows.
+
+    Returns:
+      The report, the schema, and the first training rows' features as a frame of log values.
+
+    Raises:
+      DataError: As `prepare`.
+    """
+    m, files = load_mapping(mapping), list_files(source)
+    fractions = {name: 0.1 for name in m.split}
+    m = dataclasses.replace(m, split=fractions, gap="")
+    log = read_log(files, m, first=rows)
+    with tempfile.TemporaryDirectory() as folder:
+        layout = {"block_size": BLOCK_SIZE, "unit": "impression", "seed": m.seed}
+        data = Prepared(write_log(pathlib.Path(folder), log, m, {}, layout, 1, lenient=True))
+        return data.report, data.schema, _first_rows(data)
+
+
+def _first_rows(data: Prepared, n: int = 5) -> pl.DataFrame:
+    """Features of the first training rows, ids as the values they stand for."""
+    block, out = data.block("train", 0), {}
+    for f in data.schema.features:
+        if f.list or f.vector or f.multi:
+            continue
+        x = block[f.name][:n]
+        if f.kind == "id":
+            known = dict(data.vocabulary(f.id_space).select("id", "value").iter_rows())
+            x = [str(known.get(i, RESERVED_IDS.get(i, "?"))) for i in x.tolist()]
+        out[f.name] = x
+    return pl.DataFrame(out)
+
+
 def _already(path: pathlib.Path, wanted: str) -> bool:
     if not is_prepared(path):
         if path.exists() and any(path.iterdir()):
@@ -181,6 +218,7 @@ def write_log(
     found: Mapping[str, Any] | None = None,
     described: Mapping[str, pl.DataFrame] | None = None,
     growth: Growth = NEW,
+    lenient: bool = False,
 ) -> pathlib.Path:
     """Writes a log that is read, with all that its mapping asks for, below `folder`; returns the prepared directory.
 
@@ -197,35 +235,41 @@ def write_log(
       found: Goes into the report as it is.
       described: Texts of an id space's values, kept in its vocabulary.
       growth: How the vocabularies begin, or go on from earlier ones.
+      lenient: Take a training split with one label only.
     """
     e = Events.of(log, m)
     notes = report.never(m, report.actions_of(e))
     drawn: dict[str, Any] = {}
-    places = impressions(e, drawn)
-    x = encode(e, fields(e, notes=notes), partitions, growth, notes)
+    with phase("draw negatives" if m.sampled else "find impressions"):
+        places = impressions(e, drawn)
+    with phase("vocabularies, histories and counters"):
+        x = encode(e, fields(e, notes=notes), partitions, growth, notes)
     log = dataclasses.replace(log, notes=(*log.notes, *notes))
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
-    what = report.make_report(log, e, x, places, drawn) | dict(found or {})
-    report.refuse(what, m)
+    with phase("report"):
+        what = report.make_report(log, e, x, places, drawn) | dict(found or {})
+    if not lenient:
+        report.refuse(what, m)
     logging.info("%s", report.report_text(what))
-    return write_prepared(
-        folder,
-        name,
-        make_schema(e, x),
-        {name: [t.columns for t in parts] for name, parts in x.timelines.items()},
-        make,
-        vocab=frames(x.vocabularies, described),
-        report=what,
-        facts={
-            "counters": [c for index in x.indexes for c in index.counter.columns],
-            "negatives": m.negatives,
-            **growth.facts(x.vocabularies),
-        },
-        options=options,
-        version=version,
-        builder=builder,
-        **layout,
-    )
+    with phase("write blocks"):
+        return write_prepared(
+            folder,
+            name,
+            make_schema(e, x),
+            {name: [t.columns for t in parts] for name, parts in x.timelines.items()},
+            make,
+            vocab=frames(x.vocabularies, described),
+            report=what,
+            facts={
+                "counters": [c for index in x.indexes for c in index.counter.columns],
+                "negatives": m.negatives,
+                **growth.facts(x.vocabularies),
+            },
+            options=options,
+            version=version,
+            builder=builder,
+            **layout,
+        )
 
 
 def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Path:

@@ -15,6 +15,7 @@ import polars as pl
 
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.notes import Note, added
+from recjax.data.logs.progress import phase, steps
 from recjax.data.logs.sources import ROW, check_column, columns_of, read_columns
 from recjax.data.logs.times import EARLIEST, LATEST, as_moment, settle, unit_of
 from recjax.data.logs.values import (
@@ -55,22 +56,25 @@ class RawLog:
     notes: tuple[Note, ...] = ()
 
 
-def read_log(files: Sequence[str], m: LogMapping, strict: bool = False) -> RawLog:
+def read_log(files: Sequence[str], m: LogMapping, strict: bool = False, first: int = 0) -> RawLog:
     """All usable rows of some files in time order, and the unusable ones with their reasons.
 
     Args:
       files: From `list_files`.
       m: The mapping.
       strict: Refuse the first file set with any bad row.
+      first: Only so many rows of each file; 0: all.
 
     Raises:
       DataError: A column is missing; with `strict`, any bad row (file, rows and column are named); nothing is left.
     """
     m, notes = settled(files, m)
     wanted = wanted_columns(files, m)
-    parts = [read_part(file, wanted, m) for file in files]
+    piece = (0, first) if first else None
+    parts = [read_part(f, wanted, m, piece) for f in steps("read files", files)]
     read, disorder = sum(p.read for p in parts), sum(p.out_of_order for p in parts)
-    log, repeated, joined = in_time_order([p.rows for p in parts], m)
+    with phase("sort by time"):
+        log, repeated, joined = in_time_order([p.rows for p in parts], m)
     refused = pl.concat([*(p.bad for p in parts), repeated])
     if strict and refused.height:
         raise DataError(f"{refused.height} bad rows, refused by --strict:\n{describe(refused)}")
@@ -83,8 +87,9 @@ def read_log(files: Sequence[str], m: LogMapping, strict: bool = False) -> RawLo
 def nothing_left(m: LogMapping, files: int, bad: pl.DataFrame) -> DataError:
     """What to say of a log without a usable row."""
     hint = ""
-    if bad.height and (bad["reason"] == "not a time").all() and not m.time_format:
-        hint = f"\nwrite time_format = '...' for {m.time!r} in the mapping, a strptime pattern"
+    if bad.height and (bad["reason"] == "not a time").all():
+        cell = json.loads(bad["record"][0]).get(m.time)
+        hint = f"\ntime_format={m.time_format!r} reads none of the times, such as {cell!r}; write a strptime pattern that does"
     if not bad.height:
         hint = f"\nwhere = {m.where!r} leaves out every row" if m.where else "\nthey hold no row"
     return DataError(f"no usable row in {files} files:\n{describe(bad)}{hint}")

@@ -53,6 +53,7 @@ from recjax.data.logs.events import (
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.notes import Note
 from recjax.data.logs.notes import added as added_notes
+from recjax.data.logs.progress import phase
 from recjax.data.logs.report import actions_of, never
 from recjax.data.logs.rows import (
     MOMENT,
@@ -493,20 +494,22 @@ def run(
     wanted, pieces = tuple(wanted_columns(files, m)), pieces_of(files)
     options = unit, block_size, growth, tuple(notes)
     job = Job(m, Folder(folder), pieces, wanted, shards, *options)
-    logging.info("read: %d pieces", len(pieces))
-    runner.map(job.read, range(len(pieces)))
-    logging.info("sort: %d shards", shards)
-    runner.map(job.sort, range(shards))
+    with phase(f"read {len(pieces):,} pieces"):
+        runner.map(job.read, range(len(pieces)))
+    with phase(f"sort {shards:,} shards"):
+        runner.map(job.sort, range(shards))
     bad = job.bad()
     if strict and bad.height:
         raise DataError(f"{bad.height} bad rows, refused by --strict:\n{describe(bad)}")
     job = job.after_sort()
     everyone = range(len(job.parts))
-    logging.info("count, index and make: %d partitions", len(everyone))
-    runner.map(job.count, everyone)
+    with phase("count values"):
+        runner.map(job.count, everyone)
     job.after_count()
-    runner.map(job.index, everyone)
-    runner.map(job.make, everyone)
+    with phase("index histories and counters"):
+        runner.map(job.index, everyone)
+    with phase("make blocks"):
+        runner.map(job.make, everyone)
     job.after_make()
     return job
 

@@ -16,6 +16,8 @@ import polars as pl
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.schema import NUM_RESERVED, OOV, Feature, Schema
 
+KEYS = ("user", "item", "household", "product")  # id spaces of whom and what
+
 
 class Translated(Prepared):
     """`Prepared` whose ids are those of another schema and its vocabularies.
@@ -36,7 +38,8 @@ class Translated(Prepared):
         vocabularies: id space -> frame with columns value, id.
 
         Raises:
-          DataError: A feature is missing or of another kind, or an id space has no vocabulary to translate with.
+          DataError: A feature is missing or of another kind, an id space has no vocabulary to translate with, or not one
+            user (or item) of the data is known there.
         """
         super().__init__(path)
         self._given = schema, dict(vocabularies)
@@ -63,6 +66,11 @@ class Translated(Prepared):
         both = mine.join(theirs, on="value")
         out[both["id"].to_numpy()] = both["to"].to_numpy()
         logging.info("id space %s: %d of %d values are known", space, both.height, mine.height)
+        if space in KEYS and mine.height and not both.height:
+            raise DataError(
+                f"{self.path}: no {space} of it is known to the model (here {mine['value'][0]!r}, there "
+                f"{theirs['value'][0] if theirs.height else 'none'!r}); is it the right data, prepared with the same mapping?"
+            )
         return out
 
     def _translated(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

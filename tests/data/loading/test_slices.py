@@ -296,6 +296,9 @@ def test_translation_carries_values_and_makes_unknown_what_the_model_lacks(data,
     gone = data.vocabulary("item").filter(pl.col("value") == 101)["id"][0]
     np.testing.assert_array_equal(fewer.block("test", 0)["item"], np.where(item == gone, OOV, item))
     assert (item == gone).any()
+    strangers = data.vocabulary("item").with_columns(pl.col("value") + 10**6)
+    with pytest.raises(DataError, match="no item of it is known to the model"):
+        Translated(other.path, data.schema, {**_vocabularies(data), "item": strangers})
     wider = dataclasses.replace(
         data.schema, features=(*data.schema.features, Feature("brand", "candidate", "item"))
     )

@@ -11,11 +11,13 @@ import pytest
 from recjax.data import open_data
 from recjax.data.logs import negatives, suggest
 from recjax.data.logs import prepare as logs
+from recjax.data.logs.conditions import Condition
 from recjax.data.logs.mapping import LogMapping, load_mapping
 from recjax.data.logs.report import SUSPICIOUS, auc, report_text
 from recjax.data.logs.rows import describe, read_log
 from recjax.data.logs.sources import fingerprint, list_files
 from recjax.data.logs.times import as_moment
+from recjax.data.logs.values import NULLS
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.worlds.transactions import DAY, FIRST, transactions
 from recjax.schema import MISSING
@@ -606,6 +608,16 @@ def test_user_groups_come_first_when_asked(tmp_path):
         (FEED + 'split = {"test": "2031-01-01"}', "no request falls into 'test'"),
         (FEED + 'split = {"test": 1.5}', "a fraction lies between 0 and 1"),
         (FEED + 'gap = "1 day"', "write it as 1d"),
+        (FEED + "split = 0.1", "split=0.1; write {name: value}"),
+        (FEED + "scene = device", "is no mapping: NameError: name 'device' is not defined"),
+        (FEED + "gap = (", "mapping.py, line 4 is no mapping: SyntaxError"),
+        (FEED + 'min_count = "2"', "min_count='2'; write a number"),
+        (FEED + "request = 3", "request=3; write it in quotation marks"),
+        (FEED + 'where = "price"', "'price' is no condition; write it like quantity > 0"),
+        (FEED + 'where = "price > device"', "compares with what is no number or quoted text"),
+        (FEED + 'as_of = "tomorrow"', "'tomorrow' is not a date"),
+        (FEED + 'indicators = ["device"]', "indicators names 'device'; name it in dense"),
+        (FEED + 'time_format = "%Y-%"', "time_format='%Y-%' reads none of the times, such as"),
         (
             FEED + 'item_table = "absent.csv"\nitem_columns = ["brand"]',
             "there is no file .*absent.csv",
@@ -626,6 +638,33 @@ def test_absent_and_unknown_files_are_refused(tmp_path):
         list_files(str(tmp_path / "log.xlsx"))
     with pytest.raises(DataError, match="data.source"):
         logs.prepare(tmp_path)
+
+
+def test_a_dry_run_tells_what_the_first_rows_become_and_leaves_nothing(tmp_path, run_python):
+    write(feed(3_000), tmp_path / "log.csv")
+    (tmp_path / "mapping.py").write_text(FEED + SPLIT)
+    args = ("recjax.data.prepare", f"--logs={tmp_path}/log.csv", f"--mapping={tmp_path}/mapping.py")
+    said = run_python(*args, "--dry_run", devices=1)
+    assert "1,000 rows read" in said.stdout and "labels: click; lists: history" in said.stdout
+    assert "device=d" in said.stdout and "nothing was written" in said.stdout
+    assert "write blocks: " in said.stderr  # phases are named, with their seconds
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["log.csv", "mapping.py"]
+
+
+def test_conditions_hold_for_numbers_text_and_no_missing_value():
+    frame = pl.DataFrame(
+        {"n": ["1", "2.50", "-3", None], "Ctry X": ["UK", "uk", "DE", "NULL"], "d": [20, 1, 2, 3]}
+    )
+    for text, want in (
+        ("n > 0", [1, 1, 0, 0]),
+        ("n == 2.5", [0, 1, 0, 0]),
+        ("n != 1", [0, 1, 1, 0]),
+        ("`Ctry X` in ['UK', 'DE'] and n < 9", [1, 0, 1, 0]),
+        ("not n > 0 or d >= 20", [1, 0, 1, 1]),
+        ("`Ctry X` != 'UK'", [0, 1, 1, 0]),
+    ):
+        found = Condition(text).holds(frame, NULLS)
+        assert found.to_list() == [bool(x) for x in want], text
 
 
 def test_the_same_logs_are_prepared_once_and_others_never_overwrite_them(tmp_path):
