@@ -35,7 +35,7 @@ from recjax.embedding import hlo
 from recjax.embedding.placement import SMALL, Skew
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import write_text
-from recjax.training.step import init_trees, make_step, zero_sums
+from recjax.training.step import init_trees, make_step, settings, zero_window
 from recjax.trees import Trees
 
 Tree = Any
@@ -115,13 +115,12 @@ def abstract_step(config: ConfigDict, mesh: Mesh) -> Step:
     batch = jax.tree.map(_shape(NamedSharding(mesh, P(plan.axis)), mesh), batch)
     everywhere = meshes.replicated(mesh)
     trees = jax.eval_shape(lambda b: init_trees(system, config, b, plan), batch)
-    sums = zero_sums(system, trees, batch, plan)
+    window = zero_window(system, config, trees, batch, plan)
     own = plan.shardings(trees.tables)
     tables = jax.tree.map(lambda x, s: _shape(s, mesh)(x), trees.tables, own)
     trees = jax.tree.map(_shape(everywhere, mesh), trees.replace(tables={}))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    scalars = key, np.int32(0), np.float32(1)
-    rest = jax.tree.map(_shape(everywhere, mesh), (sums, *scalars))
+    scalars = settings(system, config), np.int32(0), np.float32(1)
+    rest = jax.tree.map(_shape(everywhere, mesh), (window, *scalars))
     trees = trees.replace(tables=tables)
     unique = {s: x.unique for s, x in skew.items()}
     args = trees, rest[0], batch, *rest[1:]

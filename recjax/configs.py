@@ -74,6 +74,10 @@ def base() -> ConfigDict:
     c.train.log_every = 100
     c.train.checkpoint_every = 2000  # steps
     c.train.keep = 2
+    # A step whose loss, gradients or state are not finite changes nothing. "stop" ends the run there; "skip" counts it and
+    # goes on.
+    c.train.on_non_finite = "stop"
+    c.train.profile = ""  # "10:20": a profiler trace of those steps, in the workdir's profile/
 
     c.eval = ConfigDict()
     c.eval.batch = 2048
@@ -135,6 +139,7 @@ NOT_BELOW_ZERO = (
     "seed", "data.workers", "data.shuffle_seed", "data.history", "opt.lr", "opt.group_lr", "opt.warmup_steps",
     "opt.weight_decay", "opt.clip", "train.recent", "train.recent_days", "train.examples", "eval.every", "eval.examples",
 )  # fmt: skip
+ONE_OF = {"train.on_non_finite": ("stop", "skip")}
 TEXTS = ("data.teachers", "eval.splits", "eval.final", "needs")
 
 
@@ -193,6 +198,8 @@ def same_type(value: Any, like: Any) -> bool:
 
 
 def _check_range(name: str, value: Any) -> None:
+    if value not in ONE_OF.get(name, (value,)):
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(ONE_OF[name])}")
     if name not in (*ABOVE_ZERO, *NOT_BELOW_ZERO):
         return
     for x in _numbers(value):

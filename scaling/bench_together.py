@@ -44,12 +44,12 @@ def plain_step(
     """Seconds a step of `recjax.train`'s loop."""
     with Stop() as stop, tempfile.TemporaryDirectory() as folder, Run(folder, config) as run:
         t = Trainer(config, run, stop)
-        batches, key = iter(t.train_batches(0)), jax.random.key(0)
+        batches = iter(t.train_batches(0))
 
         def advance():
             for _ in range(together.CHUNK):
-                args = t.put(next(batches)), key, np.int32(t.step), np.float32(1)
-                t.trees, t.sums = t.step_fn(t.trees, t.sums, *args)
+                args = t.put(next(batches)), t.settings, np.int32(t.step), np.float32(1)
+                t.trees, t.window = t.step_fn(t.trees, t.window, *args)
                 t.step += 1
             jax.block_until_ready(t.trees)
 
@@ -86,10 +86,12 @@ def together_step(
         c.seed = seed
     with Stop() as stop, tempfile.TemporaryDirectory() as folder, Run(folder, config) as run:
         t = together.Together(configs, run, stop, 0.0)
-        stream = iter(t.batches(0))
+        stream = iter(t.train_batches(0))
 
         def advance():
-            t.trees = t.advance(t.trees, stream, t.step, np.ones(together.CHUNK))
+            t.trees, t.window = t.advance(
+                t.trees, t.window, stream, t.step, np.ones(together.CHUNK)
+            )
             t.step += together.CHUNK
 
         return timed(advance, steps // together.CHUNK, ready) / together.CHUNK / members

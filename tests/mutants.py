@@ -51,9 +51,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("decay_biases", "x.ndim > 1", "x.ndim > 0"),
         ("warmup_late", "(step + 1) / (warmup + 1)", "step / (warmup + 1)"),
         ("warmup_early", "(step + 1) / (warmup + 1)", "(step + 1) / max(warmup, 1)"),
-        ("decay_begins", "(step - warmup) / decay", "step / decay"),
+        ("decay_begins", "jnp.maximum(step - warmup, 0)", "step"),
         ("decay_lasts", "max(total_steps - warmup, 1)", "max(total_steps, 1)"),
-        ("cosine_half", "0.5 * (1 + jnp.cos(math.pi * t))", "jnp.cos(0.5 * math.pi * t)"),
+        (
+            "cosine_half",
+            "optax.cosine_decay_schedule(1.0, steps)",
+            "optax.cosine_decay_schedule(1.0, 2 * steps)",
+        ),
         (
             "row_schedule",
             "next((n for p, n in rules if re.search(p, path)), config.opt.schedule)",
@@ -103,7 +107,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("padding_row", ".at[PAD, : t.dim].set(0)", ".at[PAD, : t.dim].set(1)"),
         ("padding_norm", '(batch["ids"][t.id_space] != PAD)', '(batch["ids"][t.id_space] >= PAD)'),
         ("row_decay", "grads = grads + t.l2 * before", "grads = grads - t.l2 * before"),
-        ("row_rate", "old, grads, t.lr * scale, mean=mean", "old, grads, t.lr, mean=mean"),
+        ("row_rate", "t.lr if rates is None else rates[t.path]", "t.lr"),
         ("row_shrink", "l1=t.l1", "l1=0.0"),
     ),
     *_in(

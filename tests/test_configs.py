@@ -56,7 +56,7 @@ WRONG = [
     ("data.workers", -1), ("train.epochs", -1), ("train.epochs", 0), ("train.batch", 0), ("train.examples", -5),
     ("opt.warmup_steps", -3), ("opt.weight_decay", float("inf")), ("data.history", -1), ("data.history", {"clicks": -1}),
     ("eval.at_examples", (100, 0)), ("eval.splits", (1,)), ("train.microbatches", True), ("data.candidates", 0),
-    ("opt.group_lr.head", -1e-3), ("data.length_buckets", (8, -2)), ("seed", -1),
+    ("opt.group_lr.head", -1e-3), ("train.on_non_finite", "ignore"), ("data.length_buckets", (8, -2)), ("seed", -1),
 ]  # fmt: skip
 
 

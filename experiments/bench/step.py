@@ -14,7 +14,7 @@ import numpy as np
 from recjax import command, configs, models
 from recjax.runtime.run import set_up
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
-from recjax.training.step import init_trees, make_step, zero_sums
+from recjax.training.step import init_trees, make_step, settings, zero_window
 
 FIELDS = ("item", "category", "type", "store", "hour")
 SMALL = {"category": 300, "type": 2_400, "store": 460, "hour": 200, "user": 2_500}
@@ -76,17 +76,17 @@ def measure(items: int, batch: int, history: int, steps: int) -> dict:
     system = models.build(s, c.model)
     batches = [jax.device_put(make_batch(s, i, batch, history, 10_000)) for i in range(4)]
     trees = init_trees(system, c, batches[0])
-    sums = jax.device_put(zero_sums(system, trees, batches[0]))
-    args = jax.random.key(0), np.int32(0), np.float32(1)
+    window = jax.device_put(zero_window(system, c, trees, batches[0]))
+    args = settings(system, c), np.int32(0), np.float32(1)
     step = (
         jax.jit(make_step(system, c, steps), donate_argnums=(0, 1))
-        .lower(trees, sums, batches[0], *args)
+        .lower(trees, window, batches[0], *args)
         .compile()
     )
     times = []
     for i in range(steps + 2):
         began = time.perf_counter()
-        trees, sums = jax.block_until_ready(step(trees, sums, batches[i % 4], *args))
+        trees, window = jax.block_until_ready(step(trees, window, batches[i % 4], *args))
         times.append(1e3 * (time.perf_counter() - began))
     temp = step.memory_analysis().temp_size_in_bytes / 2**20
     return {"items": items, "ms": float(np.median(times[2:])), "temp_mib": temp}

@@ -113,37 +113,38 @@ def apply(
     tables: Sequence[Table],
     values: Tables,
     merged: dict[str, Merged],
-    lr_scale: dict[str, jax.Array] | float = 1.0,
+    rates: Mapping[str, jax.Array | float] | None = None,
     plan: Plan | None = None,
     rng: jax.Array | None = None,
-) -> Tables:
+) -> tuple[Tables, dict[str, jax.Array]]:
     """One row-optimizer step on the touched rows.
 
     Args:
       tables: Declarations.
       values: From `init`; donate them to the step, or every step copies the tables.
       merged: From `merge`.
-      lr_scale: Multiplies `Table.lr` (schedule), one number or one per path.
+      rates: Learning rate of each table; None: its `Table.lr`.
       plan: As for `init`.
       rng: For the stochastic rounding of bfloat16 tables, another each step.
 
     Returns:
-      Tables with the touched rows changed. PAD rows and frozen tables are returned as they were.
+      Tables with the touched rows changed (PAD rows and frozen tables are returned as they were), and of each trained
+      table the sum of squares [] by which its rows have changed.
     """
     trained = [t for t in tables if not t.frozen]
     rounded = [t.path for t in trained if jnp.dtype(t.dtype) == jnp.bfloat16]
     if rounded and rng is None:
         raise ValueError(f"table {rounded[0]!r} is bfloat16: give apply an rng for its rounding")
     rng = jax.random.key(0) if rng is None else rng
-    scale = {
-        t.path: jnp.asarray(lr_scale[t.path] if isinstance(lr_scale, dict) else lr_scale)
-        for t in trained
-    }
+    rates = {t.path: jnp.float32(t.lr if rates is None else rates[t.path]) for t in trained}
     if plan is not None and plan.devices > 1 and trained:
-        return values | exchange.apply(plan, trained, values, merged, scale, rng, _step)
-    return values | {
-        t.path: _step(t, values[t.path], merged[t.path], scale[t.path], rng) for t in trained
-    }
+        changed = exchange.apply(plan, trained, values, merged, rates, rng, _step)
+    else:
+        changed = {
+            t.path: _step(t, values[t.path], merged[t.path], rates[t.path], rng) for t in trained
+        }
+    after = {path: value for path, (value, _) in changed.items()}
+    return values | after, {path: moved for path, (_, moved) in changed.items()}
 
 
 def update(
@@ -151,19 +152,19 @@ def update(
     values: Tables,
     batch: Batch,
     grads: dict[str, jax.Array],
-    lr_scale: dict[str, jax.Array] | float = 1.0,
+    rates: Mapping[str, jax.Array | float] | None = None,
     plan: Plan | None = None,
     rng: jax.Array | None = None,
 ) -> Tables:
     """`merge` and `apply`: gradients [S, U, d] with respect to `gather`'s result change the rows they came from."""
-    return apply(tables, values, merge(tables, batch, grads, plan), lr_scale, plan, rng)
+    return apply(tables, values, merge(tables, batch, grads, plan), rates, plan, rng)[0]
 
 
 def _step(
     t: Table,
     value: dict,
     merged: Merged,
-    scale: jax.Array,
+    rate: jax.Array,
     rng: jax.Array,
     *,
     first_row: jax.Array | int = 0,
@@ -171,8 +172,8 @@ def _step(
     first_column: jax.Array | int = 0,
     mean: Callable = row_mean,
     ascending: bool = True,
-) -> dict:
-    """One table, or one device's block of it that begins at (first_row, first_column)."""
+) -> tuple[dict, jax.Array]:
+    """One table, or one device's block of it that begins at (first_row, first_column); and its rows' squared change."""
     ids, grads = merged
     # CPU and TPU profit from the ascending order; XLA:GPU is slower when told (xla #22233).
     hints = dict(
@@ -184,17 +185,18 @@ def _step(
     if t.l2:
         grads = grads + t.l2 * before
     optimizer = OPTIMIZERS[t.optimizer]
-    after, state = optimizer.update(before, old, grads, t.lr * scale, mean=mean, l1=t.l1)
+    after, state = optimizer.update(before, old, grads, rate, mean=mean, l1=t.l1)
     after = jnp.where(((ids == PAD) & has_padding)[:, None], before, after)
     if value["rows"].dtype == jnp.bfloat16:
         after = stochastic_round(
             after, rng, ids + first_row, first_column + jnp.arange(after.shape[-1])
         )
+    written = ids < value["rows"].size // dim
+    moved = jnp.sum(jnp.square(jnp.where(written[:, None], after - before, 0)), dtype=jnp.float32)
+    new = {"rows": after, **state}
     return jax.tree.map(
-        lambda x, new: lanes.write(x, ids, new.astype(x.dtype), **hints),
-        value,
-        {"rows": after, **state},
-    )
+        lambda x, new: lanes.write(x, ids, new.astype(x.dtype), **hints), value, new
+    ), moved
 
 
 def reset(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from recjax.batch import Batch
 from recjax.embedding import lanes
@@ -30,6 +31,11 @@ class Merged(NamedTuple):
 
     ids: jax.Array
     grads: jax.Array
+
+    def only_if(self, ok: jax.Array) -> "Merged":
+        """The same where `ok`, and otherwise rows of no table: a step that is left out costs nothing more."""
+        past = np.iinfo(np.int32).max - 2 * self.ids.size + jnp.arange(self.ids.size)
+        return self._replace(ids=jnp.where(ok, self.ids, past.astype(self.ids.dtype)))
 
 
 def merge_duplicates(ids: jax.Array, grads: jax.Array, rows: int) -> Merged:
@@ -255,16 +261,16 @@ def apply(
     tables: Sequence[Table],
     values: dict,
     merged: dict,
-    scale: dict,
+    rates: dict,
     rng,
     step: Callable,
 ) -> dict:
-    """`step(table, value, merged, scale, rng, place...)` on every device's part of every table."""
+    """{path: (value, squared change)} of `step(table, value, merged, rate, rng, place...)`, run on every device's part."""
     specs = {t.path: Merged(*_merged_specs(plan, t)) for t in tables}
     values = {t.path: values[t.path] for t in tables}
     merged = {t.path: merged[t.path] for t in tables}
 
-    def body(values, merged, scale, rng):
+    def body(values, merged, rates, rng):
         index = jax.lax.axis_index(plan.axis)
         out = {}
         for t in tables:
@@ -278,13 +284,15 @@ def apply(
             if where.rule == "column":
                 keys["first_column"] = index * (t.dim // plan.devices)
                 keys["mean"] = lambda x, d=t.dim: jax.lax.psum(x.sum(-1), plan.axis) / d
-            out[t.path] = step(t, values[t.path], merged[t.path], scale[t.path], rng, **keys)
+            value, moved = step(t, values[t.path], merged[t.path], rates[t.path], rng, **keys)
+            if where.rule in ("row", "column"):
+                moved = jax.lax.psum(moved, plan.axis)
+            out[t.path] = value, moved
         return out
 
     tables_specs = plan.specs(values)
-    return _map(
-        plan, body, (tables_specs, specs, P(), P()), tables_specs, values, merged, scale, rng
-    )
+    out_specs = {path: (spec, P()) for path, spec in tables_specs.items()}
+    return _map(plan, body, (tables_specs, specs, P(), P()), out_specs, values, merged, rates, rng)
 
 
 def _merged_specs(plan: Plan, t: Table) -> tuple[P, P]:

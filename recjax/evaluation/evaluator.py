@@ -41,6 +41,7 @@ class Evaluator:
         self.system, self.mesh = system, mesh
         self.plan = plan or embedding.plan(system.tables, system.schema, mesh)
         self._step = jax.jit(self._measure, donate_argnums=1)
+        self._zeros = jax.jit(lambda: {o.name: classification.init() for o in system.objectives})
         self.outputs = jax.jit(self._forward)
 
     def _forward(self, trees: Trees, batch: Batch) -> dict[str, jax.Array]:
@@ -82,7 +83,7 @@ class Evaluator:
         Past the rows that a `Collector` keeps, `System.measure` and `take` are not called, and "undefined" says so.
         """
         objectives = self.system.objectives
-        sums = {o.name: classification.init() for o in objectives}
+        sums = self._zeros()
         rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
         kept: dict[str, list] = {name: [] for name in self.system.kept}
         trees = trees.replace(opt=())

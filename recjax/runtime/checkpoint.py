@@ -21,6 +21,7 @@ from recjax.embedding import lanes
 from recjax.runtime import checksums
 from recjax.trees import Tree, Trees
 
+WINDOW = "sums"  # what has been added up since the last row of metrics; that of another version begins anew
 LAST_SECONDS = 60  # that a failed process waits for the others to finish a checkpoint
 
 
@@ -121,6 +122,8 @@ class Checkpoints:
             stored = self._layouts(manager, step, abstract(wanted))
             trees = self._read(manager, step, trees=ocp.args.StandardRestore(stored))
             if trees is not None:
+                if _form(trees.get(WINDOW)) != _form(wanted.get(WINDOW)):
+                    trees = {**trees, WINDOW: wanted[WINDOW]}
                 return step, from_stored(target, jax.tree.map(_laid_out, trees, wanted)), meta
         if steps:
             raise ValueError(
@@ -134,6 +137,10 @@ class Checkpoints:
         """`target` with tables in the shapes they were saved in: packed where it is not, or the other way round."""
         try:
             found = _shapes(epath.Path(manager.directory) / str(step) / "trees")
+            if _form(found.get(WINDOW)) != _form(target.get(WINDOW)):
+                sharding = jax.tree.leaves(target[WINDOW])[0].sharding
+                like = lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding)  # noqa: E731
+                target = {**target, WINDOW: jax.tree.map(like, found[WINDOW])}
             saved = traverse_util.flatten_dict(found)
         except Exception:  # damaged: reading it says so
             return target
@@ -186,6 +193,13 @@ class Checkpoints:
             self.close()
         except Exception as e:  # the error that led here is the one to raise
             logging.warning("the checkpoint that was being saved is lost (%s)", e)
+
+
+def _form(tree: Tree) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes by path, of records and of the dicts that they are saved as."""
+    name = lambda k: str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(map(name, path)): tuple(x.shape) for path, x in leaves}
 
 
 def _stored_as(target: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -32,10 +32,13 @@ USES: Mapping[str, Use] = {
     "train.log_every": Use.FREE,
     "train.checkpoint_every": Use.FREE,
     "train.keep": Use.FREE,
+    "train.profile": Use.FREE | Use.PLACE,
+    "train.on_non_finite": Use.FREE | Use.PLACE,
     # Not FREE, for those are left out of the config.json of runs of several members that are there already.
     "eval.final": Use.LATE,
     "seed": Use.MEMBER,
     "opt.lr": Use.MEMBER,
+    "opt.clip": Use.MEMBER,
     "model.table.lr": Use.MEMBER,
     "opt.": Use.RECIPE,
     "eval.": Use.RECIPE,

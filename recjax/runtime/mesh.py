@@ -4,6 +4,7 @@ Batches are split along it; dense parameters are replicated. How tables are plac
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -31,6 +32,14 @@ def zeros(mesh: Mesh, like: Any) -> Callable[[], Any]:
     shapes = jax.eval_shape(lambda tree: tree, like)
     make = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
     return jax.jit(make, out_shardings=replicated(mesh))
+
+
+def everywhere(mesh: Mesh, tree: Any) -> Any:
+    """Numbers that every process has, explicitly onto all devices; nothing waits for the other processes."""
+    if mesh.size == 1:
+        return jax.device_put(tree, mesh.devices.item())
+    put = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
+    return jax.tree.map(lambda x: put(np.asarray(x)), tree)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:

@@ -5,7 +5,10 @@ A finished run is never redone, a second writer is refused, and an interrupted r
 
 import collections
 import fcntl
+import functools
+import importlib.util
 import json
+import logging as std_logging
 import math
 import os
 import secrets
@@ -13,7 +16,7 @@ import signal
 import threading
 from typing import Any
 
-from absl import logging
+from absl import flags, logging
 from etils import epath
 import jax
 import ml_collections
@@ -27,18 +30,34 @@ from recjax.runtime.identity import Use, may
 def set_up() -> None:
     """What every command of recjax does first.
 
-    Compiled programs persist under $RECJAX_CACHE (default ~/.cache/recjax), so a second run compiles nothing; libraries
-    that narrate at INFO are kept quiet.
+    Compiled programs persist under $RECJAX_CACHE (default ~/.cache/recjax), so a second run compiles nothing. INFO lines
+    are shown, a user's own too (--verbosity=-1: none), but not those of `NARRATORS`.
     """
-    logging.get_absl_handler().addFilter(
-        lambda record: (
-            record.levelno > 20 or "recjax" in record.pathname or "scaling" in record.pathname
-        )
-    )
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_worth_showing)
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+NARRATORS = (
+    "absl", "apache_beam", "array_record", "etils", "flax", "fsspec", "grain", "jax", "jaxlib", "orbax",
+    "tensorflow_datasets", "tensorstore",
+)  # fmt: skip
+
+
+def _worth_showing(record: std_logging.LogRecord) -> bool:
+    return record.levelno > std_logging.INFO or not record.pathname.startswith(_narrators())
+
+
+@functools.cache
+def _narrators() -> tuple[str, ...]:
+    """Folders of the libraries whose INFO lines tell a user nothing."""
+    specs = filter(None, map(importlib.util.find_spec, NARRATORS))
+    places = (place for spec in specs for place in spec.submodule_search_locations or ())
+    return tuple(os.path.join(place, "") for place in places)
 
 
 _EVENTS: collections.Counter = collections.Counter()
@@ -241,11 +260,16 @@ class Run:
             return row
         with (self.dir / "metrics.jsonl").open("a") as f:
             f.write(json.dumps(row) + "\n")
-        prefix = "/".join([kind, *(str(v) for v in keys.values() if isinstance(v, str))])
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name not in ("step", *keys):
-                self._events().add_scalar(f"{prefix}/{name}", value, step)
+        member = [f"member_{keys['member']}"] if "member" in keys else []
+        prefix = "/".join([kind, *(v for v in keys.values() if isinstance(v, str)), *member])
+        self.scalars(step, prefix, {k: v for k, v in row.items() if k not in ("step", *keys)})
         return row
+
+    def scalars(self, step: int, prefix: str, values: dict) -> None:
+        """Numbers for the event file alone; process 0's."""
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events().add_scalar(f"{prefix}/{name}", value, step)
 
     def _events(self):
         if self._writer is None:

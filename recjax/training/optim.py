@@ -4,8 +4,7 @@ A *group* (System.groups) is a set of parameters with its own rate and clipping;
 group's dense and row gradients together, so that a teacher's gradients never change a student's step.
 """
 
-from collections.abc import Callable, Sequence
-import math
+from collections.abc import Callable, Collection, Sequence
 import re
 from typing import Any
 
@@ -40,27 +39,27 @@ def transform(config: ml_collections.ConfigDict) -> optax.GradientTransformation
     return optax.chain(*parts)
 
 
-def schedule(
-    config: ml_collections.ConfigDict, total_steps: int
-) -> Callable[[jax.Array], jax.Array]:
-    """step -> factor in [0, 1] on every learning rate: constant, cosine or linear decay, after a linear warm-up."""
-    warmup = max(int(config.warmup_steps), 0)
-    decay = max(total_steps - warmup, 1)
-    shapes = {
-        "constant": lambda t: jnp.ones_like(t),
-        "cosine": lambda t: 0.5 * (1 + jnp.cos(math.pi * t)),
-        "linear": lambda t: 1 - t,
-    }
-    if config.schedule not in shapes:
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+}
+
+
+def schedule(config: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
+    """step -> factor in [0, 1] on every learning rate: constant, cosine or linear decay, after a linear warm-up.
+
+    Of w warm-up steps the first has the factor 1 / (w + 1), and step w is the first with the whole rate.
+    """
+    if config.schedule not in SCHEDULES:
         raise ValueError(
-            f"opt.schedule={config.schedule!r} is unknown; use one of {', '.join(shapes)}"
+            f"opt.schedule={config.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}"
         )
-
-    def factor(step):
-        t = jnp.clip((step - warmup) / decay, 0.0, 1.0).astype(jnp.float32)
-        return shapes[config.schedule](t) * jnp.minimum((step + 1) / (warmup + 1), 1.0)
-
-    return factor
+    warmup = max(int(config.warmup_steps), 0)
+    decay = SCHEDULES[config.schedule](max(total_steps - warmup, 1))
+    return lambda step: (
+        decay(jnp.maximum(step - warmup, 0)) * jnp.minimum((step + 1) / (warmup + 1), 1.0)
+    )
 
 
 def row_schedules(
@@ -99,10 +98,12 @@ def dense_groups(system: System, dense: Tree) -> Tree:
 
 
 def clip_scales(
-    system: System, dense_grads: Tree, row_grads: dict[str, jax.Array], max_norm: float
+    system: System,
+    dense_grads: Tree,
+    row_grads: dict[str, jax.Array],
+    max_norm: jax.Array | float,
 ) -> dict[str, jax.Array]:
     """Factor per group that brings its joint gradient norm down to `max_norm` (0: no clipping, factor 1)."""
-    square = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)))  # noqa: E731
     names = jax.tree.leaves(dense_groups(system, dense_grads))
     squares: dict[str, jax.Array] = {}
     for name, g in zip(names, jax.tree.leaves(dense_grads), strict=True):
@@ -110,16 +111,18 @@ def clip_scales(
     for path, g in row_grads.items():
         name = group_of(system, f"tables/{path}")
         squares[name] = squares.get(name, 0.0) + square(g)
-    if not max_norm:
-        return {name: jnp.ones(()) for name in squares}
-    return {
-        n: jnp.minimum(1.0, max_norm / jnp.maximum(jnp.sqrt(s), 1e-12)) for n, s in squares.items()
-    }
+    factor = lambda s: jnp.minimum(1.0, max_norm / jnp.maximum(jnp.sqrt(s), 1e-12))  # noqa: E731
+    return {n: jnp.where(max_norm > 0, factor(s), 1.0) for n, s in squares.items()}
 
 
-def learning_rates(config: ml_collections.ConfigDict, names: set[str]) -> dict[str, float]:
+def square(x: jax.Array) -> jax.Array:
+    """Sum of squares [], in float32."""
+    return jnp.sum(jnp.square(x.astype(jnp.float32)))
+
+
+def learning_rates(config: ml_collections.ConfigDict, names: Collection[str]) -> dict[str, float]:
     """Dense learning rate per group: `opt.lr`, or `opt.group_lr.<group>`."""
-    unknown = set(config.group_lr) - names
+    unknown = set(config.group_lr) - set(names)
     if unknown:
         raise ValueError(
             f"opt.group_lr names {sorted(unknown)}, but the groups are {sorted(names)}"

@@ -27,8 +27,9 @@ from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import RunError, read_json
 from recjax.schema import NUM_RESERVED, Schema
-from recjax.system import Sums, System
-from recjax.training.step import init_trees, zero_sums
+from recjax.system import System
+from recjax.training.step import init_trees, zero_window
+from recjax.training.window import Window
 from recjax.trees import Trees
 
 
@@ -88,11 +89,11 @@ def check_splits(config: ConfigDict, data) -> None:
             )
 
 
-def go_on(fresh: Trees, sums: Sums, system: System, config: ConfigDict, data, plan) -> Trees:
+def go_on(fresh: Trees, window: Window, system: System, config: ConfigDict, data, plan) -> Trees:
     """Trees of the last checkpoint of `config.continue_from`; rows whose ids mean another value now are fresh.
 
     Args:
-      fresh, sums: From `start`.
+      fresh, window: From `start`.
       system, config, data, plan: Of the run that begins.
 
     Raises:
@@ -107,7 +108,7 @@ def go_on(fresh: Trees, sums: Sums, system: System, config: ConfigDict, data, pl
         gone.update(_changed_ids(meta, data, run))
 
     saved = checkpoint.Checkpoints(run / "checkpoints")
-    restored = saved.restore(dict(trees=fresh, sums=sums), check=check)
+    restored = saved.restore(dict(trees=fresh, sums=window), check=check)
     saved.close()
     if restored is None:
         raise RunError(f"continue_from: {run} has saved no checkpoint yet; let it save one first")
@@ -208,8 +209,8 @@ def start(
     workdir: epath.Path,
     example: dict,
     plan: embedding.Plan,
-) -> tuple[Trees, Sums]:
-    """(trees, metric sums) a run begins with, placed on the plan's mesh; a checkpoint restores into their like.
+) -> tuple[Trees, Window]:
+    """(trees, window) a run begins with, placed on the plan's mesh; a checkpoint restores into their like.
 
     Args:
       system, config, data, workdir: Of the run.
@@ -224,9 +225,9 @@ def start(
         zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), own["trees"].get("frozen", {}))
         trees = trees.replace(frozen=zeros)
     trees = trees.replace(tables=with_vectors(trees.tables, system, data))
-    sums = zero_sums(system, trees, example, plan)
-    rest, sums = jax.device_put((trees.replace(tables={}), sums), meshes.replicated(plan.mesh))
-    return rest.replace(tables=plan.place(trees.tables)), sums
+    window = zero_window(system, config, trees, example, plan)
+    rest, window = jax.device_put((trees.replace(tables={}), window), meshes.replicated(plan.mesh))
+    return rest.replace(tables=plan.place(trees.tables)), window
 
 
 def with_vectors(tables: embedding.Tables, system: System, data) -> embedding.Tables:

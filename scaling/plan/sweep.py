@@ -113,7 +113,7 @@ def run_sweep(
         logging.info("run %d of %d: %s", i + 1, len(mine), "; ".join(map(described, todo)))
         name = run_name(todo)
         try:
-            found = run_group(todo, root / "runs" / name)
+            found, diverged = run_group(todo, root / "runs" / name)
         except (Interrupted, KeyboardInterrupt):
             raise
         except Busy:
@@ -121,11 +121,14 @@ def run_sweep(
             continue
         except Exception as e:
             logging.exception("run %s failed", name)
-            record_failure(todo, root / "runs" / name, e)
+            record_failures(todo, {t.run: repr(e) for t in todo}, root / "runs" / name)
             failed.append(name)
             continue
         write_json(root / "trials" / f"{name}.json", found, indent=None)
         (root / "runs" / name / "failed.json").unlink(missing_ok=True)
+        if diverged:
+            record_failures(todo, diverged, root / "runs" / name)
+            failed.append(name)
         collect(trials, root)
     rows = collect(trials, root)
     if failed:
@@ -165,12 +168,14 @@ def run_name(group: list[Trial]) -> str:
     return group[0].run if len(group) == 1 else _digest([t.run for t in group])
 
 
-def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[Row]]:
-    """Trains a group; returns {trial: rows}."""
+def run_group(
+    group: list[Trial], rundir: epath.Path
+) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """Trains a group; returns {trial: rows}, and {trial: why} of members that diverged."""
     first = group[0]
     if len(group) == 1 and not first.cooldown:
         train(first.config, rundir)
-        return {first.run: rows_of(first, rundir)}
+        return {first.run: rows_of(first, rundir)}, {}
     if not together.suits(first.config):
         raise RunError(
             "cooldowns fork from a plain pass on one device: set needs, init_from, eval.every and eval.use_best "
@@ -178,13 +183,15 @@ def run_group(group: list[Trial], rundir: epath.Path) -> dict[str, list[Row]]:
         )
     configs_of = [t.config for t in group]
     measured, summary = together.train_together(configs_of, rundir, first.cooldown)
-    return {t.run: member_rows(t, i, group, measured, summary) for i, t in enumerate(group)}
+    diverged = {group[int(m)].run: why for m, why in summary.get("diverged", {}).items()}
+    rows = {t.run: member_rows(t, i, group, measured, summary) for i, t in enumerate(group)}
+    return {run: own for run, own in rows.items() if run not in diverged}, diverged
 
 
-def record_failure(group: list[Trial], rundir: epath.Path, error: Exception) -> None:
-    """Leaves the error where the report and the next attempt find it."""
+def record_failures(group: list[Trial], errors: Mapping[str, str], rundir: epath.Path) -> None:
+    """Leaves the errors of a group's trials where the report and the next attempt find them."""
     rundir.mkdir(parents=True, exist_ok=True)
-    rows = [dict(t.columns, trial=t.run, error=repr(error)) for t in group]
+    rows = [dict(t.columns, trial=t.run, error=errors[t.run]) for t in group if t.run in errors]
     write_json(rundir / "failed.json", rows, indent=None)
 
 

@@ -15,33 +15,30 @@ applied: members end where they were planned to. A point is measured at the end 
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import itertools
 import math
 import time
 from typing import NamedTuple
 
+from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import tqdm
 
-from recjax import embedding, models
+from recjax import models
 from recjax.batch import Batch
-from recjax.data import open_data
-from recjax.data.loading.protocol import Batches
-from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
 from recjax.runtime.identity import Use, keys, without
+from recjax.runtime.provenance import provenance
 from recjax.runtime.run import Run, Stop, flat, plain, read_jsonl
-from recjax.system import System
-from recjax.training import transfer
-from recjax.training.loop import count
-from recjax.training.step import forward_flops, init_trees, make_step, zero_sums
-from recjax.trees import Trees
+from recjax.training import progress, transfer
+from recjax.training.core import Core, NonFinite
+from recjax.training.step import Settings, init_trees, settings, zero_window
+from recjax.training.window import Window
+from recjax.trees import Tree, Trees
 
 CHUNK = 16  # steps a call
 
@@ -88,7 +85,9 @@ def train_together(
 ) -> tuple[list[dict], dict]:
     """Trains the members; returns their measurements (member, kind, examples, split, metrics) and facts.
 
-    The same call resumes after a kill and returns at once when the run is finished.
+    The same call resumes after a kill and returns at once when the run is finished. A member with a step that is not
+    finite is measured no more, and `diverged` of the facts says why ({member: reason}); with
+    `train.on_non_finite=skip` it goes on without that step.
 
     Args:
       configs: Of one `shape`.
@@ -97,11 +96,14 @@ def train_together(
 
     Raises:
       recjax.runtime.run.Interrupted: SIGTERM or Ctrl-C, after a save.
+      recjax.training.core.NonFinite: No member is left.
     """
     whole = ConfigDict(dict(members=[_lasting(c) for c in configs], cooldown=cooldown))
     with Stop() as stop, Run(workdir, whole) as run:
         if run.summary is None:
-            Together(configs, run, stop, cooldown).run_to_end()
+            together = Together(configs, run, stop, cooldown)
+            with together.checkpoints:
+                together.run_to_end()
         return list(read_rows(run.dir).values()), run.summary
 
 
@@ -118,85 +120,82 @@ def read_rows(workdir: epath.Path) -> dict[tuple, dict]:
     """(member, kind, examples, split) -> row; the last of each counts."""
     path = workdir / "metrics.jsonl"
     rows = read_jsonl(path) if path.exists() else []
-    return {(r["member"], r["kind"], r["examples"], r["split"]): r for r in rows}
+    points = (r for r in rows if "split" in r)
+    return {(r["member"], r["kind"], r["examples"], r["split"]): r for r in points}
 
 
-class Together:
-    """The members' objects, built in order; `run_to_end` is the loop."""
+class Together(Core):
+    """Members whose trees and windows are stacked, [S, ...]; `run_to_end` is the loop."""
 
     def __init__(self, configs: Sequence[ConfigDict], run: Run, stop: Stop, cooldown: float):
-        self.configs, self.run, self.stop = list(configs), run, stop
-        self.config = c = configs[0]
-        self.data = open_data(c.data)
-        self.system = models.build(self.data.schema, c.model)
+        self.configs, self.diverged = list(configs), {}
+        super().__init__(configs[0], run, stop)
+        self.events = events(configs[0], cooldown, self.train_batches(0).examples)
+        self.program = jax.jit(self._chunk, donate_argnums=(0, 1))
+
+    def begin(self) -> None:
+        """Fresh or restored trees, stacked over members."""
+        name, own = self.config.model.name, []
         if self.system.setup or self.system.on_eval:
-            raise ValueError(
-                f"model {c.model.name!r} has hooks; set sweep.members to 1 and cooldown to 0"
-            )
+            raise ValueError(f"model {name!r} has hooks; set sweep.members to 1 and cooldown to 0")
         if any(t.frozen for t in self.system.tables):
             raise ValueError(
                 "frozen tables are not filled here; set sweep.members to 1 and cooldown to 0"
             )
-        first = self.batches(0)
-        self.total = len(first)
-        self.events = events(c, cooldown, first.examples)
-        self.mesh = meshes.make()
-        self.example = meshes.put(self.mesh, next(iter(first)))
-        self.plan = embedding.plan(self.system.tables, self.data.schema, self.mesh)
-        self.evaluator = Evaluator(self.system, self.mesh, self.plan)
-        self.rates = stack([_rates(models.build(self.data.schema, k.model), k) for k in configs])
-        self.keys = jnp.stack([jax.random.key(k.seed) for k in configs])
-        self.program = jax.jit(self._chunk, donate_argnums=0)
-        self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", c.train.keep)
-        self.wall = 0.0
-        self.start()
+        for c in self.configs:
+            own.append(settings(models.build(self.data.schema, c.model), c))
+        self.settings = meshes.everywhere(self.mesh, jax.tree.map(lambda *x: np.stack(x), *own))
+        each = [init_trees(self.system, c, self.example) for c in self.configs]
+        window = zero_window(self.system, self.config, each[0], self.example)
+        self.empty = meshes.everywhere(self.mesh, window)
+        windows = stack([self.empty for _ in self.configs])
+        self.zeros = meshes.zeros(self.mesh, windows)
+        trees = stack(each)
+        meta = self.restored(trees, windows)
+        if meta is None:
+            self.trees, self.window = trees, windows
+        else:
+            self.diverged = meta["diverged"]
 
-    def batches(self, start: int) -> Batches:
-        c = self.config
-        return self.data.batches(
-            c.data.train,
-            c.train.batch,
-            start=start,
-            examples=c.train.examples,
-            recent=c.train.recent,
-            recent_days=c.train.recent_days,
-            epochs=c.train.epochs,
-            workers=c.data.workers,
-            shuffle_seed=c.data.shuffle_seed,
-        )
+    def meta(self) -> dict:
+        return dict(diverged=self.diverged)
 
-    def start(self) -> None:
-        """Fresh or restored trees, stacked over members."""
-        trees = [init_trees(self.system, c, self.example) for c in self.configs]
-        self.zeros = zero_sums(self.system, trees[0], self.example)
-        self.trees, self.step = stack(trees), 0
-        restored = self.checkpoints.restore(self.trees)
-        if restored is not None:
-            self.step, self.trees, meta = restored
-            self.wall = meta["wall"]
-        self.run.begin(self.step)
+    def windows(self, window: Window) -> list[tuple[dict, Window]]:
+        return [(dict(member=m), part(window, m)) for m in range(len(self.configs))]
 
-    def save(self) -> None:
-        self.checkpoints.save(self.step, self.trees, dict(wall=self.wall))
+    def check(self, window: Window, *, closed: bool = False) -> None:
+        """Notes members that have diverged; raises NonFinite where none is left."""
+        if self.config.train.on_non_finite == "skip":
+            return
+        window = jax.device_get(window)
+        for names, own in self.windows(window):
+            member, fault = str(names["member"]), own.fault()
+            if fault and member not in self.diverged:
+                self.diverged[member] = fault
+                logging.warning("member %s diverged, and is measured no more: %s", member, fault)
+        if len(self.diverged) == len(self.configs):
+            raise NonFinite(f"all members diverged; the last: {fault}; {self.last_good()}")
+
+    def members(self) -> list[int]:
+        """Those that have not diverged."""
+        return [m for m in range(len(self.configs)) if str(m) not in self.diverged]
 
     def _chunk(
-        self, trees: Trees, batches: dict, step: jax.Array, count: jax.Array, scale: jax.Array
-    ):
+        self, trees: Trees, windows: Window, own: Settings, batches: Batch,
+        step: jax.Array, count: jax.Array, scale: jax.Array,
+    ):  # fmt: skip
         """`count` steps of every member: trees [S, ...], batches [K, ...], scale [K] on all rates."""
 
-        def member(trees, rates, key):
-            system = _with_rates(self.system, rates)
-            step_fn = make_step(system, _with_rate(self.config, rates["dense"]), self.total)
-
+        def member(trees, window, own):
             def body(i, carry):
                 batch = jax.tree.map(lambda x: x[i], batches)
-                return step_fn(*carry, batch, key, step + i, scale[i])
+                return self.step_fn(*carry, batch, own, step + i, scale[i])
 
-            return jax.lax.fori_loop(0, count, body, (trees, self.zeros))
+            return jax.lax.fori_loop(0, count, body, (trees, window))
 
         if self.sequential:
-            return jax.lax.map(lambda m: member(*m), (trees, self.rates, self.keys))
-        return jax.vmap(member)(trees, self.rates, self.keys)
+            return jax.lax.map(lambda m: member(*m), (trees, windows, own))
+        return jax.vmap(member)(trees, windows, own)
 
     @property
     def sequential(self) -> bool:
@@ -207,83 +206,91 @@ class Together:
         """
         return jax.default_backend() == "cpu"
 
-    def advance(self, trees: Trees, stream: Iterator[Batch], step: int, scale: np.ndarray) -> Trees:
-        """Up to CHUNK steps from `step`, one for each scale; donates `trees`."""
+    def advance(
+        self, trees: Trees, windows: Window, stream: Iterator[Batch], step: int, scale: np.ndarray
+    ) -> tuple[Trees, Window]:
+        """Up to CHUNK steps from `step`, one for each scale; donates `trees` and `windows`."""
         began = time.monotonic()
         batches = list(itertools.islice(stream, len(scale)))
         stacked = meshes.put(self.mesh, stack_batches(batches, self.data.schema, CHUNK))
+        waited = time.monotonic() - began
         padded = np.zeros(CHUNK, np.float32)
         padded[: len(scale)] = scale
-        trees, _ = self.program(trees, stacked, np.int32(step), np.int32(len(scale)), padded)
+        now = meshes.everywhere(self.mesh, (np.int32(step), np.int32(len(scale)), padded))
+        trees, windows = self.program(trees, windows, self.settings, stacked, *now)
         jax.block_until_ready(trees)
-        self.wall += time.monotonic() - began
-        return trees
+        self.clock.wall += time.monotonic() - began
+        self.clock.waited += waited
+        return trees, windows
 
     def run_to_end(self) -> None:
-        stream, saved = iter(self.batches(self.step)), self.step
-        bar = tqdm.tqdm(
-            total=self.total, initial=self.step, unit="step", mininterval=1.0, disable=None
-        )
-        for event in self.events:
-            while self.step < event.step:
-                self.stop.raise_if_requested(self.interrupted)
-                if self.step - saved >= self.config.train.checkpoint_every:
-                    self.save()
+        log_every, every = self.config.train.log_every, self.config.train.checkpoint_every
+        stream, saved = iter(self.train_batches(self.step)), self.step
+        with progress.bar(self.step, self.total) as self.bar:
+            for event in self.events:
+                while self.step < event.step:
+                    self.stop.raise_if_requested(self.interrupted)
+                    if self.step - saved >= every:
+                        self.save()
+                        saved = self.step
+                    count, before = min(CHUNK, event.step - self.step), self.step
+                    self.trees, self.window = self.advance(
+                        self.trees, self.window, stream, self.step, np.ones(count)
+                    )
+                    self.step += count
+                    self.clock.steps += count
+                    self.bar.update(count)
+                    if self.step // log_every > before // log_every or self.step == self.total:
+                        self.close_window()
+                if event.step == self.step and not self.measured(event):
+                    self.save()  # the fork starts from this checkpoint
                     saved = self.step
-                count = min(CHUNK, event.step - self.step)
-                self.trees = self.advance(self.trees, stream, self.step, np.ones(count))
-                self.step += count
-                bar.update(count)
-            if event.step == self.step and not self.measured(event):
-                self.save()  # the fork starts from this checkpoint
-                saved = self.step
-                trees = self.trees if event.kind == "pass" else self.cool_down(event)
-                self.evaluate(event, trees)
+                    trees = self.trees if event.kind == "pass" else self.cool_down(event)
+                    self.evaluate(event, trees)
         stream.close()
-        bar.close()
-        self.checkpoints.close()
-        for member in range(len(self.configs)):
+        self.flush()
+        self.checkpoints.wait()
+        for member in self.members():
             self.publish(member)
         self.run.finish(self.facts())
 
     def publish(self, member: int) -> None:
-        """The member's end as a run directory of its own, to evaluate, distill from or export."""
+        """The member's end as a run directory of its own, to evaluate, distil from or export."""
         config = self.configs[member]
-        trees = jax.tree.map(lambda x: x[member], self.trees)
+        saved = dict(trees=part(self.trees, member), sums=self.empty)
         control = dict(lr_scale=1.0, stop=False, best=None, bad=0, evaluated=self.step)
-        clock = dict(wall=self.wall, waited=0.0, steps=self.step)
+        clock = dict(wall=self.clock.wall, waited=self.clock.waited, steps=self.step)
         meta = dict(control=control, clock=clock, **transfer.describe(self.data, config))
         folder = self.run.dir / "members" / str(member)
         with Run(folder, config) as run:
             run.begin(self.step)
-            checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", 1)
-            checkpoints.save(self.step, dict(trees=trees, sums=jax.device_put(self.zeros)), meta)
-            checkpoints.close()
+            with checkpoint.Checkpoints(run.dir / "checkpoints", 1) as checkpoints:
+                checkpoints.save(self.step, saved, meta)
 
     def facts(self) -> dict:
         """Of each member, and of the run."""
-        one = jax.tree.map(lambda x: x[0], self.trees)
         examples = len(self.configs) * self.events[-1].examples
         return dict(
-            n_dense=count(one.dense),
-            n_blocks=count(one.dense, "layers_"),
-            n_embedding=embedding.num_parameters(one.tables),
-            flops_per_example=forward_flops(self.system, one, self.example),
+            **self.costs(part(self.trees, 0)),
             members=len(self.configs),
-            examples_per_s=examples / max(self.wall, 1e-9),
-            wall_s=self.wall,
+            diverged=self.diverged,
+            examples_per_s=examples / max(self.clock.wall, 1e-9),
+            wall_s=self.clock.wall,
+            **provenance(),
         )
 
     def cool_down(self, event: Event) -> Trees:
         """The state after the fork's last step; the pass keeps its own."""
         steps = steps_to(event.examples, self.config) - self.step
         fall = 1 - np.arange(steps) / steps
-        trees = jax.tree.map(jnp.copy, self.trees)
-        stream = iter(self.batches(self.step))
+        trees, windows = jax.tree.map(jnp.copy, self.trees), self.zeros()
+        stream = iter(self.train_batches(self.step))
         for at in range(0, steps, CHUNK):
             self.stop.raise_if_requested(self.interrupted)
-            trees = self.advance(trees, stream, self.step + at, fall[at : at + CHUNK])
+            scale = fall[at : at + CHUNK]
+            trees, windows = self.advance(trees, windows, stream, self.step + at, scale)
         stream.close()
+        self.check(windows)
         return trees
 
     def splits(self, event: Event) -> tuple[str, ...]:
@@ -293,26 +300,21 @@ class Together:
 
     def measured(self, event: Event) -> bool:
         found = read_rows(self.run.dir)
-        wanted = itertools.product(range(len(self.configs)), self.splits(event))
+        wanted = itertools.product(self.members(), self.splits(event))
         return all((m, event.kind, event.examples, s) in found for m, s in wanted)
 
     def evaluate(self, event: Event, trees: Trees) -> None:
-        c = self.config
-        for split in self.splits(event):
-            for m in range(len(self.configs)):
-                batches = self.data.batches(split, c.eval.batch, examples=c.eval.examples)
-                poll = lambda: self.stop.raise_if_requested(self.interrupted)  # noqa: E731
-                one = jax.tree.map(lambda x, m=m: x[m], trees)
-                metrics = self.evaluator(one, batches, poll)
-                names = dict(member=m, examples=event.examples, split=split)
-                self.run.log(self.step, event.kind, metrics, **names)
-
-    def interrupted(self) -> None:
-        self.save()
-        self.checkpoints.close()
+        for split, m in itertools.product(self.splits(event), self.members()):
+            metrics = self.measure(part(trees, m), self.split_batches(split))
+            self.log_evaluation(event.kind, split, metrics, member=m, examples=event.examples)
 
 
-def stack(trees: Sequence[Trees]) -> Trees:
+def part(tree: Tree, member: int) -> Tree:
+    """A member's own of what is stacked."""
+    return jax.tree.map(lambda x: x[member], tree)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
@@ -331,22 +333,3 @@ def stack_batches(batches: Sequence[Batch], schema, count: int) -> Batch:
     padded = [widened(b) for b in batches]
     padded += padded[-1:] * (count - len(padded))
     return jax.tree.map(lambda *x: np.stack(x), *padded)
-
-
-def _rates(system: System, config: ConfigDict) -> dict:
-    """A member's learning rates: dense, and of each table."""
-    tables = {t.path: jnp.float32(t.lr) for t in system.tables}
-    return dict(dense=jnp.float32(config.opt.lr), tables=tables)
-
-
-def _with_rates(system: System, rates: dict) -> System:
-    tables = (dataclasses.replace(t, lr=rates["tables"][t.path]) for t in system.tables)
-    return dataclasses.replace(system, tables=tuple(tables))
-
-
-def _with_rate(config: ConfigDict, rate: jax.Array) -> ConfigDict:
-    """The config with a traced dense rate."""
-    options = {k: v for k, v in config.opt.items() if k != "lr"}
-    return ConfigDict(
-        dict(train=config.train, embedding=config.embedding, opt={**options, "lr": rate})
-    )

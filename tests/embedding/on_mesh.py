@@ -15,7 +15,7 @@ from recjax.embedding.optimizers import OPTIMIZERS
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
 from recjax.schema import IdSpace, Schema, Table
-from recjax.training.step import init_trees, zero_sums
+from recjax.training.step import init_trees, settings, zero_window
 from recjax.training.step import make_step as training_step
 from tests import fakes
 from tests.embedding import worlds
@@ -202,11 +202,12 @@ def training(rule, optimizer, steps=50):
         plan = embedding.plan(system.tables, system.schema, mesh, skew, ((".*", rule),))
         put = lambda b, m=mesh, p=plan: meshes.put(m, p.route(b))  # noqa: E731
         trees = init_trees(system, config, put(host[0]), plan)
-        sums = zero_sums(system, trees, put(host[0]), plan)
+        window = zero_window(system, config, trees, put(host[0]), plan)
+        args = settings(system, config)
         step = jax.jit(training_step(system, config, steps, plan), donate_argnums=(0, 1))
         for k, b in enumerate(host):
-            trees, sums = step(trees, sums, put(b), jax.random.key(0), np.int32(k), np.float32(1))
-        ends.append(jax.device_get((trees, sums)))
+            trees, window = step(trees, window, put(b), args, np.int32(k), np.float32(1))
+        ends.append(jax.device_get((trees, window.sums)))
     (one, one_sums), (many, many_sums) = ends
     return dict(
         tables=distance(many.tables, one.tables),

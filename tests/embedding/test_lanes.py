@@ -37,7 +37,7 @@ def run(t, plan):
     def step(values, batch, grads, rng):
         rows = embedding.gather([t], values, batch, plan)
         grads = {p: g * (1 + rows[p].astype(jnp.float32)) for p, g in grads.items()}
-        return embedding.update([t], values, batch, grads, 0.5, plan, rng), rows
+        return embedding.update([t], values, batch, grads, {"item": 0.05}, plan, rng), rows
 
     values, seen = embedding.init(jax.random.key(0), [t], SCHEMA, plan), []
     for k in range(3):

@@ -8,7 +8,7 @@ import pytest
 
 from recjax import embedding
 from recjax.training import keys
-from recjax.training.step import init_trees, make_step, zero_sums
+from recjax.training.step import init_trees, make_step, settings, zero_window
 from tests import fakes
 from tests.test_contracts import config
 
@@ -45,12 +45,12 @@ def test_every_key_of_a_run_is_used_once(monkeypatch):
     c = config("batch_norm", train__microbatches=PARTS)
     batch = jax.device_put(fakes.batch_at(0, 8, 1))
     trees = init_trees(system, c, batch)
-    sums = zero_sums(system, trees, batch)
+    window = zero_window(system, c, trees, batch)
     used.clear()  # shapes were traced
     trees = init_trees(system, c, batch)
     step = jax.jit(make_step(system, c, STEPS))
     for i in range(STEPS):
-        trees, sums = step(trees, sums, batch, jax.random.key(c.seed), i, np.float32(1))
+        trees, window = step(trees, window, batch, settings(system, c), i, np.float32(1))
     jax.effects_barrier()
     uses = {"tables_init": 1, "dense_init": 1, "loss": STEPS * PARTS}
     uses |= {"after_step": STEPS, "stochastic_rounding": STEPS}

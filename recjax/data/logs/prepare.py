@@ -39,7 +39,7 @@ from recjax.data.logs.progress import phase
 from recjax.data.logs.rows import RawLog, read_log
 from recjax.data.logs.sources import fingerprint, list_files
 from recjax.data.store.growth import NEW, Growth
-from recjax.data.store.prepared import DataError, Prepared, is_prepared, prepared_path
+from recjax.data.store.prepared import DataError, Prepared, is_prepared, prepared_path, say_prepared
 from recjax.data.store.vocabulary import frames
 from recjax.data.store.writing import BLOCK_SIZE, BlockBuilder, write_blocks, write_prepared
 from recjax.schema import MISSING, OOV, Schema
@@ -113,7 +113,7 @@ def prepare(
     named = prepared_path(out_dir, NAME, options | layout, VERSION)
     path = pathlib.Path(out_dir) if exact_dir else named
     if _already(path, named.parent.name):
-        logging.info("%s is already prepared in %s", source, path)
+        say_prepared(source, path)
         return path
     if shards:
         with staging(path) as folder:

@@ -57,7 +57,7 @@ from recjax.data.sets.text import WIDTH, Encoder, encoder
 from recjax.data.store import histories
 from recjax.data.store.event_log import USER, EventLog, ServedCounter
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
-from recjax.data.store.prepared import Prepared, is_prepared, prepared_path
+from recjax.data.store.prepared import Prepared, is_prepared, prepared_path, say_prepared
 from recjax.data.store.vocabulary import Vocabulary, frames
 from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
@@ -266,7 +266,7 @@ def prepare(
     layout = {"block_size": block_size, "unit": unit, "seed": seed}
     path = prepared_path(out_dir, NAME, options | layout, VERSION)
     if is_prepared(path):
-        logging.info("%s is already prepared in %s", NAME, path)
+        say_prepared(NAME, path)
         return path
     logging.info("Reading %s", folder)
     log = read_log(folder, weeks, limit_households)

@@ -33,7 +33,7 @@ from recjax.data.sets.complete_journey import WEEKS, Encoders
 from recjax.data.sets.complete_journey_log import FILES, PRODUCT_BITS, Log, locate, read_log
 from recjax.data.sets.exposures import Opportunities, draw, opportunities
 from recjax.data.store import histories, movelines
-from recjax.data.store.prepared import is_prepared, prepared_path
+from recjax.data.store.prepared import is_prepared, prepared_path, say_prepared
 from recjax.data.store.vocabulary import Vocabulary, frames
 from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
@@ -373,7 +373,7 @@ def prepare(
     layout = dict(block_size=block_size, unit="request", seed=seed)
     path = prepared_path(out_dir, NAME, options | layout, VERSION)
     if is_prepared(path):
-        logging.info("%s is already prepared in %s", NAME, path)
+        say_prepared(NAME, path)
         return path
     log = read_log(folder, None, limit_households)
     o = opportunities(log)

@@ -32,7 +32,7 @@ from recjax.data.sets import complete_journey as journey
 from recjax.data.sets.complete_journey_log import FILES, CompleteJourney, Log, locate, read_log
 from recjax.data.sets.exposures import Opportunities, opportunities
 from recjax.data.store.pages import latest_before, page_starts, pair_counts, sample_pages
-from recjax.data.store.prepared import DataError, is_prepared, prepared_path
+from recjax.data.store.prepared import DataError, is_prepared, prepared_path, say_prepared
 from recjax.data.store.vocabulary import frames
 from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
@@ -264,7 +264,7 @@ def prepare(
     layout = {"block_size": block_size, "unit": "request", "seed": seed}
     path = prepared_path(out_dir, NAME, options | layout, VERSION)
     if is_prepared(path):
-        logging.info("%s is already prepared in %s", NAME, path)
+        say_prepared(NAME, path)
         return path
     log = read_log(folder, None, limit_households)
     departments = log.sides["department"].unique().drop_nulls().sort().to_list()

@@ -35,7 +35,7 @@ from recjax import command
 from recjax.data.sets.kuairand_files import KuaiRand, RawFiles, locate
 from recjax.data.store import histories
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
-from recjax.data.store.prepared import DataError, is_prepared, prepared_path
+from recjax.data.store.prepared import DataError, is_prepared, prepared_path, say_prepared
 from recjax.data.store.vocabulary import Vocabulary, frames
 from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
@@ -226,7 +226,7 @@ def prepare(
     layout = {"block_size": block_size, "unit": unit, "seed": seed}
     path = prepared_path(out_dir, NAME, options | layout, VERSION)
     if is_prepared(path):
-        logging.info("%s is already prepared in %s", NAME, path)
+        say_prepared(NAME, path)
         return path
     log, taken = read_impressions(raw, duplicates)
     log = log.with_columns(read_videos(raw, log["video"]).drop("video"))

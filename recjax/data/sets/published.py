@@ -35,7 +35,7 @@ from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.rows import read_log
 from recjax.data.logs.sources import fingerprint
 from recjax.data.store.histories import Timeline
-from recjax.data.store.prepared import DataError, is_prepared, prepared_path
+from recjax.data.store.prepared import DataError, is_prepared, prepared_path, say_prepared
 from recjax.data.store.vocabulary import Vocabulary, frames
 from recjax.data.store.writing import BLOCK_SIZE, BlockBuilder, write_prepared
 from recjax.schema import Schema, SchemaError
@@ -218,7 +218,7 @@ class Job:
     def done(self) -> bool:
         """Whether the same files were prepared in the same way before."""
         if is_prepared(self.target):
-            logging.info("%s is already prepared in %s", self.reader.name, self.target)
+            say_prepared(self.reader.name, self.target)
         return is_prepared(self.target)
 
     @contextlib.contextmanager

@@ -24,6 +24,7 @@ first n rows are the nested subsets and reading once through is a single pass; t
 """
 
 from collections.abc import Mapping
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ import pathlib
 import re
 from typing import Any
 
+from absl import logging
 import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
@@ -58,6 +60,12 @@ def prepared_path(
 def is_prepared(path: str | os.PathLike) -> bool:
     """True when a whole prepared data set lies at `path` (it is published by one rename)."""
     return (pathlib.Path(path) / "dataset_info.json").exists()
+
+
+@functools.cache
+def say_prepared(what: Any, path: str | os.PathLike) -> None:
+    """Says that the data are there, once in a process."""
+    logging.info("%s is already prepared in %s", what, path)
 
 
 def _digest(name: str, options: Mapping[str, Any], version: str) -> str:

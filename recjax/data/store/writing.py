@@ -28,6 +28,7 @@ from recjax.data.store.prepared import (
     file_name,
     is_prepared,
     prepared_path,
+    say_prepared,
     seal,
     timeline_dir,
 )
@@ -126,7 +127,7 @@ def write_blocks(
     """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
     path = prepared_path(out_dir, name, options, version)
     if is_prepared(path):
-        logging.info("%s is already prepared in %s", name, path)
+        say_prepared(name, path)
         return path
     _check_timelines(schema, timelines)
     _check_vectors(schema, vectors or {})

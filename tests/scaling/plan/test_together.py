@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from recjax.runtime import checkpoint
-from recjax.runtime.run import Interrupted
+from recjax.runtime.run import Interrupted, RunError
 from recjax.training import optim
 from recjax.training.loop import train
 from recjax.training.opening import open_run
 from scaling.plan import sweep, together
-from tests.test_contracts import config
+from tests.test_contracts import config, with_hash
 
 
 def member(seed=0, lr=0.05, **keys):
@@ -80,15 +80,20 @@ def test_a_members_run_directory_is_a_plain_finished_looking_run(three):
     assert c.opt.lr == 0.2 and trees.dense
 
 
-def test_a_fork_is_the_run_planned_for_its_length(three, tmp_path, monkeypatch):
-    """Constant for three of five steps, then down: one run with that schedule, and only forks differ from passes."""
-    found = rows_by(three[1], "member", "kind", "examples", "split")
-    c = member(0)
+def test_a_fork_is_the_run_planned_for_its_length(tmp_path, monkeypatch):
+    """Constant for three of five steps, then down: one run with that schedule, and only forks differ from passes.
+
+    A larger eps keeps Adam from magnifying rounding (see `Together.sequential`): these are two programs.
+    """
+    eps = {"opt__args": dict(eps=1e-3)}
+    rows, _ = together.train_together([member(0, **eps)], tmp_path / "forks", 0.25)
+    found = rows_by(rows, "member", "kind", "examples", "split")
+    c = member(0, **eps)
     c.train.examples, c.eval.at_examples, c.eval.final = 160, (), c.eval.splits
     steps, tail = 5, 2  # 160 examples in batches of 32; 25 % of 5, rounded up
     fall = lambda opt, total: lambda s: jnp.minimum(1.0, (steps - s) / tail).astype(jnp.float32)  # noqa: E731
     monkeypatch.setattr(optim, "schedule", fall)
-    alone = train(c, tmp_path)[c.eval.splits[0]]
+    alone = train(c, tmp_path / "alone")[c.eval.splits[0]]
     fork, point = (found[0, kind, 160, c.eval.splits[0]] for kind in ("cooldown", "pass"))
     assert fork["logloss"] == pytest.approx(alone["logloss"], rel=1e-5)
     assert abs(point["logloss"] - alone["logloss"]) > 1e-4
@@ -177,3 +182,60 @@ def test_rows_say_what_is_a_member_and_what_a_fork(tmp_path):
     assert [r["examples"] for r in forks if r["seed"] == 1] == [64, 160, 320]
     again = sweep.groups(plan((0, 1, 2)), 2)  # a third seed later joins nobody's finished run
     assert [len(g) for g in again] == [2, 1]
+
+
+def test_a_member_that_diverges_is_said_to_have_and_the_others_end_as_ever(tmp_path):
+    """A rate of 1e38: its first step would be larger than float32 can square."""
+    trials = [
+        sweep.Trial(member(0, lr, eval__batch=16), dict(seed=0, lr=lr), 0.25) for lr in (0.05, 1e38)
+    ]
+    with pytest.raises(RuntimeError, match="1 of 1 runs failed"):
+        sweep.run_sweep(trials, tmp_path / "both", members=2)
+    (failed,) = sweep.failures(tmp_path / "both")
+    assert failed["lr"] == 1e38 and "step 1 is not finite: dense/" in failed["error"]
+    alone = sweep.run_sweep(trials[:1], tmp_path / "alone", members=2)
+    both = [json.loads(line) for line in (tmp_path / "both/trials.jsonl").read_text().splitlines()]
+    assert [r["auc"] for r in both] == [r["auc"] for r in alone] and len(both) == 6
+    (run,) = (tmp_path / "both/runs").iterdir()
+    assert [p.name for p in (run / "members").iterdir()] == ["0"]
+    with pytest.raises(RuntimeError, match="1 of 1 runs failed"):  # by itself it has no other end
+        sweep.run_sweep(trials[1:], tmp_path / "alone", members=2)
+    assert "all members diverged" in sweep.failures(tmp_path / "alone")[0]["error"]
+
+
+def test_members_go_on_with_the_data_they_began_with(tmp_path, monkeypatch):
+    with_hash("monday", monkeypatch)
+    with monkeypatch.context() as m:
+        Killer(m, [3])
+        with pytest.raises(Interrupted):
+            together.train_together([member()], tmp_path)
+    with_hash("tuesday", monkeypatch)
+    with pytest.raises(RunError) as e:
+        together.train_together([member()], tmp_path)
+    assert all(word in str(e.value) for word in ("monday", "tuesday", "--workdir"))
+    with_hash("monday", monkeypatch)
+    assert together.train_together([member()], tmp_path)[0]
+
+
+def test_an_error_does_not_lose_the_checkpoint_being_saved(tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(together.Together, "evaluate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            together.train_together([member()], tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints/recent").iterdir()] == ["2"]
+
+
+def test_windows_of_every_member_are_logged(three):
+    folder, _, _ = three
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    windows = {(r["member"], r["step"]): r for r in rows if r["kind"] == "train"}
+    assert {m for m, _ in windows} == {0, 1, 2} and all(
+        r["non_finite"] == 0 for r in windows.values()
+    )
+    for (m, step), r in windows.items():
+        assert r["lr/all"] == pytest.approx(MEMBERS[m][1]) and r["loss/logits"] > 0, (m, step)
+
+
+def test_rates_clips_and_seeds_are_arguments_of_one_program():
+    seeds = [member(0), member(1), member(0, 0.2), member(0, opt__clip=1.0)]
+    assert len({together.shape(c) for c in seeds}) == 1
