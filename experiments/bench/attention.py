@@ -21,7 +21,7 @@ import numpy as np
 from recjax import command
 from recjax.layers.attention import Pairs, attend
 from recjax.layers.local_dilated import LocalDilated
-from recjax.models.suan import UnifiedAttentionBlock
+from recjax.models.parts.suan_block import UnifiedAttentionBlock
 
 Call = Callable[..., jax.Array]
 

@@ -13,7 +13,8 @@ import pytest
 from launch import flops, plan
 from launch.chips import CHIPS
 from recjax import configs
-from recjax.models import suan
+from recjax.layers.attention import Pairs
+from recjax.models.parts import suan_block
 from recjax.runtime import mesh as meshes
 from tests.messages import raises
 
@@ -98,9 +99,9 @@ def test_flops_of_products_loops_and_recomputation():
 
 def test_flops_of_a_suan_block_are_the_formula():
     b, n, d, dim, fields = 2, 12, 16, 8, 3
-    block = suan.UnifiedAttentionBlock(width=d, heads=2, gate_pool="full")
-    pairs = (suan.Pairs(jnp.ones((b, 1, n, n), bool), None),)
-    candidate = suan.Pairs(jnp.ones((b, 1, 1, n + 1), bool), None)
+    block = suan_block.UnifiedAttentionBlock(width=d, heads=2, gate_pool="full")
+    pairs = (Pairs(jnp.ones((b, 1, n, n), bool), None),)
+    candidate = Pairs(jnp.ones((b, 1, 1, n + 1), bool), None)
     args = (
         jnp.ones((b, n, d)), jnp.ones((b, 1, d)), jnp.ones((b, fields, dim)), pairs, candidate,
         jnp.ones((b, n), bool),
@@ -109,7 +110,7 @@ def test_flops_of_a_suan_block_are_the_formula():
     counted = flops.of(lambda p: block.apply(p, *args), params) / b
     # behaviours see n keys each, the candidate n and itself (a row-wise product, not a matrix product); each side
     # makes a gate of its own and projects the profile again
-    formula = suan.block_flops(d, dim, n + 1, fields, pairs=n * n + n, gate_rows=2)
+    formula = suan_block.block_flops(d, dim, n + 1, fields, pairs=n * n + n, gate_rows=2)
     formula += 4 * fields * dim * d
     assert counted == pytest.approx(formula, rel=0.02)
 

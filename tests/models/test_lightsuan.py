@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from recjax import models
+from recjax.layers.attention import Pairs
 from recjax.models.lightsuan import LocalDilated
-from recjax.models.suan import FullPattern, Pairs
+from recjax.models.parts.suan_block import FullPattern
 from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
 
 FIGURE = """

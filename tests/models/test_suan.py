@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from recjax import models
+from recjax.layers.attention import Pairs
 from recjax.models import suan
-from recjax.models.suan import (
+from recjax.models.parts.suan_block import (
     AlignmentGate,
     CrossAttention,
     FullPattern,
-    Pairs,
     SelfAttention,
     UnifiedAttentionBlock,
+    block_flops,
+    block_parameters,
 )
 from recjax.schema import SchemaError
 from tests.models.worlds import SCHEMA, close, far, finite, jit, key, make, perturbed, world
@@ -162,7 +164,7 @@ def test_parameters_of_a_block(width, dim, want):
     shapes = (B, N, width), (B, 1, width), (B, 3, dim)
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     tree = jax.eval_shape(lambda *a: module.init(key(0), *a, CAUSAL, SEEN, VALID), *args)
-    assert sum(x.size for x in jax.tree.leaves(tree)) == suan.block_parameters(width, dim) == want
+    assert sum(x.size for x in jax.tree.leaves(tree)) == block_parameters(width, dim) == want
 
 
 def test_flops_of_a_block_agree_with_the_compiler():
@@ -173,9 +175,9 @@ def test_flops_of_a_block_agree_with_the_compiler():
     seen, valid = Pairs(np.ones((1, 1, 1, n + 1), bool), None), np.ones((1, n), bool)
     params = jit(module.init)(key(0), *args, pairs, seen, valid)
     compiled = jit(module.apply).lower(params, *args, pairs, seen, valid).compile()
-    want = suan.block_flops(width, dim, n + 1, n2, pairs=n * n + n + 1)
+    want = block_flops(width, dim, n + 1, n2, pairs=n * n + n + 1)
     assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.1)
-    dense = suan.block_flops(width, dim, n + 1, n2)
+    dense = block_flops(width, dim, n + 1, n2)
     assert (
         dense - want == 4 * width * n
     )  # the behaviours' scores against the candidate, never computed

@@ -14,6 +14,7 @@ from recjax.inputs import embed
 from recjax.layers import residual_quantizer as rq
 from recjax.metrics.ranking import kept_share
 from recjax.models import tarq
+from recjax.models.parts import tarq_attention
 from recjax.schema import SchemaError
 from recjax.training.loop import train
 from recjax.trees import Params
@@ -138,7 +139,7 @@ def test_padding_never_matters():
 
 
 def attention(linear):
-    a = tarq.HistoryAttention(8, 2, linear)
+    a = tarq_attention.HistoryAttention(8, 2, linear)
     h, mask = (
         RNG.normal(size=(3, 5, 8)).astype(np.float32),
         np.arange(5) >= np.array([[0], [2], [5]]),
@@ -158,7 +159,7 @@ def test_linear_attention_of_a_sum_is_the_sum_of_attentions():
 
 
 def test_folding_the_projection_into_the_values_changes_nothing():
-    a = tarq.HistoryAttention(8, 2)
+    a = tarq_attention.HistoryAttention(8, 2)
     h, q = (RNG.normal(size=s).astype(np.float32) for s in [(3, 5, 8), (7, 8)])
     mask, project = np.ones((3, 5), bool), RNG.normal(size=(8, 3)).astype(np.float32)
     params = a.init(jax.random.key(0), h, h, mask)
@@ -201,18 +202,18 @@ def test_rotated_spaces_are_aligned_and_unrelated_ones_are_not():
     books, v, codes, rng = spaces()
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
     turned = np.broadcast_to(books @ rotation, (3, *books.shape))
-    a = tarq.alignment(v, v @ rotation, books, turned, codes)
+    a = tarq_attention.alignment(v, v @ rotation, books, turned, codes)
     np.testing.assert_allclose(a, 0, atol=1e-5)
     tables = rng.normal(size=(3, *books.shape)).astype(np.float32)
-    apart = np.asarray(tarq.alignment(v, rng.normal(size=v.shape), books, tables, codes))
+    apart = np.asarray(tarq_attention.alignment(v, rng.normal(size=v.shape), books, tables, codes))
     assert (apart > 0.1).all() and a.shape == apart.shape == (3, 2)
 
 
 def test_alignment_is_symmetric_in_the_two_spaces():
     books, v, codes, rng = spaces(b=1)
     table, h = rng.normal(size=books.shape).astype(np.float32), rng.normal(size=v.shape)
-    one = tarq.alignment(v, h, books, table[None], codes)
-    close(tarq.alignment(h, v, table, books[None], codes), one, 1e-5)
+    one = tarq_attention.alignment(v, h, books, table[None], codes)
+    close(tarq_attention.alignment(h, v, table, books[None], codes), one, 1e-5)
 
 
 def test_requests_without_events_are_not_aligned():
@@ -235,10 +236,10 @@ def test_gradients_of_alignment():
     h = rng.normal(size=v.shape).astype(np.float32)
 
     def a(v, books, tables):
-        return tarq.alignment(v, h, books, tables, codes).sum()
+        return tarq_attention.alignment(v, h, books, tables, codes).sum()
 
     check_grads(a, (v, books, tables), order=1, modes=["rev"], atol=0.05, rtol=0.05, eps=1e-2)
-    to_teacher = jax.grad(lambda h: tarq.alignment(v, h, books, tables, codes).sum())(h)
+    to_teacher = jax.grad(lambda h: tarq_attention.alignment(v, h, books, tables, codes).sum())(h)
     assert not np.asarray(to_teacher).any()
 
 
@@ -327,8 +328,8 @@ def test_a_candidate_costs_look_ups_and_two_products():
         item = zeros(1, n, width), zeros(1, levels, n, dtype=np.uint8), zeros(1, width, n)
 
         def score(request, item):
-            towers = tarq.dot("bd,bcd->bc", request[0], item[0])
-            return towers + tarq.read_tables(request[1], item[1], item[2])
+            towers = tarq_attention.dot("bd,bcd->bc", request[0], item[0])
+            return towers + tarq_attention.read_tables(request[1], item[1], item[2])
 
         return float_operations(jax.make_jaxpr(score)(request, item).jaxpr) / n
 
