@@ -7,31 +7,32 @@ epoch and false arms can be learnt by heart as well as true ones.
 Effects found there, and their Qini areas, are noise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from recjax import data
+from recjax.batch import Batch
 
 
 class Shuffled:
-    """Batches of `inner` with the treatment permuted among their valid rows."""
+    """Batches of `inner`, with the treatment permuted among their valid rows."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Any):
         self.inner = inner
 
     def __len__(self) -> int:
         return len(self.inner)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return (self._shuffled(b) for b in self.inner)
 
     @staticmethod
-    def _shuffled(batch: dict) -> dict:
+    def _shuffled(batch: Batch) -> Batch:
         pos = np.array(batch["pos"]["treatment"])
         real = np.flatnonzero(np.asarray(batch["valid"]).any(1))
         lot = np.asarray(batch["row"])[real, 0].astype(np.uint64) * 2654435761 % 2**32
@@ -39,12 +40,25 @@ class Shuffled:
         return {**batch, "pos": {**batch["pos"], "treatment": pos}}
 
 
-def open_data(config: Mapping[str, Any]):
+class ShuffledTrial:
+    """A trial (recjax.data) whose batches have their treatment permuted."""
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self.inner.identity, "shuffled": "treatment"}
+
+    def batches(self, *args: Any, **options: Any) -> Shuffled:
+        return Shuffled(self.inner.batches(*args, **options))
+
+
+def open_data(config: Mapping[str, Any]) -> ShuffledTrial:
     """The trial of `data.prepare.trial`, shuffled; one device."""
     options = dict(config.get("prepare", {}))
     name = options.pop("trial", "hillstrom")
-    opened = data.open_data({**config, "name": name, "prepare": options})
-    batches = opened.batches
-    opened.batches = lambda *args, **kw: Shuffled(batches(*args, **kw))
-    opened.identity = {**opened.identity, "shuffled": "treatment"}
-    return opened
+    return ShuffledTrial(data.open_data({**config, "name": name, "prepare": options}))

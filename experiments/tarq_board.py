@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import command
+from recjax.batch import Batch
 from recjax.data import open_data
 from recjax.runtime.run import Stop, read_json, set_up, write_json
 from recjax.serving import artifact as artifacts
@@ -44,7 +45,7 @@ def other_codes(preranker: Preranker, seed: int = 0) -> Preranker:
     return Preranker(dataclasses.replace(preranker.artifact, derived=derived))
 
 
-def tops(preranker: Preranker, batches: Iterable[dict], k: int) -> list[np.ndarray]:
+def tops(preranker: Preranker, batches: Iterable[Batch], k: int) -> list[np.ndarray]:
     """Ids of the best k items of the catalogue for each request."""
     found = (preranker.top(preranker.request.score(b), k)[0] for b in batches)
     return [preranker.keys[at] for at in found]
@@ -55,7 +56,7 @@ def hit_rate(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     return float(np.mean([np.isin(b, a).mean() for a, b in zip(ours, theirs, strict=True)]))
 
 
-def requests(run: epath.Path, split: str, count: int) -> list[dict]:
+def requests(run: epath.Path, split: str, count: int) -> list[Batch]:
     """The first requests of a split, one a batch."""
     config = ConfigDict(read_json(run / "config.json"))
     batches = open_data(config.data).batches(split, 1, examples=count)

@@ -25,6 +25,7 @@ from scipy.stats import spearmanr
 from experiments.boards import pyplot
 from experiments.compare import Entry, entry
 from recjax import command, embedding
+from recjax.batch import Batch
 from recjax.inputs import raw_ids
 from recjax.layers.fields import matched_fields
 from recjax.metrics import correlation
@@ -60,7 +61,7 @@ def event_field(schema: Schema, field: str) -> str:
     raise SchemaError(f"--field={field} is no candidate id that a history field shares")
 
 
-def columns(schema: Schema, batch: dict, field: str, positions: int):
+def columns(schema: Schema, batch: Batch, field: str, positions: int):
     """Of a batch's real rows: events [N, P], mask [N, P], target [N], label [N]; candidate 0 of each request."""
     past = event_field(schema, field)
     real = batch["valid"][:, 0]

@@ -9,9 +9,9 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from recjax import embedding, models
+from recjax import configs, models
 from recjax.serving import artifact, bench
-from recjax.trees import Trees
+from recjax.training.step import init_trees
 from scaling.plan import study
 from scaling.plan.grades import LADDER
 from scaling.plan.rows import Row, base_rows, on_ladder, read
@@ -22,14 +22,11 @@ def latency(data: Any, model: Mapping[str, Any], candidates: int) -> dict[str, A
     """`bench.measure` of an untrained model on this machine: what it learns does not change its time."""
     system = models.build(data.schema, model)
     batch = next(iter(data.batches(next(iter(data.splits)), 8)))
-    tables = embedding.init(jax.random.key(0), system.tables, data.schema)
-    rows = embedding.gather(system.tables, tables, batch)
-    dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
     with tempfile.TemporaryDirectory() as folder:
         artifact.export_artifact(
             epath.Path(folder) / "a",
             system,
-            Trees(dense, tables, state),
+            init_trees(system, configs.base(), batch),
             batch=batch,
             config={},
             vocab={t.id_space: data.vocabulary(t.id_space) for t in system.tables},

@@ -153,7 +153,7 @@ def report_stage(about: About, root: epath.Path) -> str:
         failed=sweep.failures(root),
         distillation=distillation.for_report(results, about.final) if results else None,
         latency=latency,
-        data=open_data(about.data).report,
+        data=getattr(open_data(about.data), "report", None),  # of prepared sets
         grade_law_command=about.grade_law_command,
         commands=commands(about, root, served),
     )

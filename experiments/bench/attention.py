@@ -8,7 +8,7 @@ in a whole Unified Attention Block. Kinds take turns within each round, so a bus
 rounds, with the quartiles of the ratios.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
 import time
 from typing import Any
@@ -39,7 +39,7 @@ def mapped(axes: int, checkpoint: bool) -> Call:
     def call(q, k, v, pairs):
         b, h, n, _ = q.shape
         mask, bias = (jnp.broadcast_to(x, (b, h, n, n)) for x in pairs[0])
-        args = (q, k, v, mask, bias)
+        args: tuple = (q, k, v, mask, bias)
         if axes == 2:
             args = tuple(x.reshape(b * h, *x.shape[2:]) for x in args)
         return jax.lax.map(lambda a: one(*a), args).reshape(q.shape)
@@ -58,7 +58,9 @@ def kinds(pattern: LocalDilated) -> dict[str, tuple[LocalDilated, Call]]:
     return out
 
 
-def inputs(pattern: LocalDilated, q: np.ndarray, lengths: np.ndarray, bias: np.ndarray):
+def inputs(
+    pattern: LocalDilated, q: jax.Array | np.ndarray, lengths: np.ndarray, bias: np.ndarray
+) -> tuple[Pairs, ...]:
     """Pairs of a pattern: left padding down to `lengths` [B], biases [B, 1, n, n]."""
     n = q.shape[2]
     valid, out = np.arange(n) >= n - lengths[:, None], []
@@ -77,7 +79,9 @@ def forward_and_backward(call: Call) -> Call:
     return jax.grad(loss, argnums=(0, 1, 2, 4))
 
 
-def compiled(call: Call, backward: bool, q, k, v, pairs):
+def compiled(
+    call: Call, backward: bool, q: jax.Array, k: jax.Array, v: jax.Array, pairs: Sequence[Pairs]
+) -> tuple[Any, tuple]:
     """(program, its arguments)."""
     if backward:
         args = (q, k, v, tuple(p.mask for p in pairs), tuple(p.bias for p in pairs))
@@ -106,7 +110,10 @@ def compare(times: dict[str, np.ndarray], new: str, *, best_of: list[str]) -> di
     return ratio | {"quartiles": [round(float(low), 2), round(float(high), 2)]}
 
 
-def agreement(pattern: LocalDilated, q, k, v, lengths, bias) -> float:
+def agreement(
+    pattern: LocalDilated, q: jax.Array, k: jax.Array, v: jax.Array,
+    lengths: np.ndarray, bias: np.ndarray,
+) -> float:  # fmt: skip
     """Largest difference between sparse and dense, of values and of gradients relative to their largest."""
     dense = LocalDilated(pattern.local, pattern.dilation, pattern.anchor, sparse=False)
     outs = []
@@ -137,7 +144,8 @@ def measure(
         "agreement_without_bias": agreement(pattern, q, k, v, ragged, 0 * bias),
     }
     for backward in (False, True):
-        programs, temporaries = {}, {}
+        programs: dict[str, tuple[Call, tuple]] = {}
+        temporaries = {}
         for name, (p, call) in kinds(pattern).items():
             program, args = compiled(call, backward, q, k, v, inputs(p, q, full, bias))
             programs[name] = program, args
@@ -181,8 +189,8 @@ def block(
         "as written": LocalDilated(*same, sparse=False),
         "mapped over heads, checkpointed": _Mapped(*same, sparse=False),
     }
-    seen = np.ones((batch, 1, 1, len(pattern.keys(n)) + 1), bool)
-    programs = {}
+    seen = jnp.ones((batch, 1, 1, len(pattern.keys(n)) + 1), bool)
+    programs: dict[str, tuple[Call, tuple]] = {}
     for name, p in kinds_of_block.items():
         module = UnifiedAttentionBlock(width, heads, p, gate_pool="causal")
         pairs = inputs(p, np.empty((batch, heads, n, 1)), np.full(batch, n), bias)

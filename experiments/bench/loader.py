@@ -122,13 +122,17 @@ def measure(data: PreparedData, workers: int) -> tuple[list[float], list[float],
     """(examples/s, CPU microseconds an example) of each window, and the stream's stats."""
     split, size = _SPLIT.value, _BATCH.value
     epochs = 2 + (_REPEATS.value + 1) * _WINDOW.value * size // data.splits[split]
-    seed, options = (
-        (0 if _SHUFFLE.value else None),
-        dict(shards=_SHARDS.value, workers=workers, epochs=epochs),
-    )
     start = -(-data.splits[split] // size) if _SHUFFLE.value else 0
-    options["buckets"] = tuple(map(int, _BUCKETS.value))
-    batches = data.batches(split, size, start=start, shuffle_seed=seed, **options)
+    batches = data.batches(
+        split,
+        size,
+        start=start,
+        shuffle_seed=0 if _SHUFFLE.value else None,
+        shards=_SHARDS.value,
+        workers=workers,
+        epochs=epochs,
+        buckets=tuple(map(int, _BUCKETS.value)),
+    )
     stream = iter(batches)
     speeds, costs = [], []
     for window in range(_REPEATS.value + 1):

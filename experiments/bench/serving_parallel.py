@@ -15,7 +15,8 @@ rows and the program, on one core. In one run, taking turns:
 `cpu_ms` is the process's own time, which neighbours on a busy machine stretch less than `p50_ms` and `p99_ms`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import os
 import pathlib
@@ -27,13 +28,14 @@ from absl import flags
 import jax
 import numpy as np
 
-from recjax import command, embedding, models
+from recjax import command, configs, models
+from recjax.batch import Batch
 from recjax.data.loading.batches import Assembler, Layout, Part
 from recjax.runtime.run import set_up
 from recjax.schema import Feature, IdSpace, Schema
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
-from recjax.trees import Trees
+from recjax.training.step import init_trees
 
 HEADS = {
     "small": dict(head=(160, 80), head_norm="rms", head_activation="silu"),
@@ -72,8 +74,13 @@ def part(made: Schema, requests: int, candidates: int, history: int, seed: int =
     """Random impressions of whole histories."""
     rng = np.random.default_rng(seed)
     rows, events = requests * candidates, requests * history
-    draw = lambda f, n: rng.integers(3, _ROWS[f.id_space], n).astype(np.int32)  # noqa: E731
-    by_request = lambda x: np.repeat(x, candidates)  # noqa: E731
+
+    def draw(f: Feature, n: int) -> np.ndarray:
+        return rng.integers(3, _ROWS[f.id_space], size=n).astype(np.int32)
+
+    def by_request(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, candidates)
+
     columns: dict[str, np.ndarray] = {"time": np.full(rows, _NOW)}
     for f in made.features:
         if f.kind == "dense":
@@ -89,7 +96,7 @@ def part(made: Schema, requests: int, candidates: int, history: int, seed: int =
     return Part(columns, {"past": {"time": times, **timeline}}, np.full(requests, candidates))
 
 
-def batch_of(made: Schema, one: Part, candidates: int, history: int) -> dict:
+def batch_of(made: Schema, one: Part, candidates: int, history: int) -> Batch:
     layout = Layout(made, one.requests, {"past": history}, candidates)
     return Assembler(layout).build([one])
 
@@ -99,10 +106,7 @@ def export(path: pathlib.Path, history: int, options: dict[str, Any]) -> artifac
     made = schema()
     system = models.build(made, dict(name="lightsuan", **options))
     batch = batch_of(made, part(made, 2, 2, history), 2, history)
-    tables = embedding.init(jax.random.key(0), system.tables, made)
-    rows = embedding.gather(system.tables, tables, batch)
-    dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
-    trees = Trees(dense, tables, state)
+    trees = init_trees(system, configs.base(), batch)
     platform = jax.default_backend().replace("gpu", "cuda")
     artifact.export_artifact(path, system, trees, batch=batch, config={}, platforms=(platform,))
     return artifact.load(path)
@@ -120,6 +124,7 @@ def _first_rows(one: Part) -> Part:
 
 
 def slices(one: Part, size: int) -> list[Part]:
+    """The requests in parts of so many."""
     whole = one.rows
     return [
         Part(
@@ -133,8 +138,8 @@ def slices(one: Part, size: int) -> list[Part]:
 
 def forms(
     loaded: artifact.Artifact, made: Schema, one: Part, candidates: int, history: int
-) -> dict[str, Callable[[], np.ndarray]]:
-    """Name -> call that scores the same request and returns its logits."""
+) -> dict[str, Callable[[], Any]]:
+    """Name -> call that scores the same request and returns its logits; of "prefix" what it caches."""
     score = Scorer(loaded, requests=[1], candidates=[candidates])
     warm = Scorer(loaded, "candidates", requests=[1], candidates=[candidates])
     prefix = Scorer(loaded, "prefix", requests=[1], candidates=[1])
@@ -142,7 +147,7 @@ def forms(
     together = batch_of(score.schema, one, candidates, history)
     past = batch_of(prefix.schema, _first_rows(one), 1, history)
     cached = {**batch_of(warm.schema, one, candidates, history), "cache": prefix.score(past)}
-    out: dict[str, Callable[[], np.ndarray]] = {
+    out: dict[str, Callable[[], Any]] = {
         "parallel": lambda: score.score(together)["logits"][0],
         "warm": lambda: warm.score(cached)["logits"][0],
         "prefix": lambda: prefix.score(past),
@@ -152,10 +157,13 @@ def forms(
         parts = slices(replicate(one, candidates), size)
         batches = [batch_of(made, p, 1, history) for p in parts]
         name = "one by one" if size == 1 else f"replicated, {size} at a time"
-        out[name] = lambda single=single, batches=batches: np.concatenate(
-            [single.score(b)["logits"][:, 0] for b in batches]
-        )
+        out[name] = functools.partial(one_by_one, single, batches)
     return out
+
+
+def one_by_one(scorer: Scorer, batches: Sequence[Batch]) -> np.ndarray:
+    """Logits of requests that are scored one batch after the other."""
+    return np.concatenate([scorer.score(b)["logits"][:, 0] for b in batches])
 
 
 def measure(
@@ -189,10 +197,10 @@ def measure(
     }
 
 
-def take_turns(calls: dict[str, Callable], repeats: int) -> tuple[dict, dict]:
+def take_turns(calls: Mapping[Any, Callable], repeats: int) -> tuple[dict, dict]:
     """Wall and own milliseconds of each call; calls take turns, after one unmeasured round."""
-    wall: dict[str, list] = {n: [] for n in calls}
-    cpu: dict[str, list] = {n: [] for n in calls}
+    wall: dict[Any, list] = {n: [] for n in calls}
+    cpu: dict[Any, list] = {n: [] for n in calls}
     for i in range(repeats + 1):
         for name, call in calls.items():
             start, own = time.perf_counter(), time.process_time()

@@ -25,14 +25,15 @@ import jax
 import numpy as np
 
 from experiments.bench.serving_parallel import batch_of, part, schema, take_turns
-from recjax import command, embedding, models
+from recjax import command, configs, embedding, models
+from recjax.batch import Batch
 from recjax.runtime.run import set_up
 from recjax.schema import Schema
 from recjax.serving import artifact as artifacts
 from recjax.serving import program
 from recjax.serving.catalogue import KEY
 from recjax.serving.prerank import Preranker
-from recjax.trees import Trees
+from recjax.training.step import init_trees
 
 READOUTS = ("low_rank", "full", "scalar")
 TOWERS, EXACT = "two_tower", "target_attention"
@@ -55,10 +56,8 @@ def export(
     """An untrained model with `stored` random items, exported for this platform and loaded."""
     system = models.build(made, config)
     batch = batch_of(made, part(made, 2, 2, history), 2, history)
-    tables = embedding.init(jax.random.key(0), system.tables, made)
-    rows = embedding.gather(system.tables, tables, batch)
-    dense, state = jax.jit(system.init)(jax.random.key(1), rows, batch)
-    trees = Trees(dense, tables, state)
+    trees = init_trees(system, configs.base(), batch)
+    rows = embedding.gather(system.tables, trees.tables, batch)
     item = jax.eval_shape(system.exports["item"].fn, trees.params(rows), batch)
     rng = np.random.default_rng(0)
 
@@ -99,7 +98,7 @@ def calls_of(made: Schema, preranker: Preranker, history: int, k: int) -> dict[s
     }
 
 
-def request_program(loaded: artifacts.Artifact, batch: dict[str, Any]) -> Callable:
+def request_program(loaded: artifacts.Artifact, batch: Batch) -> Callable:
     """A call of the request's compiled function, its rows at hand."""
     about, flat = loaded.manifest["functions"]["request"], program.flatten(batch)
     rows = {}

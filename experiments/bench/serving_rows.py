@@ -30,7 +30,7 @@ def measure(run: str | os.PathLike, split: str, data_dir: str = "") -> dict[str,
     dims = {t.path: t.dim for t in system.tables}
     held = {p: np.asarray(t["rows"]) for p, t in trees.tables.items()}  # packed or not
     for fmt in FORMATS:
-        stored = {p: quantize(lanes.logical(x, dims[p]), fmt) for p, x in held.items()}
+        stored = {p: quantize(np.asarray(lanes.logical(x, dims[p])), fmt) for p, x in held.items()}
         tables = {
             p: {**trees.tables[p], "rows": q.dequantized().reshape(held[p].shape)}
             for p, q in stored.items()
