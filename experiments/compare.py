@@ -35,7 +35,7 @@ from recjax.evaluation import kept_scores
 from recjax.evaluation.kept_scores import Rows
 from recjax.metrics import classification, comparison
 from recjax.runtime.run import Interrupted, plain, read_json, set_up, write_json
-from recjax.training import opening
+from recjax.training import inference
 from recjax.training.loop import train
 
 METRICS = ("auc", "gauc", "logloss")
@@ -287,7 +287,7 @@ def run(
             if e.config is not None:
                 logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
                 train(e.of_seed(seed), place, functools.partial(kept_scores.keep_scored, place))
-                opening.keep_missing(place, splits)
+                inference.keep_missing(place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)
         write_json(root / "results.json", found)

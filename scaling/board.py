@@ -29,7 +29,7 @@ from recjax.data import open_data
 from recjax.evaluation import kept_scores
 from recjax.metrics.comparison import paired_bootstrap
 from recjax.runtime.run import plain, set_up, write_json, write_text
-from recjax.training import opening
+from recjax.training import inference
 from recjax.training.inference import teach
 from recjax.training.loop import train
 from scaling.cache import cached
@@ -84,7 +84,7 @@ def train_all(
             place = root / f"{role}-{seed}"
             keep = functools.partial(kept_scores.keep_scored, place)
             out[role].append(train(config, str(place), keep))
-            opening.keep_missing(place, config.eval.final)
+            inference.keep_missing(place, config.eval.final)
             if role == "teacher":
                 teach(place, base.data.train, examples=base.train.examples)
     return out

@@ -27,7 +27,7 @@ from recjax.schema import SchemaError
 from recjax.serving import artifact as artifacts
 from recjax.serving.requests import RequestError, is_list
 from recjax.serving.scorer import Scorer
-from recjax.training.opening import RunScorer, trained_on
+from recjax.training.inference import RunScorer, trained_on
 
 
 class ScoreError(ValueError):

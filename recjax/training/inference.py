@@ -1,25 +1,32 @@
-"""What a finished run is asked: its metrics on the splits of any data, and a teacher's logits for students.
+"""What a finished run is asked: metrics on the splits of any data, scores, and a teacher's logits for students.
 
-The work of `python -m recjax.evaluate --run=...` and `python -m recjax.teach`.
+The work of `python -m recjax.evaluate --run=...`, `recjax.score --run=...` and `recjax.teach`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
+import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
+from recjax.data.loading.batches import Assembler, Part
+from recjax.data.loading.layout import Layout
 from recjax.data.loading.slices import Slice, make_slices
 from recjax.data.loading.taught import logits_file, question_file, question_of
 from recjax.data.store.translate import Translated
+from recjax.evaluation import kept_scores
+from recjax.evaluation.probability import probability
 from recjax.runtime import hosts
-from recjax.runtime.run import Stop, plain, write_text
+from recjax.runtime.identity import Use, without
+from recjax.runtime.run import Stop, flat, plain, write_text
 from recjax.training.opening import evaluator_for, open_run
 
 # ---- metrics
@@ -47,6 +54,86 @@ def slices_of(data, config: ConfigDict, split: str, wanted: Sequence[str]) -> li
             prepared=data.prepared, split=config.data.train, examples=config.train.examples
         )
     return make_slices(data.prepared, split, wanted, trained)
+
+
+# ---- scores
+
+
+class RunScorer:
+    """Scores impressions with a run's checkpoint, as `recjax.serving.scorer.Scorer` does with an artifact.
+
+    Args:
+      run: Its workdir.
+      data_dir: Prepared directory to score.
+      best: The best checkpoint rather than the newest.
+      chunk: Requests scored at a time.
+
+    Attributes:
+      prepared: The data, with the model's ids.
+      schema: Features of a batch.
+      objectives: [{"output", "label", "name"}].
+      trained: {"split", "examples"}: what the model was trained on.
+      model: Which it is: the same words on every host that scores with the same values.
+    """
+
+    def __init__(self, run: str, data_dir: str, *, best: bool = False, chunk: int = 512):
+        config, data, system, trees, step = open_run(run, data_dir, best=best)
+        self._evaluator = evaluator_for(system, config)
+        shards = self._evaluator.mesh.size
+        chunk = -(-chunk // shards) * shards
+        self.prepared, self.schema = data.prepared, data.schema
+        self.objectives = [
+            dict(output=o.output, label=o.label, name=o.name) for o in system.objectives
+        ]
+        self.trained = trained_on(config)
+        which = "best" if best else "newest"
+        self.model = f"{which} step {step} of a run with config {_digest(config)}"
+        self._trees = trees.replace(opt=())
+        self._chunk = chunk
+        self._assembler = Assembler(Layout(self.schema, chunk, data.history, 1, shards))
+
+    @property
+    def logits(self) -> list[str]:
+        return list(dict.fromkeys(o["output"] for o in self.objectives))
+
+    def probability(self, logits: np.ndarray, corrected: bool = False) -> np.ndarray:
+        """Sigmoid; a run does not say how its negatives were kept, so nothing is corrected."""
+        del corrected
+        return probability(logits)
+
+    def score_part(self, part: Part) -> dict[str, np.ndarray]:
+        """{output: [rows]} of up to `chunk` impressions."""
+        batch = self._assembler.build([Part(part.columns, part.timelines, slots=self._chunk)])
+        outputs = self._evaluator.outputs(self._trees, self._evaluator.put(batch))
+        return {n: np.asarray(outputs[n])[batch["valid"]] for n in self.logits}
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """Of what a run's values depend on: the rest of config.json may change."""
+    kept = without(flat(plain(config)), Use.FREE | Use.LATE)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def trained_on(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which rows a run with this config trained on, as far as it says."""
+    data, train = config.get("data", {}), config.get("train", {})
+    return {"split": data.get("train", "train"), "examples": train.get("examples", 0)}
+
+
+def keep_missing(run: epath.PathLike, splits: Sequence[str]) -> None:
+    """Scores the splits of a finished run that have no file: the first `eval.examples` rows, by its newest checkpoint."""
+    missing = [s for s in splits if not kept_scores.file_of(run, s).exists()]
+    if not missing:
+        return
+    config, data, system, trees, _ = open_run(run, best=None)
+    evaluator = evaluator_for(system, config)
+    with Stop() as stop:
+        for split in missing:
+            batches = data.batches(
+                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
+            )
+            rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
+            kept_scores.keep_scored(run, data, split, rows)
 
 
 # ---- a teacher's logits

@@ -1,9 +1,6 @@
 """A finished run, opened: its config, data, system and trees, to evaluate, score, teach, distill or export it."""
 
-from collections.abc import Mapping, Sequence
 import functools
-import hashlib
-import json
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -11,19 +8,13 @@ from etils import epath
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from recjax import embedding, models
 from recjax.data import open_data
-from recjax.data.loading.batches import Assembler, Part
-from recjax.data.loading.layout import Layout
-from recjax.evaluation import kept_scores
 from recjax.evaluation.evaluator import Evaluator
-from recjax.evaluation.probability import probability
 from recjax.runtime import checkpoint, hosts
 from recjax.runtime import mesh as meshes
-from recjax.runtime.identity import Use, without
-from recjax.runtime.run import Stop, flat, plain, read_json
+from recjax.runtime.run import read_json
 from recjax.system import System
 from recjax.training import transfer
 from recjax.trees import Trees
@@ -113,82 +104,3 @@ def open_run(run: epath.PathLike, data_dir: str = "", *, best: bool | None = Fal
     step, saved, _ = restored
     logging.info("evaluating step %d of %s", step, run)
     return Opened(config, data, system, saved["trees"], step)
-
-
-class RunScorer:
-    """Scores impressions with a run's checkpoint, as `recjax.serving.scorer.Scorer` does with an artifact.
-
-    Args:
-      run: Its workdir.
-      data_dir: Prepared directory to score.
-      best: The best checkpoint rather than the newest.
-      chunk: Requests scored at a time.
-
-    Attributes:
-      prepared: The data, with the model's ids.
-      schema: Features of a batch.
-      objectives: [{"output", "label", "name"}].
-      trained: {"split", "examples"}: what the model was trained on.
-      model: Which it is: the same words on every host that scores with the same values.
-    """
-
-    def __init__(self, run: str, data_dir: str, *, best: bool = False, chunk: int = 512):
-        config, data, system, trees, step = open_run(run, data_dir, best=best)
-        mesh = meshes.make()
-        chunk = -(-chunk // mesh.size) * mesh.size
-        self.prepared, self.schema = data.prepared, data.schema
-        self.objectives = [
-            dict(output=o.output, label=o.label, name=o.name) for o in system.objectives
-        ]
-        self.trained = trained_on(config)
-        which = "best" if best else "newest"
-        self.model = f"{which} step {step} of a run with config {_digest(config)}"
-        self._trees = trees.replace(opt=())
-        self._chunk = chunk
-        self._evaluator = Evaluator(system, mesh, placement(system, config, mesh))
-        self._assembler = Assembler(
-            Layout(self.schema, chunk, data.history, 1, mesh.size),
-        )
-
-    @property
-    def logits(self) -> list[str]:
-        return list(dict.fromkeys(o["output"] for o in self.objectives))
-
-    def probability(self, logits: np.ndarray, corrected: bool = False) -> np.ndarray:
-        """Sigmoid; a run does not say how its negatives were kept, so nothing is corrected."""
-        del corrected
-        return probability(logits)
-
-    def score_part(self, part: Part) -> dict[str, np.ndarray]:
-        """{output: [rows]} of up to `chunk` impressions."""
-        batch = self._assembler.build([Part(part.columns, part.timelines, slots=self._chunk)])
-        outputs = self._evaluator.outputs(self._trees, self._evaluator.put(batch))
-        return {n: np.asarray(outputs[n])[batch["valid"]] for n in self.logits}
-
-
-def _digest(config: Mapping[str, Any]) -> str:
-    """Of what a run's values depend on: the rest of config.json may change."""
-    kept = without(flat(plain(config)), Use.FREE | Use.LATE)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def trained_on(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Which rows a run with this config trained on, as far as it says."""
-    data, train = config.get("data", {}), config.get("train", {})
-    return {"split": data.get("train", "train"), "examples": train.get("examples", 0)}
-
-
-def keep_missing(run: epath.PathLike, splits: Sequence[str]) -> None:
-    """Scores the splits of a finished run that have no file: the first `eval.examples` rows, by its newest checkpoint."""
-    missing = [s for s in splits if not kept_scores.file_of(run, s).exists()]
-    if not missing:
-        return
-    config, data, system, trees, _ = open_run(run, best=None)
-    evaluator = evaluator_for(system, config)
-    with Stop() as stop:
-        for split in missing:
-            batches = data.batches(
-                split, config.eval.batch, examples=config.eval.examples, shards=evaluator.mesh.size
-            )
-            rows = evaluator.predictions(trees, batches, poll=stop.raise_if_requested)
-            kept_scores.keep_scored(run, data, split, rows)

@@ -6,7 +6,7 @@ import pytest
 from experiments import boards, compare
 from recjax.evaluation import kept_scores
 from recjax.metrics import classification
-from recjax.training import opening
+from recjax.training import inference
 
 DIN = "experiments/din_complete_journey.py:runlocal"
 SMALL = ("data.name=worlds.base", "data.prepare.impressions=3000", "data.prepare.users=200",
@@ -108,7 +108,7 @@ def test_the_scores_that_training_keeps_are_those_of_the_finished_run(tmp_path):
         run = tmp_path / e.name / "seed-0"
         first = kept_scores.load(run, "test")
         (run / "predictions-test.npz").unlink()
-        opening.keep_missing(run, ("test",))
+        inference.keep_missing(run, ("test",))
         again = kept_scores.load(run, "test")
         assert first.keys() == again.keys() and "past" in first
         for k in first:
