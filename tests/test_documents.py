@@ -51,6 +51,45 @@ def test_it_runs_as_a_module(name):
     assert '__name__ == "__main__"' in Path(spec.origin).read_text(), f"{name} is no command"
 
 
+LINE = re.compile(rf"python -m ((?:{OWN})(?:\.\w+)+)((?:[^\n`\\]|\\\n|\\\\\n)*)")
+FLAG = re.compile(r"(?<![\w-])--([a-z]\w*)(?=[=\s.\]]|$)")
+PASS_ON = {
+    "launch.local": "recjax.train",
+    "launch.jobset": "recjax.train",
+}  # flags that are not theirs
+
+
+def defined(module: str) -> set[str]:
+    """Flags of a command, by its source."""
+    source = Path(importlib.util.find_spec(module).origin).read_text()
+    found = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source), *re.findall(r'"--(\w+)"', source)}
+    found |= {"config"} if "define_flag(" in source else set()
+    return found | (defined(PASS_ON[module]) if module in PASS_ON else set())
+
+
+def flags_of(path: Path) -> set[tuple[str, str]]:
+    """(command, flag) of every command line in a file, to the end of the line or of what it continues on."""
+    out = set()
+    for module, rest in LINE.findall(path.read_text()):
+        own = re.split(r" [#;|]|&&|\s{6,}", rest.replace("\\\n", " "))[
+            0
+        ]  # no comment, no next command
+        out |= {(module, flag) for flag in FLAG.findall(own)}
+    return out
+
+
+def test_flags_of_documented_commands_exist():
+    named = {(m, flag): p for p in OUTSIDE for m, flag in flags_of(p)}
+    assert len(named) > 60
+    known = {m: defined(m) for m, _ in named}
+    unknown = {
+        f"{m} --{flag}": p.name
+        for (m, flag), p in named.items()
+        if flag not in known[m] and flag.removeprefix("no") not in known[m]
+    }
+    assert not unknown
+
+
 IMPORT = re.compile(rf"^\s*\"?from ((?:{OWN})[\w.]*) import ([\w, ]+)", re.M)
 IMPORTS = [
     (p.relative_to(REPO), module, name.split(" as ")[0].strip())

@@ -65,6 +65,10 @@ class Trial:
         keys = without(flat(plain(self.config)), Use.PLACE)
         keys = {k: v for k, v in keys.items() if k not in usual or usual[k] != v}
         keys["data"] = self.columns.get("data")
+        if keys.get("data.name", "").startswith(
+            "worlds."
+        ):  # hashed by the name that they had first
+            keys["data.name"] = keys["data.name"].replace("worlds.", "synthetic.", 1)
         if self.cooldown:
             keys["cooldown"] = self.cooldown
         return _digest(keys)
