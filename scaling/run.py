@@ -46,7 +46,10 @@ def run(
     study.save(config, root)
     waiting = len(trials) - len({r["trial"] for r in rows})
     if only_report and not rows:
-        raise ValueError(f"no trial in {workdir} has finished yet, so there is nothing to report")
+        raise ValueError(
+            f"no trial in {workdir} has finished yet, so there is nothing to report; of a study that kept its trials.jsonl "
+            "only, python -m scaling.refit writes the report"
+        )
     if waiting and not only_report:
         logging.info(
             "%d of %d trials are left to other shards or processes; the last of them writes the report",
@@ -62,7 +65,7 @@ def run(
         student = stages.distillation_stage(section, config.experiment, root)
         stages.serving_stage(root, student, config.candidates)
     logging.info("=== 5/5 report")
-    path = stages.report_stage(about, root)
+    path = stages.report_stage(about, root, stages.data_report(data))
     logging.info("report: %s", path)
     return path
 

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from recjax.data import open_data
+from recjax.data.loading.protocol import Data
 from recjax.runtime.run import read_json, write_json, write_text
 from recjax.serving import artifact, bench, export
 from scaling import choice, distillation
@@ -133,11 +134,17 @@ def publish(root: epath.Path, students: epath.Path, candidates: int) -> str:
     runs = [p.name for p in students.iterdir() if p.name.startswith("distilled-")]
     seed = min(int(name.rsplit("-", 1)[1]) for name in runs)
     serving_stage(students, students / f"distilled-{seed}", candidates)
-    return report_stage(About.of(study.saved(root)), root)
+    about = About.of(study.saved(root))
+    return report_stage(about, root, data_report(open_data(about.data)))
 
 
-def report_stage(about: About, root: epath.Path) -> str:
-    """The report, from the files of the stages; returns its path."""
+def data_report(data: Data) -> Mapping[str, Any] | None:
+    """report.json of a prepared set; None of data that have none."""
+    return getattr(data, "report", None)
+
+
+def report_stage(about: About, root: epath.Path, data: Mapping[str, Any] | None) -> str:
+    """The report, from the files of the stages and the prepared data's report.json, if it is at hand; returns its path."""
     from scaling.report import page  # its libraries are an extra
 
     rows = trial_rows.read(root)
@@ -153,7 +160,7 @@ def report_stage(about: About, root: epath.Path) -> str:
         failed=sweep.failures(root),
         distillation=distillation.for_report(results, about.final) if results else None,
         latency=latency,
-        data=getattr(open_data(about.data), "report", None),  # of prepared sets
+        data=data,
         grade_law_command=about.grade_law_command,
         commands=commands(about, root, served),
     )

@@ -12,6 +12,7 @@ from scipy import linalg, optimize
 
 Array = np.ndarray
 PARTS = ("size", "run", "point")
+ENOUGH = 4.0
 TREND = 0.5  # prior standard deviation of the slope and curvature of the log variance, over a standard deviation of log size
 
 
@@ -88,7 +89,7 @@ def relative_noise(at: Array, cell: Array, y: Array) -> Array:
 
 
 def estimate(
-    rest: Array, jacobian: Array, groups: Sequence[Array], noise: Array, prior: float = 0.6
+    rest: Array, jacobian: Array, groups: Sequence[Array], noise: Array, prior: float = 0.8
 ) -> Components:
     """The variances of largest restricted likelihood.
 
@@ -97,8 +98,9 @@ def estimate(
       jacobian: Its derivatives, [n, P].
       groups: Of sizes and of runs; one of zeros has no variance.
       noise: As `relative_noise` gives it.
-      prior: Power of the sizes' standard deviation that multiplies the likelihood (Chung et al. 2013): few sizes
-        often have a likelihood that is largest at no variance at all, where there is some.
+      prior: Power of the sizes' standard deviation that multiplies the likelihood (Chung et al. 2013) where it is small: few sizes
+        often have a likelihood that is largest at no variance at all, where there is some. It ends at `ENOUGH` times
+        the points' variance, because few sizes hardly tell a large variance from a larger one.
     """
     u, s, _ = np.linalg.svd(jacobian, full_matrices=False)
     x = u[:, s > 1e-9 * s[0]]
@@ -115,7 +117,8 @@ def estimate(
         q, r = np.linalg.qr(both)
         scale = max(r[-1, -1] ** 2 / dof, 1e-300)
         determinant = np.log(np.diag(low)).sum() + np.log(abs(np.diag(r)[:-1])).sum()
-        prior_of = 0.5 * prior * ratios[0] if 0 in shared else 0.0
+        small = -np.log1p(ENOUGH * np.exp(-ratios[0])) if 0 in shared else 0.0
+        prior_of = 0.5 * prior * small
         return determinant + 0.5 * dof * np.log(scale) - prior_of, scale
 
     ratios = np.empty(0)

@@ -227,8 +227,11 @@ class LawFit:
         if self.A <= 0:
             return f"{self.metric} = {self.E:.4f}, no effect of {self.axis} found"
         if any(n.kind == "bound" and "search" in n.text for n in self.notes):
-            return f"{self.metric} with {self.axis}: no power law found, the exponent lies on the bound of its search"
-        return f"{self.metric} = {self.E:.4f} {'-' if self.sign > 0 else '+'} {self.A:.4g} / {self.axis}^{self.a:.3g}"
+            return f"no power law of {self.axis} found"
+        law = f"{self.metric} = {self.E:.4f} {'-' if self.sign > 0 else '+'} {self.A:.4g} / {self.axis}^{self.a:.3g}"
+        if self.E >= 1 and self.larger_is_better:
+            return law + " (the ceiling on its bound)"
+        return law + " (the floor on its bound)" * (self.E <= 0)
 
 
 def power_law(e, a_, k, sign, x):

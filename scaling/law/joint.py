@@ -101,7 +101,11 @@ class JointFit:
         low, high = sorted((self._metric(low), self._metric(high)))
         middle = self.predict(sizes)
         noise = self._state.new_runs(self.level, seeds, self._at(sizes)[0]) if seeds else 0.0
-        return middle - math.hypot(middle - low, noise), middle + math.hypot(high - middle, noise)
+        low, high = (
+            middle - math.hypot(middle - low, noise),
+            middle + math.hypot(high - middle, noise),
+        )
+        return max(low, 0.0), min(high, 1.0 if self.larger_is_better else math.inf)
 
     def gain(self, start: Mapping[str, float], end: Mapping[str, float]) -> dict[str, float]:
         """How much better `end` is than `start`: value, low, high; what both share cancels."""
@@ -168,16 +172,29 @@ class JointFit:
 
     @property
     def formula(self) -> str:
-        """The law in words; an axis without an effect, or without an exponent, has no term."""
-        mark = {True: "-", False: "+"}
-        text = f"{self.metric} = {self.E:.4f}"
+        """The law in words. An axis without an effect, or without an exponent, has no term: it is at the middle of its sizes."""
         powers = [n for n in self.axes if self.found[n] and n not in self.bounded]
-        for n, a, k in zip(self.axes, self.A, self.a, strict=True):
-            if n in powers:
-                text += f" {mark[self.larger_is_better == (a > 0)]} {abs(a):.4g} / {n}^{k:.3g}"
-        if self.C and set(self.axes[:2]) <= set(powers):
-            (n, m), (k, j) = self.axes[:2], self.a[:2]
-            text += f" {mark[self.larger_is_better == (self.C > 0)]} {abs(self.C):.4g} / ({n}^{k:.3g} {m}^{j:.3g})"
+        c, better = self._state.best[0], self.larger_is_better
+        at_one = dict(zip(self.axes, np.exp(self._state.centre * np.array(self.a)), strict=True))
+        a = dict(zip(self.axes, self.a, strict=True))
+        terms = {n: c[1 + i] for i, n in enumerate(self.axes)}
+        level, cross = c[0] + sum(v for n, v in terms.items() if n not in powers), ""
+        if self.C:
+            n, m = self.axes[:2]
+            kept = [k for k in (n, m) if k in powers]
+            if len(kept) == 2:
+                cross = _term(
+                    c[-1] * at_one[n] * at_one[m], f"({n}^{a[n]:.3g} {m}^{a[m]:.3g})", better
+                )
+            elif kept:
+                terms[kept[0]] += c[-1]
+            else:
+                level += c[-1]
+        text = f"{self.metric} = {_metric(better, float(level)):.4f}"
+        text += (
+            "".join(_term(terms[n] * at_one[n], f"{n}^{a[n]:.3g}", better) for n in powers) + cross
+        )
+        text += f" (the {'ceiling' if better else 'floor'} on its bound)" if c[0] <= 0 else ""
         none = [n for n in self.axes if not self.found[n]]
         text += f"; no effect of {' or '.join(none)} found" if none else ""
         return text + "".join(f"; no power law of {n} found" for n in self.bounded if self.found[n])
@@ -189,6 +206,12 @@ class JointFit:
         more = {"law": self.formula, "spans": self.spans, "cells": self.support.cells,
                 "notes": [n.to_json() for n in self.notes]}  # fmt: skip
         return plain({n: getattr(self, n) for n in names} | more)
+
+
+def _term(coefficient: float, power: str, larger_is_better: bool) -> str:
+    """ " - 2.1 / examples^0.23": how a term of the loss enters the metric."""
+    mark = "-" if larger_is_better == (coefficient > 0) else "+"
+    return f" {mark} {abs(coefficient):.4g} / {power}"
 
 
 # ------------------------------------------------------------------------------------------- fitting
@@ -442,7 +465,7 @@ def _fit(
     note = Note(
         "interaction",
         f"what {names[0]} is worth depends on {names[1]} (p = {p:.2g}): it pays {rises} where there are more {names[1]}, and the law has a "
-        "term for it", False, dict(p=p),
+        "term for it", numbers=dict(p=p),
     )  # fmt: skip
     return _fitted(dataclasses.replace(state.surface, cross=True), points, robust), [note]
 

@@ -119,7 +119,13 @@ def joint_law(rows: Sequence[Row], metric: str, **options: Any) -> joint.JointFi
 def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -> dict[str, Any]:
     """The joint law without the largest value of one axis, and how it predicts the means there."""
     top = max(r[axis] for r in base_rows(rows) if axis != "n_blocks" or on_ladder(r))
-    law = joint_law([r for r in rows if r[axis] < top], metric, **options)
+    kept = [r for r in rows if r[axis] < top]
+    values = len({r[axis] for r in base_rows(kept) if r.get(metric) is not None})
+    if values < fit.MIN_SIZES:  # as many parameters as values: nothing is predicted
+        raise fit.FitError(
+            f"{values} values of {axis!r} are left, and a prediction needs {fit.MIN_SIZES}"
+        )
+    law = joint_law(kept, metric, **options)
     cells: dict[tuple, list[Row]] = {}
     for r in base_rows(rows):
         if r[axis] == top and r.get(metric) is not None:

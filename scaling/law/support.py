@@ -45,9 +45,9 @@ class Support:
         return bool((abs(np.log(self.cells) - at).max(1) < SAME).any())
 
     def word(self, sizes: Mapping[str, float]) -> str:
-        """ "measured", "interpolated", or "extrapolated, 3.1 x outside what was measured"."""
+        """ "a measured cell", "interpolated", or "extrapolated, 3.1 x outside what was measured"."""
         if self.measured(sizes):
-            return "measured"
+            return "a measured cell"
         far = self.beyond(sizes)
         return (
             "interpolated" if far <= 1 else f"extrapolated, {far:.1f} x outside what was measured"

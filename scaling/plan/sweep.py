@@ -286,7 +286,7 @@ def by_split(trial: Trial, splits: Mapping[str, dict]) -> dict[str, Any]:
 
 
 def collect(trials: list[Trial], root: epath.Path) -> list[Row]:
-    """trials.jsonl from the finished trials, in the sweep's order."""
+    """trials.jsonl from the finished trials, in the sweep's order; where there are none, the file stays as it is."""
     done = finished(root)
     once: dict[str, Trial] = {}
     for trial in trials:  # two rows of a plan may come to one config
@@ -296,5 +296,8 @@ def collect(trials: list[Trial], root: epath.Path) -> list[Row]:
         for trial in once.values()
         for row in done.get(trial.run, [])
     ]
-    write_text(root / FILE, "".join(json.dumps(r) + "\n" for r in rows))
+    if (
+        rows or not (root / FILE).exists()
+    ):  # of a study whose runs are gone, the rows are all there is
+        write_text(root / FILE, "".join(json.dumps(r) + "\n" for r in rows))
     return rows

@@ -286,13 +286,12 @@ def answer(
     sharp = [h for h in held if h["decisive"]]
     if len(held) > 1:
         inside = sum(h["inside"] for h in sharp)
-        tested = (
-            f"{len(sharp)} predict it sharply enough to be tested by it: {inside} of them have it inside the "
-            f"{100 * fits[0]['level']:.0f} % interval"
-            if sharp
-            else "none predicts it sharply enough to be tested by it"
+        level = f"{100 * fits[0]['level']:.0f} %"
+        verdict = f"; of these {inside} have it inside the {level} interval" if sharp else ""
+        out.append(
+            f"{len(held)} laws were also fitted without their largest size. Sharp enough to be tested by it: "
+            f"{len(sharp) or 'none'}{verdict}."
         )
-        out.append(f"Of {len(held)} laws that were fitted without their largest size, {tested}.")
     paired = (distillation or {}).get("paired")
     if paired:
         sure = (
@@ -320,6 +319,8 @@ def law_sentence(f: Mapping[str, Any]) -> str:
             f"{count(max(f['x']))}; {f['metric']} is {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
             f"{beside(f)}"
         )
+    if "no power law" in f["law"]:
+        return f"By {name} ({f['label']}): {f['law']}.{beside(f)}"
     text = (
         f"By {name} ({f['label']}): {f['law']}. At {there}, extrapolated to ten times the most measured, it "
         f"expects {f['metric']} {end['value']:.4f} ({level} interval {end['low']:.4f} to {end['high']:.4f})."
@@ -343,7 +344,10 @@ def law_sentence(f: Mapping[str, Any]) -> str:
 
 def beside(f: Mapping[str, Any]) -> str:
     """The notes of a fit that belong beside its numbers, as a sentence with a space before it."""
-    doubts = [n["text"] for n in f.get("notes") or () if n["doubt"]]
+    said = "no growth", "no power law"  # by the law itself
+    doubts = [
+        n["text"] for n in f.get("notes") or () if n["doubt"] and not n["text"].startswith(said)
+    ]
     return f" Beside these numbers: {'; '.join(doubts)}." if doubts else ""
 
 

@@ -181,6 +181,9 @@ def test_no_effect_is_said_and_no_term_printed():
     got = joint.fit_joint(sizes, flat, runs=runs, draws=60)
     assert got.found == dict(n_blocks=False, examples=True)
     assert got.formula.endswith("no effect of n_blocks found") and "/ n_blocks" not in got.formula
+    # And not what a term that is not printed leaves of the floor.
+    level = float(got.formula.split()[2])
+    assert level == pytest.approx(0.2, abs=2e-3)
     assert any(n.kind == "effect" and n.doubt for n in got.notes)
 
 
@@ -216,7 +219,7 @@ def test_support_is_of_all_sizes_together():
     """Long histories see little data: the corner of the box was not measured."""
     d, h = [1e4, 1e5, 1e6, 1e4, 1e5, 1e4, 1e5], [20, 20, 20, 50, 50, 200, 200]
     got = support.Support.of(dict(examples=d, history=h))
-    assert got.word(dict(examples=1e5, history=200)) == "measured"
+    assert got.word(dict(examples=1e5, history=200)) == "a measured cell"
     assert got.word(dict(examples=5e4, history=100)) == "interpolated"
     assert got.beyond(dict(examples=1e6, history=200)) == pytest.approx(10, rel=0.01)
     assert got.word(dict(examples=1e6, history=200)).startswith("extrapolated, 10.0 x")

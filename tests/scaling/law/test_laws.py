@@ -261,7 +261,7 @@ def test_the_whole_section_is_json_and_speaks(rows):
     found = decisions.answers(rows, latency_ms={"0": 1.0}, draws=20)
     measured, expected, doubling, target = found["sentences"][:4]
     assert measured.startswith("Best of what was measured: grade 3 at history 20 after 810 k")
-    assert expected.endswith("; measured.") and "the law expects auc" in expected
+    assert expected.endswith("; a measured cell.") and "the law expects auc" in expected
     assert doubling.count("extrapolated, 2.0 x outside") == 3 and "extrapolated" in target
     assert len(found["frontier"]) == 1
     json.dumps(found, allow_nan=False)

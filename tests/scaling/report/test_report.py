@@ -219,9 +219,9 @@ def test_only_laws_that_could_have_failed_are_counted():
     f = context()["fits"][0]
     vague = f | {"headline": False, "holdout": f["holdout"] | {"decisive": False}}
     wrong = f | {"headline": False, "holdout": f["holdout"] | {"decisive": True, "inside": False}}
-    assert "none predicts it sharply" in page.answer([vague, vague], None, "auc")[-1]
+    assert "tested by it: none." in page.answer([vague, vague], None, "auc")[-1]
     assert (
-        "Of 3 laws that were fitted without their largest size, 1 predict it sharply enough"
+        "3 laws were also fitted without their largest size. Sharp enough to be tested by it: 1; of these 0 have"
         in page.answer([vague, vague, wrong], None, "auc")[-1]
     )
 
