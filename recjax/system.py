@@ -8,6 +8,7 @@ distiller use these names and nothing else. The numbers lie in `recjax.trees.Tre
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
+import re
 from typing import Any
 
 from flax import linen as nn
@@ -20,6 +21,8 @@ from recjax.inputs import Inputs, embed
 from recjax.schema import Schema, Table
 from recjax.trees import Params, Rows, Tree, Trees
 
+COUNTED = ("blocks", "head", "other")
+CountsAs = tuple[tuple[str, str], ...]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (numerator, denominator)
 
 
@@ -77,6 +80,10 @@ class System:
       select: Best-checkpoint rule.
       groups: (regex over "dense/..." and "tables/..." paths, group name): optimizers and clipping are per group.
         The first match wins and every path must match one.
+      counts_as: (regex that the beginning of a dense path such as "layers_0/query/kernel" matches, one of COUNTED):
+        what its parameters count as in reports and scaling laws. The first match wins and every path must match one.
+        "blocks" combine inputs (attention, experts, interactions, convolutions), the "head" makes logits of them, and
+        "other" is the rest. Empty: nobody has said, and a summary's n_blocks and n_head are null.
       exports: Functions of the artifact.
       setup: (trees, batches) -> trees; once, before the first step (k-means on real vectors).
       after_step: (trees, rng) -> trees; inside the compiled step (dead-code reset).
@@ -86,6 +93,9 @@ class System:
         objective's rows (logit, label, weight, row, group/<key>), "<name>/logit" and "<name>/label" of the others',
         and `kept`.
       kept: Outputs [B, C, ...] that `measure` also sees.
+      stages_apart: Whether data with stages (`recjax.data.loading.stages`) must have them in windows of time of their
+        own: an earlier stage of this model would otherwise have seen the labels that this one is judged by.
+      export_view: trees -> (system, trees) to export in this system's place: of a pair, the student alone.
     """
 
     schema: Schema
@@ -96,6 +106,7 @@ class System:
     objectives: tuple[Objective, ...]
     select: Select = Select()
     groups: tuple[tuple[str, str], ...] = ((".*", "all"),)
+    counts_as: CountsAs = ()
     exports: Mapping[str, Export] = dataclasses.field(default_factory=dict)
     setup: Callable[[Trees, Iterator[Batch]], Trees] | None = None
     after_step: Callable[[Trees, jax.Array], Trees] | None = None
@@ -103,6 +114,39 @@ class System:
     forward: Callable[[Params, Batch, jax.Array], tuple[dict[str, jax.Array], Tree]] | None = None
     measure: Callable[[dict[str, Any]], dict[str, float]] | None = None
     kept: tuple[str, ...] = ()
+    stages_apart: bool = False
+    export_view: Callable[[Trees], tuple["System", Trees]] | None = None
+
+
+def parameter_counts(system: System, dense: Tree) -> dict[str, int | None]:
+    """n_dense, n_blocks and n_head: dense parameters, and those that `System.counts_as` gives to blocks and head.
+
+    Raises:
+      ValueError: A path that no rule covers, or a rule that names nothing of COUNTED.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dense)
+    sizes = {jax.tree_util.keystr(p, simple=True, separator="/"): int(x.size) for p, x in leaves}
+    if not system.counts_as:
+        return dict(n_dense=sum(sizes.values()), n_blocks=None, n_head=None)
+    found = dict.fromkeys(COUNTED, 0)
+    for path, size in sizes.items():
+        found[_counts_as(system, path)] += size
+    return dict(n_dense=sum(sizes.values()), n_blocks=found["blocks"], n_head=found["head"])
+
+
+def _counts_as(system: System, path: str) -> str:
+    name = next((name for pattern, name in system.counts_as if re.match(pattern, path)), None)
+    if name not in COUNTED:
+        raise ValueError(
+            f"System.counts_as gives {name!r} for {path!r}; cover every path with one of {', '.join(COUNTED)}: "
+            'end with (".*", "other")'
+        )
+    return name
+
+
+def under(prefix: str, counts_as: CountsAs) -> CountsAs:
+    """`counts_as` of a system whose dense parameters lie under `prefix` of another's."""
+    return tuple((f"{prefix}/(?:{pattern})", name) for pattern, name in counts_as)
 
 
 def bce(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,6 +175,7 @@ def pointwise(
     compute_dtype: jnp.dtype = jnp.float32,
     owner: str = "",
     look_up: Callable[[Rows, Batch], Inputs] | None = None,
+    counts_as: CountsAs = (),
 ) -> System:
     """A system around a module that maps `Inputs` to named logits [B, C], trained by cross-entropy.
 
@@ -143,6 +188,7 @@ def pointwise(
       compute_dtype: Of embedded inputs; parameters keep theirs.
       owner: Of its tables.
       look_up: (rows, batch) -> inputs, where the module wants more than `embed` gives; default: `embed`.
+      counts_as: See `System`.
     """
     heads = dict(heads or {"logits": schema.labels[0]})
     for label in heads.values():
@@ -181,6 +227,7 @@ def pointwise(
         outputs=outputs,
         objectives=tuple(Objective(o, y, "" if o == main else o) for o, y in heads.items()),
         select=select,
+        counts_as=counts_as,
         exports={"score": Export(outputs, "request")},
         forward=forward,
     )

@@ -29,7 +29,7 @@ def latency(data: Any, model: Mapping[str, Any], candidates: int) -> dict[str, A
             init_trees(system, configs.base(), batch),
             batch=batch,
             config={},
-            vocab={t.id_space: data.vocabulary(t.id_space) for t in system.tables},
+            vocab=data.vocabulary,
             platforms=(jax.default_backend().replace("gpu", "cuda"),),
             functions=("score",),
         )

@@ -491,7 +491,9 @@ def build(
         loss=stage.loss,
         outputs=stage.outputs,
         objectives=(Objective("logits", schema.labels[0]),),
+        counts_as=building.counting(r"encoders/layers_\d+/", "(top|logit)/"),
         exports=stage.exports(),
         measure=mean_difference if did else None,
         kept=("did", "did_defined") if did else (),
+        stages_apart=generator is not None,
     )

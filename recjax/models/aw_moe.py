@@ -350,7 +350,15 @@ def make_system(
     """Cross-entropy and the contrast, the monitors, and the gate as a function of its own."""
     look_up = functools.partial(embed, schema, owner=tables[0].owner, dtype=module.dtype)
     base = pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, look_up=look_up
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        look_up=look_up,
+        counts_as=building.counting(
+            "unit|stack/|gating/|gate_prior", ""
+        ),  # an expert's last layer is the score
     )
     personal = term.weight > 0 and module.gate in ("attention", "pooled")
 

@@ -113,6 +113,9 @@ class BST(nn.Module):
         return cor.reshape(-1, candidates, cor.shape[1])
 
 
+COUNTS_AS = building.counting(r"layers_\d+/")
+
+
 def build(schema: Schema, **options) -> System:
     """BST as a system; options: those of `building.ranker` and the fields of `BST`."""
-    return building.ranker("bst", BST, schema, **options)
+    return building.ranker("bst", BST, schema, COUNTS_AS, **options)

@@ -401,7 +401,13 @@ def make_system(schema, module: CCN, tables, heads, term: Collaboration) -> Syst
     owner = tables[0].owner if tables else ""
     look_up = functools.partial(embed, schema, owner=owner, dtype=module.dtype)
     base = pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, look_up=look_up
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        look_up=look_up,
+        counts_as=building.counting("attention|condition_mlp/|represent_|axis/", "head_"),
     )
 
     def loss(params, batch, rng):

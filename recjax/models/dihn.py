@@ -145,7 +145,13 @@ def build(
     check(module, aux)
     look_up = with_same_category(functools.partial(embed, schema, owner=tables[0].owner, dtype=module.dtype), module, category)  # fmt: skip
     base = pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, look_up=look_up
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        look_up=look_up,
+        counts_as=building.counting(r"ask_|TransformerBlock_\d+/|intention", "(MLP_0|logits)/"),
     )
     _, trigger = sides_of(module, category)
 

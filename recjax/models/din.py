@@ -91,8 +91,11 @@ class DIN(nn.Module):
         return jnp.where(mask[:, None], cor, 0.0)
 
 
+COUNTS_AS = building.counting("ActivationUnit_0/")
+
+
 def build(schema: Schema, **options) -> System:
     """DIN as a system; options: those of `building.ranker` and the fields of `DIN`."""
     unit = options.get("attention_activation", DIN.attention_activation)
     building.check_choice("din", "attention_activation", unit, ACTIVATIONS)
-    return building.ranker("din", DIN, schema, **options)
+    return building.ranker("din", DIN, schema, COUNTS_AS, **options)

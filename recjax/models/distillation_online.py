@@ -12,7 +12,7 @@ is its own. Dense parameters are {"teacher": ..., "student": ...}, tables are ow
 "student", and so are the groups of optimizers and clipping. With `share_embeddings` both read the
 student's tables, and train them together.
 
-To serve, `student_only(schema, **same options)` is the student as a system of its own: it needs
+What is served is the student as a system of its own (`System.export_view`): it needs
 dense["student"], state["student"] and the tables "student/...", nothing else. `exports` of the pair
 are the student's, on the pair's trees.
 """
@@ -28,8 +28,8 @@ from recjax import models
 from recjax.batch import Batch
 from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError, Table
-from recjax.system import Export, Objective, System, bce, mean, weights_of
-from recjax.trees import Params
+from recjax.system import CountsAs, Export, Objective, System, bce, mean, under, weights_of
+from recjax.trees import Params, Trees
 
 SIDES = ("teacher", "student")
 SCHEDULES = ("constant", "decay", "warmup")
@@ -130,24 +130,6 @@ def build(
     return Pair(systems["teacher"], systems["student"], soften).system()
 
 
-def student_only(
-    schema: Schema,
-    *,
-    student: Mapping[str, Any],
-    student_history: int | None = None,
-    table: Mapping[str, Any] = {},
-    compute_dtype: str = "float32",
-    **rest,
-) -> System:
-    """The student of `build` with the same options, as a system of its own; `rest` is ignored.
-
-    Its trees are dense["student"], state["student"] and the tables under "student/" of the pair.
-    """
-    del rest
-    system = _side(schema, "student", student, "student", table, compute_dtype)
-    return last_events_only(system, student_history)
-
-
 def _side(schema, side, config, owner, table, compute_dtype) -> System:
     config = {"compute_dtype": compute_dtype, **config}
     config["table"] = {**table, **config.get("table", {}), "owner": owner}
@@ -182,8 +164,21 @@ class Pair:
             objectives=(*self.student.objectives, *map(_of_teacher, self.teacher.objectives)),
             select=self.student.select,
             groups=tuple((rf"(dense|tables)/{side}/.*", side) for side in SIDES),
+            counts_as=self.counts_as(),
             exports={name: _on_pair(e) for name, e in self.student.exports.items()},
+            export_view=self.student_alone,
         )
+
+    def counts_as(self) -> CountsAs:
+        """Of both; of none where one has not said."""
+        own = {side: s.counts_as for side, s in self.sides.items()}
+        return sum((under(side, x) for side, x in own.items()), ()) if all(own.values()) else ()
+
+    def student_alone(self, trees: Trees) -> tuple[System, Trees]:
+        """The student and its own numbers: serving costs what the student costs."""
+        own = of_side(trees.params({}), "student")
+        tables = {t.path: trees.tables[t.path] for t in self.student.tables}
+        return self.student, Trees(own.dense, tables, own.state, own.frozen)
 
     def init(self, rng, rows, batch):
         keys = dict(zip(SIDES, jax.random.split(rng), strict=True))

@@ -200,6 +200,7 @@ def product_logit(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 INTERNAL = ("schema", "arms", "dtype", "param_dtype")
+COUNTS_AS = building.counting("units_|gates/", "shared_|towers_")
 
 
 def build(
@@ -244,4 +245,4 @@ def build(
         )
     net = Propensity(len(ids)) if propensity else None
     tables = tables_of(schema, table, module.width)
-    return Arms(schema, module, tables, ids, weight, net).system()
+    return Arms(schema, module, tables, ids, weight, net, COUNTS_AS).system()

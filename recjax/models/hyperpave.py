@@ -342,6 +342,7 @@ def system(schema: Schema, module: HyperPAVE) -> System:
         outputs=outputs,
         objectives=(Objective("logits", "linked"),),
         select=Select("map"),
+        counts_as=building.counting("convs_|mix_|sage_", "log_kappa|attribute"),
         exports=exports,
         measure=measure,
     )

@@ -90,4 +90,5 @@ def build(
         heads=heads,
         compute_dtype=module.dtype,
         owner=table.get("owner", ""),
+        counts_as=building.counting("", f"({'|'.join(heads)})_"),
     )

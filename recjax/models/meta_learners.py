@@ -145,6 +145,7 @@ def flat(fields: jax.Array) -> jax.Array:
 
 
 INTERNAL = ("schema", "arms", "dtype", "param_dtype")
+COUNTS_AS = building.counting("", "own_|heads_|trunk/|effect_")
 
 
 def build(
@@ -168,4 +169,4 @@ def build(
     module = MetaLearner(schema=schema, arms=len(ids), **dtypes, **options)
     net = Propensity(len(ids)) if propensity else None
     tables = tables_of(schema, table, module.width)
-    return Arms(schema, module, tables, ids, weight, net).system()
+    return Arms(schema, module, tables, ids, weight, net, COUNTS_AS).system()

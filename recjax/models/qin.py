@@ -44,7 +44,7 @@ from recjax.layers import fields
 from recjax.layers.quadratic import ASTA, QuadraticLayer, glorot
 from recjax.models.parts import building
 from recjax.schema import PAD, Schema, Table
-from recjax.system import System, bce, mean, pointwise, weights_of, with_correlation
+from recjax.system import System, bce, mean, pointwise, under, weights_of, with_correlation
 
 CHOICES = {
     "attention": ("relu", "softmax", "none"),
@@ -229,7 +229,13 @@ def build(
     check(module)
     look_up = functools.partial(embed, seen, owner=table.get("owner", ""), dtype=module.dtype)
     system = pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, look_up=look_up
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        look_up=look_up,
+        counts_as=building.counting(r"asta/|layers_\d+/", f"({'|'.join(heads)})/"),
     )
     system = with_correlation(system, module, look_up=look_up)
     if self_ensemble:
@@ -346,6 +352,7 @@ def with_dense_tables(system: System) -> System:
     return dataclasses.replace(
         system,
         tables=tuple(t for t in system.tables if t.frozen),
+        counts_as=(*under("model", system.counts_as), ("tables/", "other")),
         init=init,
         loss=adapted(system.loss),
         outputs=adapted(system.outputs),

@@ -102,6 +102,9 @@ class SASRec(nn.Module):
         return jnp.broadcast_to(cor[:, None], (*target.shape[:2], cor.shape[1]))
 
 
+COUNTS_AS = building.counting(r"layers_\d+/")
+
+
 def build(schema: Schema, **options) -> System:
     """SASRec as a system; options: those of `building.ranker` and the fields of `SASRec`."""
-    return building.ranker("sasrec", SASRec, schema, **options)
+    return building.ranker("sasrec", SASRec, schema, COUNTS_AS, **options)

@@ -393,7 +393,15 @@ def make_system(schema, table, compute_dtype, param_dtype, labels, pattern, opti
     )
     check(module)
     owner = tables[0].owner
-    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
+    system = pointwise(
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        owner=owner,
+        counts_as=building.counting(r"layers_\d+/", "(mlp|read_out)/"),
+    )
     return dataclasses.replace(system, exports={**system.exports, **cache_exports(module, owner)})
 
 

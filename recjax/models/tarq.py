@@ -504,6 +504,9 @@ class Functions:
             outputs=self.outputs,
             objectives=tuple(objectives),
             select=Select(),
+            counts_as=building.counting(
+                r"\w+_attention/", r"(teacher|user|item)_(mlp|out|read)/|read|bias"
+            ),
             exports={
                 "score": Export(self.score, "request"),
                 "item": Export(self.part("serve_item"), "item"),

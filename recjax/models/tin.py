@@ -232,7 +232,13 @@ def build(
         bias = bias_table(module, tables)
         tables, look_up = (*tables, bias), with_bias(look_up, module, bias)
     system = pointwise(
-        schema, module, tables, heads=heads, compute_dtype=module.dtype, look_up=look_up
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        look_up=look_up,
+        counts_as=building.counting("time|pooled/|interest/", r"(top|MLP_0|Logits_0)/"),
     )
 
     return with_correlation(system, module, look_up=look_up)

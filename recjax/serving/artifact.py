@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from recjax.system import System
 
 FORMAT = 1
+Source = str | os.PathLike | pl.DataFrame
+Vocabularies = Mapping[str, Source] | Callable[[str], Source]
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Sizes of the made-up batch in check.npz.
 _CHECK = {"b": 2, "c": 3}
@@ -114,7 +116,7 @@ def export_artifact(
     *,
     batch: Any,
     config: Mapping[str, Any],
-    vocab: Mapping[str, str | os.PathLike | pl.DataFrame] | None = None,
+    vocab: Vocabularies | None = None,
     metadata: Mapping[str, Any] | None = None,
     rows_format: str = "int8",
     platforms: Sequence[str] = PLATFORMS,
@@ -133,7 +135,8 @@ def export_artifact(
       batch: One batch (recjax/inputs.py) of the training stream, for dtypes and history lengths; its values
         are not stored.
       config: JSON values.
-      vocab: Id space -> parquet file or frame with columns value and id.
+      vocab: Id space -> parquet file or frame with columns value and id: a mapping, or a function. Those of the id
+        spaces that some function reads go in.
       metadata: JSON values. `keep_prob` is the probability with which unbought exposures were kept.
       rows_format: float32, float16 or int8 (a scale per row).
       platforms: To lower for; none of them need be present.
@@ -198,6 +201,7 @@ def _write(
     params = Params(next(held), {}, *held)
     programs, batch = _programs(exports, system, params, batch, platforms)
     tables = _quantized_tables(system, trees.tables, programs, rows_format)
+    vocab = _vocabularies(system.schema, programs, vocab)
     used = sorted({n for p in programs.values() for n in p.parameters})
     parameters = program.flatten(params)
     manifest = {
@@ -235,6 +239,16 @@ def _write(
         out.arrays("derived.npz", {k: np.asarray(v) for k, v in made.items()})
     out.arrays("check.npz", _answers(system, params, tables, exports, programs, batch))
     return manifest
+
+
+def _vocabularies(schema: Schema, programs: Mapping[str, program.Program], given: Vocabularies):
+    """Of `given`, those of the id spaces that a program reads, by their features' positions or the ids themselves."""
+    read = {n.partition("/")[::2] for p in programs.values() for n in p.inputs}
+    spaces = {name for kind, name in read if kind == "ids"}
+    spaces |= {schema.feature(name).id_space for kind, name in read if kind == "pos"}
+    of = given if callable(given) else given.get
+    found = {space: of(space) for space in sorted(spaces)}
+    return {space: x for space, x in found.items() if x is not None}
 
 
 def _host(tree: Any, name: str) -> Any:

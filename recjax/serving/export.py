@@ -7,7 +7,6 @@ The newest checkpoint, rows as int8. Of a distilled pair only the student goes i
 keeps them up to date.
 """
 
-from collections.abc import Mapping
 import json
 import os
 import sys
@@ -20,14 +19,11 @@ from recjax import command
 from recjax.data import module_of
 from recjax.data.loading.layout import BatchError
 from recjax.data.store.event_log import EventLog
-from recjax.models import distillation_online
-from recjax.models.parts import building
+from recjax.data.store.sampling import keep_probability
 from recjax.runtime.run import set_up
 from recjax.serving import artifact, catalogue
 from recjax.serving.quantize import FORMATS
-from recjax.system import System
 from recjax.training.opening import open_run
-from recjax.trees import Trees
 
 
 def export_run(
@@ -55,12 +51,9 @@ def export_run(
       ArtifactError, FileNotFoundError: Saying what is missing.
     """
     config, data, system, trees, _ = open_run(run, data_dir, best=best)
-    if config.model.name in ("distillation_online", "distil"):
-        system, trees = _student(data.schema, config, trees)
+    if system.export_view is not None:
+        system, trees = system.export_view(trees)
     log = _event_log(config, data) if snapshot else None
-    used = {t.id_space for t in system.tables}
-    # An arm has no row of a table, and requests name it all the same.
-    used |= {f.id_space for f in system.schema.select("treatment", kind="id")}
     batch = next(iter(data.batches(config.data.train, 64)))
     stored = catalogue.derive(system, data.prepared, batch) if hasattr(data, "prepared") else None
     return artifact.export_artifact(
@@ -69,7 +62,7 @@ def export_run(
         trees,
         batch=batch,
         config=json.loads(config.to_json()),
-        vocab={s: data.vocabulary(s) for s in used},
+        vocab=data.vocabulary,
         metadata={"keep_prob": keep_probability(data.identity, config.data.train)},
         rows_format=rows_format,
         derive=stored,
@@ -79,14 +72,6 @@ def export_run(
     )
 
 
-def _student(schema, config: ConfigDict, trees: Trees) -> tuple[System, Trees]:
-    """Its functions, parameters and tables: serving costs what the student costs."""
-    options = {k: v for k, v in building.plain(config.model).items() if k != "name"}
-    system = distillation_online.student_only(schema, **options)
-    tables = {t.path: trees.tables[t.path] for t in system.tables}
-    return system, Trees(trees.dense["student"], tables, trees.state.get("student", {}))
-
-
 def _event_log(config: ConfigDict, data) -> EventLog | None:
     """Of the data set, if its module has one."""
     try:
@@ -94,15 +79,6 @@ def _event_log(config: ConfigDict, data) -> EventLog | None:
     except BatchError:  # the module of an own data set that this machine does not have
         return None
     return make(data.prepared, config.data.source) if make else None
-
-
-def keep_probability(identity: Mapping[str, Any], split: str) -> float:
-    """The one probability with which a split's negatives were kept, by which served probabilities are corrected.
-
-    Matched negatives have none (their number multiplies each product's popularity), so a model trained on them serves
-    uncorrected probabilities.
-    """
-    return 1.0 if split.endswith("_matched") else identity.get("keep", {}).get(split, 1.0)
 
 
 def main(_) -> None:

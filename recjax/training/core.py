@@ -23,11 +23,12 @@ from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint, hosts
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import Run, RunError, Stop, compiled
-from recjax.training import optim, progress, transfer
+from recjax.system import parameter_counts
+from recjax.training import progress, transfer
 from recjax.training.progress import Clock
 from recjax.training.step import forward_flops, make_step
 from recjax.training.window import Window
-from recjax.trees import Tree, Trees
+from recjax.trees import Trees
 
 HOPELESS = 100  # steps in a row that are left out before `train.on_non_finite=skip` gives up
 
@@ -58,6 +59,7 @@ class Core:
         self.data = open_data(config.data, **share)
         transfer.check_splits(config, self.data)
         self.system = models.build(self.data.schema, config.model)
+        transfer.check_stages(config, self.data, self.system)
         self.total = len(self.train_batches(0))
         if not self.total:
             raise RunError(
@@ -260,14 +262,7 @@ class Core:
     def costs(self, trees: Trees) -> dict:
         """Sizes of one run's trees, and what scoring costs."""
         return dict(
-            n_dense=count(trees.dense),
-            n_blocks=count(trees.dense, "layers_"),
+            **parameter_counts(self.system, trees.dense),
             n_embedding=embedding.num_parameters(trees.tables),
             flops_per_example=forward_flops(self.system, trees, self.example, self.plan),
         )
-
-
-def count(tree: Tree, part: str = "") -> int:
-    """Parameters in a tree, or in those of its leaves whose path contains `part`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return int(sum(x.size for p, x in leaves if part in optim.path_name(p)))

@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import embedding
+from recjax.data.loading import stages
+from recjax.data.loading.protocol import Data
 from recjax.embedding import lanes
 from recjax.runtime import checkpoint
 from recjax.runtime import mesh as meshes
@@ -73,15 +75,27 @@ def check_resumed(meta: dict, data, where: epath.PathLike) -> None:
         )
 
 
-def check_splits(config: ConfigDict, data) -> None:
-    """Raises RunError when the config names a split that the data lack: now, not after the training."""
+def asked_splits(config: ConfigDict) -> list[tuple[str, str]]:
+    """(key, split) of all that training with a config reads."""
     during = config.eval.every or config.eval.at_examples  # else eval.splits is not read
     asked = {
         "data.train": (config.data.train,),
         "eval.splits": config.eval.splits if during else (),
         "eval.final": config.eval.final,
     }
-    for key, split in ((k, s) for k, splits in asked.items() for s in splits):
+    return [(key, split) for key, splits in asked.items() for split in splits]
+
+
+def check_stages(config: ConfigDict, data: Data, system: System) -> None:
+    """Raises BatchError where a system wants its stages apart and the data's share a window of time."""
+    if system.stages_apart and hasattr(data, "prepared"):
+        for split in dict.fromkeys(split for _, split in asked_splits(config)):
+            stages.check_stages(data.prepared, split)
+
+
+def check_splits(config: ConfigDict, data) -> None:
+    """Raises RunError when the config names a split that the data lack: now, not after the training."""
+    for key, split in asked_splits(config):
         if split not in data.splits:
             raise RunError(
                 f"{key} names the split {split!r}, but the data have {', '.join(data.splits)}; "

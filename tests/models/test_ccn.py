@@ -19,7 +19,7 @@ from recjax.models import ccn, dihn
 from recjax.schema import Feature, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
-from recjax.system import pointwise
+from recjax.system import parameter_counts, pointwise
 from recjax.training.loop import train
 from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
 
@@ -411,6 +411,14 @@ def test_bad_options_are_named(options, words):
 def test_a_schema_without_item_fields_is_refused():
     with pytest.raises(SchemaError, match="ccn needs a candidate id or vector"):
         models.build(PAGES.without(["item", "category"]), dict(SMALL))
+
+
+@pytest.mark.parametrize("name", ["ccn", "dihn"])
+def test_parameters_count_as_blocks_or_head(name):
+    system = models.build(PAGES, dict(SMALL) if name == "ccn" else dict(name=name))
+    m = make(system, W)
+    counts = parameter_counts(system, m.dense)
+    assert min(counts.values()) > 0 and counts["n_blocks"] + counts["n_head"] < counts["n_dense"]
 
 
 def test_an_artifact_computes_the_condition_once(tmp_path):

@@ -11,7 +11,7 @@ from recjax import models
 from recjax.models import distillation_online
 from recjax.schema import SchemaError
 from recjax.training import optim
-from tests.models.worlds import SCHEMA, close, far, jit, make, world
+from tests.models.worlds import SCHEMA, Model, close, far, jit, make, world
 
 W = world(b=4, c=3, n=8)
 HEAD = dict(head=(8,), head_activation="silu", head_norm="batch")
@@ -32,9 +32,9 @@ def alone(side):
     """The side as a model of its own, with its share of the pair's values."""
     pair = model()
     if side == "student":
-        system = distillation_online.student_only(SCHEMA, weight=3.0, **OPTIONS)
-    else:
-        system = models.build(SCHEMA, {**TEACHER, "table": {"owner": "teacher"}})
+        system, own = pair.system.export_view(pair.trees)
+        return Model(system, own.dense, own.state, own.tables)
+    system = models.build(SCHEMA, {**TEACHER, "table": {"owner": "teacher"}})
     tables = {k: v for k, v in pair.tables.items() if k.startswith(f"{side}/")}
     return pair.replace(
         system=system, dense=pair.dense[side], state=pair.state[side], tables=tables

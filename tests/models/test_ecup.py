@@ -20,6 +20,7 @@ from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact, batch_scoring
 from recjax.serving.export import export_run
 from recjax.serving.scorer import Scorer
+from recjax.system import parameter_counts
 from recjax.training.loop import train
 from recjax.training.opening import open_run
 from recjax.trees import Params
@@ -265,6 +266,22 @@ def test_permuting_features_with_their_parameters_changes_nothing():
     state = prepared()[2]
     got = jax.jit(lambda p: other.outputs(Params(p, rows, state), b)["ctcvr_arms"])(mine)
     np.testing.assert_allclose(got, outputs()["ctcvr_arms"], atol=1e-6)
+
+
+@every_model
+def test_parameters_count_as_blocks_or_head(options):
+    name = options.get("model", "ecup")
+    kind = {k: v for k, v in options.items() if k != "model"}
+    system = models.build(SCHEMA, dict(name=name, propensity=True, **kind))
+    rows = rows_of(arms(**options))
+    rows = {
+        p: np.zeros((*x.shape[:-1], t.dim))
+        for (p, x), t in zip(rows.items(), system.tables, strict=True)
+    }
+    dense = jax.eval_shape(system.init, jax.random.key(0), rows, batch())[0]
+    counts = parameter_counts(system, dense)
+    plain = not kind.get("taenet", True) or name != "ecup"
+    assert counts["n_head"] and bool(counts["n_blocks"]) != plain
 
 
 @every_model

@@ -1,5 +1,6 @@
 """What holds for every model of the registry."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import models
+from recjax.system import parameter_counts
 from recjax.trees import Params
 from tests.models.worlds import SCHEMA, close, far, finite, initial, jit, make, world
 
@@ -79,6 +81,29 @@ def test_an_empty_history_is_finite(name):
     m, empty = model(name), world(b=4, c=3, n=6, lengths=0)
     (loss, state, _), grads = m.loss_and_grads(empty)
     assert finite((loss, state, grads, m.outputs(empty)))
+
+
+@every_model
+def test_every_parameter_counts_as_something(name):
+    m = model(name)
+    found = parameter_counts(m.system, m.dense)
+    assert found["n_dense"] == sum(x.size for x in jax.tree.leaves(m.dense))
+    assert (found["n_blocks"] > 0) == (name != "logistic") and found["n_head"] >= 0
+    assert found["n_blocks"] + found["n_head"] <= found["n_dense"]
+    if "suan" in name:  # as always counted
+        own = {
+            jax.tree_util.keystr(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(m.dense)
+        }
+        assert found["n_blocks"] == sum(n for p, n in own.items() if "layers_" in p)
+
+
+def test_nothing_is_counted_that_nobody_has_declared():
+    m = model("din")
+    silent = dataclasses.replace(m.system, counts_as=())
+    assert parameter_counts(silent, m.dense)["n_blocks"] is None
+    for rules in ((("MLP_0/", "head"),), ((".*", "tail"),)):
+        with pytest.raises(ValueError, match=r"System.counts_as .*ActivationUnit_0"):
+            parameter_counts(dataclasses.replace(m.system, counts_as=rules), m.dense)
 
 
 @pytest.mark.parametrize("name", ["suan", "din", "tin", "aw_moe", "distillation"])

@@ -15,6 +15,7 @@ from recjax.metrics import classification, ranking
 from recjax.models import hyperpave
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
+from recjax.system import parameter_counts
 from recjax.training.loop import train
 from recjax.training.opening import open_run
 from recjax.trees import Params, Trees
@@ -354,6 +355,17 @@ def config(seed=0, epochs=200, **keys):
     for key, value in keys.items():
         c.update_from_flattened_dict({key.replace("__", "."): value})
     return c
+
+
+def test_convolutions_are_the_blocks():
+    counts = parameter_counts(*model())
+    convolutions = sum(
+        x.size
+        for k, v in model()[1].items()
+        if k[:4] in ("conv", "mix_", "sage")
+        for x in jax.tree.leaves(v)
+    )
+    assert counts["n_blocks"] == convolutions and 0 < counts["n_head"] < 100
 
 
 def test_functions_of_the_artifact_agree_with_the_graph(tmp_path):

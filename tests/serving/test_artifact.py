@@ -20,7 +20,7 @@ from recjax.serving.scorer import Scorer
 from recjax.system import Export
 from tests import fakes
 from tests.models import worlds
-from tests.serving.conftest import eager, export, system_and_trees
+from tests.serving.conftest import eager, export, system_and_trees, vocabularies
 
 
 @pytest.mark.parametrize("kind", sorted(fakes.SYSTEMS))
@@ -321,3 +321,18 @@ def test_loading_needs_no_model_source(exported, run_python):
     done = run_python(textwrap.dedent(source), str(exported.path))
     blocked, difference = done.stdout.split()
     assert blocked == "blocked" and float(difference) < 1e-5
+
+
+def test_the_id_spaces_of_an_artifact_are_those_its_functions_read(tmp_path):
+    """Whatever their features' roles; a graph reads none."""
+    asked = []
+
+    def vocab(space):
+        asked.append(space)
+        return vocabularies()[space]
+
+    made = export(tmp_path / "a", "pages", vocab=vocab)
+    assert sorted(asked) == sorted(made.manifest["vocab"]) == ["item", "user"]
+    export(tmp_path / "b", "graph", vocab=lambda space: 1 / 0)
+    more = vocabularies() | {"nobody": None}
+    assert set(export(tmp_path / "c", "pages", vocab=more).manifest["vocab"]) == {"item", "user"}

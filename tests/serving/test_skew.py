@@ -84,7 +84,7 @@ def export(prepared, path, until):
         Trees(dense, tables, state),
         batch=batch,
         config={},
-        vocab={t.id_space: prepared.vocabulary(t.id_space) for t in system.tables},
+        vocab=prepared.vocabulary,
         rows_format="float32",
         platforms=("cpu",),
         log=complete_journey.event_log(prepared),

@@ -35,7 +35,6 @@ from recjax.data.loading.mixed import MixedSource, side_by_side
 from recjax.data.loading.order import Order, request_starts
 from recjax.data.loading.protocol import Period
 from recjax.data.loading.source import BatchSource
-from recjax.data.loading.stages import check_stages
 from recjax.data.store.growth import vocabulary_hash
 from recjax.data.store.prepared import Prepared
 
@@ -186,7 +185,6 @@ class PreparedData:
         self._levels: dict[tuple, tuple[Capacity, ...]] = {}
         self._indexes: dict[str, Index] = {}
         self._streams: dict[tuple, tuple[MixedSource, list[Period]]] = {}
-        self._in_stage: set[str] = set()
 
     def batches(
         self,
@@ -207,9 +205,6 @@ class PreparedData:
         levels: Sequence[Capacity] = (),
     ) -> Batches:
         """See `recjax.data.loading.protocol.Data.batches`."""
-        if split not in self._in_stage:
-            check_stages(self.prepared, split)
-            self._in_stage.add(split)
         choice = Choice(examples, recent, recent_days, period)
         options = dict(epochs=epochs, shards=shards, seed=shuffle_seed, levels=levels)
         make = functools.partial(self._source, split, batch_size, **options)

@@ -114,8 +114,8 @@ class Data(Protocol):
             from the data.
 
         Raises:
-          BatchError: The sizes do not divide, `start` is past the end, an option that this source does not know is
-            set, or stages of the data overlap in time.
+          BatchError: The sizes do not divide, `start` is past the end, or an option that this source cannot honour is
+            set.
         """
 
 

@@ -58,6 +58,7 @@ from recjax.data.store import histories
 from recjax.data.store.event_log import USER, EventLog, ServedCounter
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
 from recjax.data.store.prepared import Prepared, is_prepared, prepared_path, say_prepared
+from recjax.data.store.sampling import POPULARITY, UNIFORM, sampling_of
 from recjax.data.store.vocabulary import Vocabulary, frames
 from recjax.data.store.writing import BLOCK_SIZE, write_prepared
 from recjax.schema import Feature, Schema
@@ -292,6 +293,7 @@ def prepare(
         facts={
             "counters": [c for counter in COUNTERS for c in counter.columns],
             "keep": keep,
+            "sampling": {s: sampling(s) for s in rows},
             "weeks": WEEKS,
         },
         options=options,
@@ -317,13 +319,18 @@ def popularity(prepared: Prepared) -> np.ndarray:
     return counts
 
 
+def sampling(drawn: str) -> str:
+    """How `exposures.draw` draws the negatives of this name."""
+    return POPULARITY if drawn.endswith("_matched") else UNIFORM
+
+
 def keep_probability(prepared: Prepared, split: str, product: np.ndarray) -> np.ndarray:
     """With which probability an unbought opportunity of these product ids entered a split, float64 [N].
 
     Exact for products of the vocabulary; in matched splits unknown ones share one id and get an upper bound.
     """
     k = prepared.identity["keep"][split]
-    if not split.endswith("_matched"):
+    if sampling_of(prepared.identity, split) == UNIFORM:
         return np.full(len(product), k)
     return -np.expm1(-k * popularity(prepared)[product])
 

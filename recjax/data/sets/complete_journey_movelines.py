@@ -413,6 +413,7 @@ def prepare(
         facts={
             "counters": [c for counter in complete_journey.COUNTERS for c in counter.columns],
             "keep": {s: keep[PARTS[s][3]] for s in rows},
+            "sampling": {s: complete_journey.sampling(PARTS[s][3]) for s in rows},
             "stages": {s: dataclasses.asdict(w) for s, w in windows.items()},
             "overlap": overlap,
         },

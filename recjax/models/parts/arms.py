@@ -19,7 +19,7 @@ from recjax.layers.tabular import each_candidate, numbers_of
 from recjax.metrics import uplift
 from recjax.models.parts import building
 from recjax.schema import NUM_RESERVED, Schema, SchemaError, spread
-from recjax.system import Export, Objective, Select, System, bce, mean, weights_of
+from recjax.system import CountsAs, Export, Objective, Select, System, bce, mean, under, weights_of
 from recjax.trees import Params
 
 SEEN = "seen"  # state: rows of each arm so far, which make P(t)
@@ -58,6 +58,7 @@ class Arms:
       ids: Treatment ids of the arms, the control's first.
       weight: w of the conversion loss.
       propensity: None, or a model of the arm that was given.
+      counts_as: As in `System`, of the module's parameters.
     """
 
     schema: Schema
@@ -66,6 +67,7 @@ class Arms:
     ids: tuple[int, ...]
     weight: float = 1.0
     propensity: Propensity | None = None
+    counts_as: CountsAs = ((".*", "other"),)
 
     @property
     def treatment(self) -> str:
@@ -247,6 +249,7 @@ class Arms:
             outputs=self.outputs,
             objectives=(Objective("logits", click), Objective("ctcvr", conversion, "ctcvr")),
             select=Select("qini_ctcvr"),
+            counts_as=(*under("model", self.counts_as), ("propensity/", "other")),
             exports={"score": Export(self.score), "arms": Export(self.serve)},
             measure=self.measure,
             kept=kept,

@@ -13,7 +13,7 @@ from recjax import configs
 from recjax.layers import fields
 from recjax.layers.mlp import ACTIVATIONS, NORMS
 from recjax.schema import Schema, SchemaError, Table
-from recjax.system import System, pointwise, with_correlation
+from recjax.system import CountsAs, System, pointwise, with_correlation
 
 
 def plain(value: Any) -> Any:
@@ -103,10 +103,21 @@ def make_heads(schema: Schema, labels: Iterable[str] | None) -> dict[str, str]:
     return {"logits": labels[0], **{name: name for name in labels[1:]}}
 
 
+def counting(blocks: str, head: str = r"(MLP|Logits)_0/") -> CountsAs:
+    """`System.counts_as` of a model whose parameters are these blocks, this head, and inputs.
+
+    Args:
+      blocks, head: Regexes that the beginning of a path matches; "": there are none.
+    """
+    named = ((blocks, "blocks"), (head, "head"))
+    return (*(rule for rule in named if rule[0]), (".*", "other"))
+
+
 def ranker(
     name: str,
     module_type: type[nn.Module],
     schema: Schema,
+    counts_as: CountsAs,
     *,
     table: Mapping[str, Any] = {},
     compute_dtype: str = "float32",
@@ -121,6 +132,7 @@ def ranker(
       module_type: Has the fields schema, outputs, history, head_norm, head_activation, dense_norm, dtype, param_dtype and a
         method `correlation`.
       schema: Needs a history list with an id space that a candidate feature shares, and a label.
+      counts_as: See `System`.
       table: To `Schema.tables`.
       compute_dtype: Of activations.
       param_dtype: Of dense parameters.
@@ -139,5 +151,13 @@ def ranker(
     check_choice(name, "dense_norm", module.dense_norm, ("batchnorm", "identity"))
     fields.check_shared_fields(name, schema, module.history)
     owner = tables[0].owner
-    system = pointwise(schema, module, tables, heads=heads, compute_dtype=module.dtype, owner=owner)
+    system = pointwise(
+        schema,
+        module,
+        tables,
+        heads=heads,
+        compute_dtype=module.dtype,
+        owner=owner,
+        counts_as=counts_as,
+    )
     return with_correlation(system, module, owner)

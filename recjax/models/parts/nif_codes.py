@@ -21,7 +21,7 @@ from recjax.inputs import embed_targets, take
 from recjax.layers import residual_quantizer as rq
 from recjax.layers.flow import Pool, rank, shared_negatives
 from recjax.models.parts import nif_stage
-from recjax.models.parts.nif_generator import Generator
+from recjax.models.parts.nif_generator import COUNTS_AS, Generator
 from recjax.schema import Table
 from recjax.system import Objective, Select, System, mean
 from recjax.trees import Params
@@ -149,8 +149,10 @@ def make_system(stage: nif_stage.Stage, tables: tuple[Table, ...], patience: int
         outputs=own.outputs,
         objectives=(Objective("logits", stage.schema.labels[0]),),
         select=Select("nce_loss", "min", patience),
+        counts_as=COUNTS_AS,
         exports={k: v for k, v in own.exports().items() if k != "item"},
         after_step=rq.after_step(own.quantizer, ()),
         measure=nif_stage.hit_rates,
         kept=("nce", "rank", "real"),
+        stages_apart=True,
     )

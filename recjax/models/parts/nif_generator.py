@@ -14,6 +14,7 @@ from recjax.layers.moveline import Block, Encoders, Fields
 from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError, Table
 
+COUNTS_AS = building.counting(r"(encoders/|decoder_)layers_\d+/", "naming/")
 OWNER = "generator"  # of the tables: a CTR model on the same batch has its own
 
 

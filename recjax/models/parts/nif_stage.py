@@ -23,7 +23,7 @@ from recjax.layers.flow import (
 )
 from recjax.layers.moveline import Fields
 from recjax.models.parts import building
-from recjax.models.parts.nif_generator import OWNER, Generator
+from recjax.models.parts.nif_generator import COUNTS_AS, OWNER, Generator
 from recjax.schema import NUM_RESERVED, Feature, Schema, SchemaError, Table
 from recjax.system import Export, Objective, Select, System, mean
 from recjax.trees import Params, Rows
@@ -250,7 +250,9 @@ def make_system(stage: Stage, tables: tuple[Table, ...], patience: int) -> Syste
         outputs=stage.outputs,
         objectives=(Objective("logits", stage.schema.labels[0]),),
         select=Select("nce_loss", "min", patience),
+        counts_as=COUNTS_AS,
         exports=stage.exports(),
         measure=hit_rates,
         kept=("nce", "rank", "rank_last", "rank_popular", "real"),
+        stages_apart=True,
     )

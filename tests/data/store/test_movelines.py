@@ -6,13 +6,15 @@ import types
 import numpy as np
 import pytest
 
+from recjax import configs, models
 from recjax.data.loading.layout import BatchError
 from recjax.data.loading.loader import PreparedData
-from recjax.data.loading.stages import check_windows
+from recjax.data.loading.stages import check_stages, check_windows
 from recjax.data.sets import complete_journey_movelines
 from recjax.data.store import movelines
 from recjax.data.store.prepared import Prepared
 from recjax.data.worlds import nif
+from recjax.training import transfer
 from tests.messages import raises
 
 LENGTHS = dict(history=6, moveline=8, next=8, uniform=4, rejected=4)
@@ -87,7 +89,7 @@ def test_user_blocks():
     assert len(set(got)) == 3 and sorted(np.unique(got)) == [0, 1, 2]
 
 
-def test_the_loader_refuses_stages_that_overlap(tmp_path, folder):
+def test_stages_that_overlap_are_refused(tmp_path, folder):
     stages = Prepared(folder).identity["stages"]
     check_windows(stages, folder, False)
     late = {**stages, "train_flow": {**stages["train_flow"], "end": stages["train"]["end"]}}
@@ -97,23 +99,35 @@ def test_the_loader_refuses_stages_that_overlap(tmp_path, folder):
     prepared = Prepared(folder)
     prepared.identity["stages"] = late
     with raises(BatchError, "'train_flow'", "'train'"):
-        PreparedData(prepared, history=LENGTHS).batches("train", 64)
+        check_stages(prepared, "train")
     longer = nif.prepare(tmp_path, users=USERS, seed=1, overlap=True)
     later = PreparedData(Prepared(longer), history=LENGTHS)
     assert (
         later.splits["train_flow"]
         > 1.5 * PreparedData(prepared, history=LENGTHS).splits["train_flow"]
     )
-    assert len(later.batches("train_flow", 64))
+    check_stages(later.prepared, "train_flow")
 
 
-def test_the_loader_refuses_rows_and_targets_outside_their_window(folder):
+def test_rows_and_targets_outside_their_window_are_refused(folder):
     for change in (dict(begin=4 * nif.STEP + nif.EPOCH), dict(end=26 * nif.STEP + nif.EPOCH)):
         prepared = Prepared(folder)
         stages = prepared.identity["stages"]
         stages["train_flow"] = {**stages["train_flow"], **change}
         with raises(BatchError, "train_flow", "window"):
-            PreparedData(prepared, history=LENGTHS).batches("train_flow", 64)
+            check_stages(prepared, "train_flow")
+
+
+def test_a_run_checks_stages_where_the_model_wants_them_apart(folder, data):
+    config = configs.base()
+    config.data.train, config.eval.final = "train", ("test",)
+    amen, din = (models.build(data.schema, dict(name=name)) for name in ("amen", "din"))
+    transfer.check_stages(config, data, amen)
+    wrong = PreparedData(Prepared(folder), history=LENGTHS)
+    wrong.prepared.identity["stages"]["test"] |= dict(begin=0, end=1)
+    transfer.check_stages(config, wrong, din)
+    with raises(BatchError, "'test'", "window"):
+        transfer.check_stages(config, wrong, amen)
 
 
 def test_shuffled_labels_say_nothing_and_histories_stay(tmp_path, data):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from recjax import models
+from recjax.system import parameter_counts
 from recjax.trees import Params
 from scaling.plan import flow_grades, grades
 from tests.models.test_nif import SCHEMA, world
@@ -27,6 +28,8 @@ def test_counts_are_those_of_the_model_and_the_compiler(name, grade, more):
     assert got["n_dense"] == sum(sizes.values())
     assert got["n_blocks"] == sum(n for k, n in sizes.items() if "layers_" in k)
     assert got["n_head"] == sum(n for k, n in sizes.items() if "top" in k or "logit" in k)
+    counted = parameter_counts(system, dense)
+    assert counted == {k: got[k] for k in counted}
     spaces = {t.path: SCHEMA.space(t.id_space).rows * t.dim for t in system.tables}
     assert got["n_embedding"] == sum(spaces.values())
     if more.get("flow") == "none" or name == "nif" and not more:
