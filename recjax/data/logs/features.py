@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 from recjax.data.logs.events import Events, Places, codes, events_at
-from recjax.data.logs.mapping import SESSION, LogMapping
+from recjax.data.logs.mapping import ORDER, SESSION, LogMapping
 from recjax.data.logs.notes import Note
-from recjax.data.logs.rows import as_feature, as_key
+from recjax.data.logs.rows import WEIGHT, as_feature, as_key
+from recjax.data.logs.shapes import cross_name
 from recjax.data.logs.sources import read_table
 from recjax.data.logs.values import is_any
 from recjax.data.logs.whole import SharedCounter, Whole, find_last_rows
@@ -23,11 +24,12 @@ from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.histories import Counter, CounterIndex, Timeline
 from recjax.data.store.prepared import DataError
 from recjax.data.store.vocabulary import Vocabulary
-from recjax.schema import MISSING, Feature, Schema
+from recjax.schema import MISSING, PAD, Feature, Schema
 
 LOG_Q = "log_q"
 KEY, LAST_ROWS = "key/", "last_rows"  # of what shards tell each other
 ALL = ("user_id", "hour", "weekday", "scene", "action")  # admitted from one occurrence on
+IDS = ("id", "multi")  # kinds that have a vocabulary
 IS_MISSING = "_missing"  # ends the name of an indicator
 SHORT = (
     0.1  # share of vectors that may have another width than the others, and then count as missing
@@ -45,7 +47,7 @@ class Field:
     Attributes:
       name: Of the feature.
       role: Of the feature.
-      kind: "id", "dense" or "vector".
+      kind: "id", "multi" (several ids), "dense" or "vector".
       values: Its values, [rows of the log, or users, or items].
       where: What indexes them: "row", "source", "user" or "item".
       transform: Of a dense one.
@@ -91,16 +93,26 @@ def fields(
     out = [
         Field("user_id", "profile", "id", e.users, "user"),
         Field("item", "candidate", "id", e.items, "item"),
-        Field("hour", "context", "id", pl.Series(local // 3600 % 24), "row"),
-        # Monday 0; 1 January 1970 was a Thursday.
-        Field("weekday", "context", "id", pl.Series((local // 86_400 + 3) % 7), "row"),
     ]
+    if m.time_unit != ORDER:
+        # Monday 0; 1 January 1970 was a Thursday.
+        weekday = pl.Series((local // 86_400 + 3) % 7)
+        out.append(Field("hour", "context", "id", pl.Series(local // 3600 % 24), "row"))
+        out.append(Field("weekday", "context", "id", weekday, "row"))
     if m.scene:
         out.append(Field("scene", "context", "id", e.rows[m.scene], "row"))
     sides = (
         ("user", "profile", m.user_columns, m.user, m.user_table, e.users, "row"),
         ("item", "candidate", m.item_columns, m.item, m.item_table, e.items, "source"),
-        ("context", "context", m.context_columns, "", "", None, "row"),
+        (
+            "context",
+            "context",
+            (*m.context_columns, *(cross_name(*p) for p in m.crosses)),
+            "",
+            "",
+            None,
+            "row",
+        ),
     )
     for side, role, columns, key, table, values, where in sides:
         outside = [c for c in columns if c not in e.rows.columns]
@@ -108,7 +120,8 @@ def fields(
             joined, known[side] = _side_table(table, key, outside, values, m, notes)
         for c in columns:
             x, at = (joined[c], side) if c in outside else (e.rows[c], where)
-            kind = "vector" if c in m.vectors else "dense" if c in m.dense else "id"
+            kinds = {"vector": m.vectors, "dense": m.dense, "multi": m.multi}
+            kind = next((k for k, named in kinds.items() if c in named), "id")
             name = feature_name(side, c, m.label_names + m.groups)
             out.append(Field(name, role, kind, x, at, m.dense.get(c, "identity")))
             if c in m.indicators:
@@ -259,16 +272,41 @@ def _encode_values(e: Events, wanted: Iterable[Field], growth: Growth) -> tuple[
     trained, times = events_at(e, np.flatnonzero(e.trained)), e.time[e.trained]
     v, values = {}, {}
     for f in wanted:
-        if f.kind != "id":
+        if f.kind not in IDS:
             values[f.name] = numbers(f, e.whole)
             continue
         if e.whole:
             v[f.space] = e.whole.vocabularies[f.space]
         else:
-            seen = f.values.gather(trained.of(f.where, e))
-            v[f.space] = growth.vocabulary(f.space, seen, min_count(f, e), times)
-        values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
+            seen, when = occurring(f, trained.of(f.where, e), times)
+            v[f.space] = growth.vocabulary(f.space, seen, min_count(f, e), when)
+        if f.kind == "multi":
+            values[f.name] = _encode_several(v[f.space], f.values, e.mapping.multi_values)
+        else:
+            values[f.name] = np.append(v[f.space].encode(f.values), np.int32(MISSING))
     return v, values
+
+
+def occurring(f: Field, at: np.ndarray, times: np.ndarray) -> tuple[pl.Series, np.ndarray]:
+    """Values of an id field at some places, and the times of these [N]; of several values in a cell each one."""
+    seen = f.values.gather(at)
+    if f.kind != "multi":
+        return seen, times
+    each = seen.list.len().fill_null(1).clip(lower_bound=1)  # null gives one null
+    return seen.explode(), np.repeat(times, each.to_numpy())
+
+
+def _encode_several(v: Vocabulary, lists: pl.Series, width: int) -> np.ndarray:
+    """The first ids of each cell, int32 [n + 1, width], padded; a missing cell, and the last, are MISSING."""
+    out = np.full((len(lists) + 1, width), PAD, np.int32)
+    kept = lists.list.head(width)
+    n = kept.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    row = np.repeat(np.arange(len(lists)), n)
+    place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    out[row, place] = v.encode(kept.filter(pl.Series(n > 0)).explode())
+    out[:-1, 0][n == 0] = MISSING
+    out[-1, 0] = MISSING
+    return out
 
 
 def min_count(f: Field, e: Events) -> int:
@@ -391,6 +429,8 @@ def columns(e: Events, x: Encoded, at: Places, log_q: np.ndarray | None) -> dict
             f"{name}/count": cut["count"],
             "partition": cut["partition"],
         }
+    if e.mapping.weight:
+        out["weight"] = e.rows[WEIGHT].cast(pl.Float32).to_numpy()[at.row]
     out |= {f.name: x.values[f.name][at.of(f.where, e)] for f in x.fields}
     keys = {k: c[at.of(where, e)] for k, (c, where) in x.keys.items()} | {"time": asked}
     if e.whole and e.mapping.sampled:
@@ -418,11 +458,15 @@ def _last_rows_of_all(e: Events, x: Encoded, at: Places) -> dict[str, np.ndarray
 
 def make_schema(e: Events, x: Encoded) -> Schema:
     """Profile, context, candidate with causal counters, history, labels."""
+    several = {"multi": e.mapping.multi_values, "combiner": "mean"}
     width = lambda f: x.values[f.name].shape[1] if f.kind == "vector" else 0  # noqa: E731
     features = [
-        Feature(f.name, f.role, f.space if f.kind == "id" else "", width(f), f.transform)
+        Feature(
+            f.name, f.role, f.space if f.kind in IDS else "", width(f), f.transform,
+            **(several if f.kind == "multi" else {}),
+        )
         for f in x.fields
-    ]
+    ]  # fmt: skip
     dense = [c for index in x.indexes for c in index.counter.columns]
     features += [Feature(c, "candidate", transform="log1p") for c in dense]
     for name in x.timelines:

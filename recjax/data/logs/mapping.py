@@ -31,11 +31,24 @@ from recjax.schema import TRANSFORMS
 NEGATIVES = ("impressions", "popular", "uniform")
 GROUPS = ("request", "user", "page", "session")
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}  # microseconds in one; ns are divided
+ORDER, SUFFIX = "order", "suffix"
 DAY_FIRST, MONTH_FIRST = "day first", "month first"
 LINES = ("user", "item", "time", "time_unit", "time_format", "action", "request", "page", "session_gap", "scene", "group")  # fmt: skip
 LINES += ("where", "user_table", "item_table", "negatives", "gap", "separator", "encoding")
 IDS = ("text", "stored")
-LATER = ("as_of", "label_missing", "where", "indicators", "catalogue", "encoding", "columns", "nulls", "ids")  # fmt: skip
+LATER = (
+    "event_files",
+    "event_keys",
+    "explode",
+    "taken",
+    "multi",
+    "multi_values",
+    "buckets",
+    "hashed",
+    "crosses",
+    "weight",
+)
+LATER += ("as_of", "label_missing", "where", "indicators", "catalogue", "encoding", "columns", "nulls", "ids")  # fmt: skip
 SESSION = "session"  # list and group key of the running session
 POSITIVE = "positive"  # the label of a log that holds positives only
 
@@ -47,7 +60,8 @@ class LogMapping:
     Attributes:
       user, item: Columns of who and what.
       time: Column of when: a number, a date, or text.
-      time_unit: Of a number: "s", "ms", "us", "ns", or "excel" (days of a spreadsheet); "auto" tells by its size.
+      time_unit: Of a number: "s", "ms", "us", "ns", "excel" (days of a spreadsheet), or "order" (a log without times: places in
+        its order from 1 on, taken for seconds; there are no features of hour and weekday); "auto" tells by its size.
       time_format: strptime pattern of text (or of numbers like 20240131); "day first" or "month first" for dates like
         1/2/2024; "": ISO 8601 and the forms that can be read in one way only (`recjax.data.logs.times`). Whether days or
         months come first is then told from the whole log, and refused where it does not say.
@@ -58,6 +72,12 @@ class LogMapping:
         column, or a condition like "rating >= 4"}. Empty: every row is a positive.
       label_missing: What an empty label cell means, 0 or 1 (a click joined to its impression leaves it empty where there was
         none); None: such a row is set aside.
+      event_files: {label: files}: an outcome that files of its own hold, "clicks/*.csv" relative to the mapping; the label (also
+        named in `labels`) is 1 where one of their rows has the same `event_keys`.
+      event_keys: Columns that a row and its outcome share, such as the request's and the item's.
+      explode: Whether a cell of `item` holds several items ("N1-0 N2-1", a list): each becomes a row.
+      taken: With `explode`, which of them the first label is 1 for: a column of those taken, or "suffix": those that end in
+        -1, not -0. "": the label is a column, the same for all.
       where: A condition (`recjax.data.logs.conditions`) that rows must fulfil, like "quantity > 0"; "": all do.
       action: Column of what happened (view, cart, buy).
       request: Column of the page, basket or request id; "": rows of one user and time.
@@ -70,6 +90,13 @@ class LogMapping:
         `dense` or `vectors`.
       dense: Number columns and their transform, "identity" or "log1p" (not below zero); a list means "identity".
       vectors: Columns that hold one vector of fixed width per row: lists, or text like "[0.1, 0.2]".
+      multi: {column: separator}: id columns that hold several values, "Action|Comedy", or lists (""); their embeddings are
+        averaged.
+      multi_values: At most so many of a cell's are kept, the first.
+      buckets: {column: edges}: a number column as an id of the interval it lies in ("<18", "18-25", ">=25").
+      hashed: {column: n}: an id column whose values are hashed into n ids (CRC-32), for vocabularies that never close.
+      crosses: Pairs of context or user columns; each gives the id "a_x_b" of both values, "DE|phone".
+      weight: Column of what a row counts in the loss and in the metrics, not below zero; "": 1.
       indicators: Those of `dense` and `vectors` that get a feature "<column>_missing", 1 where the value is missing or could
         not be read (the value itself is then 0).
       user_table, item_table: Files with one row per user or item, keyed by the same column name; relative to the
@@ -103,6 +130,10 @@ class LogMapping:
     as_of: str = ""
     labels: Any = ()
     label_missing: int | None = None
+    event_files: Any = ()
+    event_keys: tuple[str, ...] = ()
+    explode: bool = False
+    taken: str = ""
     where: str = ""
     action: str = ""
     request: str = ""
@@ -115,6 +146,12 @@ class LogMapping:
     context_columns: tuple[str, ...] = ()
     dense: Any = ()
     vectors: tuple[str, ...] = ()
+    multi: Any = ()
+    multi_values: int = 8
+    buckets: Any = ()
+    hashed: Any = ()
+    crosses: tuple[tuple[str, str], ...] = ()
+    weight: str = ""
     indicators: tuple[str, ...] = ()
     user_table: str = ""
     item_table: str = ""
@@ -137,7 +174,7 @@ class LogMapping:
     def __post_init__(self):
         settle = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         sides = ("user_columns", "item_columns", "context_columns")
-        for name in (*sides, "vectors", "indicators", "columns", "nulls"):
+        for name in (*sides, "vectors", "indicators", "columns", "nulls", "event_keys"):
             settle(name, _strings(name, getattr(self, name)))
         if not isinstance(self.labels, Mapping):
             settle("labels", _strings("labels", self.labels))
@@ -147,6 +184,9 @@ class LogMapping:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 settle(name, {k: _values(f"{name}[{k!r}]", v) for k, v in value.items()})
+        for name in ("event_files", "multi", "buckets", "hashed"):
+            settle(name, dict(getattr(self, name)))
+        settle("crosses", tuple((str(a), str(b)) for a, b in self.crosses))
         settle("history", dict(self.history))
         settle("movelines", dict(self.movelines))
         impressions = self.labels and not self.label_actions
@@ -159,7 +199,7 @@ class LogMapping:
                 raise DataError(f"mapping: {name} is empty; name the log's {name} column")
         _check_choice("negatives", self.negatives, NEGATIVES)
         _check_choice("group", self.group, GROUPS)
-        _check_choice("time_unit", self.time_unit, ("auto", *UNITS, "excel"))
+        _check_choice("time_unit", self.time_unit, ("auto", *UNITS, "excel", ORDER))
         _check_choice("label_missing", self.label_missing, (None, 0, 1))
         _check_choice("catalogue", self.catalogue, ("seen", "taken"))
         _check_choice("ids", self.ids, IDS)
@@ -177,6 +217,7 @@ class LogMapping:
                     f"mapping: {column!r} is dense or a vector of nothing; name it in item_columns, user_columns or "
                     "context_columns too"
                 )
+        self._check_shapes(sides)
         for column in self.indicators:
             if column not in self.dense and column not in self.vectors:
                 raise DataError(
@@ -190,6 +231,26 @@ class LogMapping:
         if self.sampled and self.negatives_per_positive < 1:
             raise DataError("mapping: negatives_per_positive must be 1 or more")
         self._check_split()
+
+    def _check_shapes(self, sides: tuple[str, ...]) -> None:
+        for what in ("multi", "buckets", "hashed"):
+            for column in getattr(self, what):
+                if column not in sides:
+                    raise DataError(f"mapping: {what} names {column!r}; name it in item_columns, user_columns or context_columns too")  # fmt: skip
+                if column in self.dense or column in self.vectors:
+                    raise DataError(f"mapping: {column!r} is in {what}, so it is an id; leave it out of dense and vectors")  # fmt: skip
+        for column, edges in self.buckets.items():
+            if not edges or list(edges) != sorted(set(edges)):
+                raise DataError(f"mapping: buckets[{column!r}]={edges!r}; give ascending numbers, the edges")  # fmt: skip
+        for pair in self.crosses:
+            for column in pair:
+                if column in self.item_columns:
+                    raise DataError(f"mapping: crosses has {column!r}, which is the item's; cross context or user columns")  # fmt: skip
+        for label in self.event_files:
+            if label not in self.label_names or not self.event_keys:
+                raise DataError(f"mapping: event_files names {label!r}; name it in labels too, and the columns it is found by in event_keys")  # fmt: skip
+        if self.taken and not (self.explode and self.label_columns):
+            raise DataError("mapping: taken needs explode = True and a label to set")
 
     def _check_lists(self) -> None:
         for group in ("page", "session"):
@@ -251,6 +312,12 @@ class LogMapping:
         return () if isinstance(self.labels, Mapping) else self.labels
 
     @property
+    def read_labels(self) -> tuple[str, ...]:
+        """Labels that are columns of the log's own files."""
+        made = {*self.event_files, *(self.label_columns[:1] if self.taken else ())}
+        return tuple(c for c in self.label_columns if c not in made)
+
+    @property
     def conditions(self) -> list[Condition]:
         where = [Condition(self.where)] if self.where else []
         return where + list(self.label_conditions.values())
@@ -306,13 +373,14 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
             raise DataError(f"{file}: unknown name {name!r}; {hint}")
     for name in ("user", "item", "time"):
         given.setdefault(name, "")
+    folder = file.resolve().parent
     for name in ("user_table", "item_table"):
         if given.get(name):
-            given[name] = str(file.resolve().parent / given[name])
+            given[name] = str(folder / given[name])
     for name in LINES:
         if not isinstance(given.get(name, ""), str):
             raise DataError(f"{file}: {name}={given[name]!r}; write it in quotation marks")
-    for name in ("split", "history", "movelines"):
+    for name in ("split", "history", "movelines", "event_files", "multi", "buckets", "hashed"):
         if given.get(name) and not isinstance(given[name], Mapping):
             raise DataError(f"{file}: {name}={given[name]!r}; write {{name: value}}")
     for name in ("negatives_per_positive", "min_count", "seed", "utc_offset"):
@@ -320,6 +388,8 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
             raise DataError(
                 f"{file}: {name}={given[name]!r}; write a number, without quotation marks"
             )
+    if given.get("event_files"):
+        given["event_files"] = {k: str(folder / v) for k, v in given["event_files"].items()}
     return LogMapping(**given)
 
 

@@ -21,6 +21,10 @@ KINDS: Mapping[str, tuple[bool, str]] = {
     "minus": (True, "{column!r} holds -1, 0 and 1: the {count:,} cells of -1 are read as 0"),
     "empty": (False, "{count:,} empty cells of {column!r} are read as {example} (label_missing)"),
     "joined": (False, "{count:,} rows differ from an earlier one in the label only: they are one impression with the larger label"),
+    "event": (
+        False,
+        "{count:,} rows of the log are among the {example} of event_files[{column!r}]",
+    ),
     "where": (False, "{count:,} rows are left out by where = {example!r}"),
     "hidden": (True, "{count:,} rows of {column} match no row of the log"),
     "absent": (True, "{column} names {example}"),

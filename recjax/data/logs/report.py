@@ -17,7 +17,7 @@ from recjax.data.logs.events import Events, Places
 from recjax.data.logs.features import Encoded, Field
 from recjax.data.logs.mapping import POSITIVE, LogMapping
 from recjax.data.logs.notes import Note
-from recjax.data.logs.rows import FILE, MOMENT, RawLog, describe
+from recjax.data.logs.rows import FILE, MOMENT, WEIGHT, RawLog, describe
 from recjax.data.logs.sources import ROW
 from recjax.data.logs.values import is_any
 from recjax.data.store import histories
@@ -84,7 +84,9 @@ def date(seconds: int) -> str:
 
 
 def _nulls(rows: pl.DataFrame) -> dict[str, int]:
-    return {c: int(rows[c].null_count()) for c in rows.columns if c not in (MOMENT, FILE, ROW)}
+    return {
+        c: int(rows[c].null_count()) for c in rows.columns if c not in (MOMENT, FILE, ROW, WEIGHT)
+    }
 
 
 def _rates(e: Events, key: pl.Series, shown: int) -> dict[str, dict[str, float]]:
@@ -170,6 +172,11 @@ def refuse(report: Mapping[str, Any], m: LogMapping) -> None:
     name, rate = m.label_names[0], report["splits"]["train"]["label_rate"]
     if 0 < rate < 1:
         return
+    if name in m.event_files:
+        raise DataError(
+            f"label {name!r} is {rate:.0f} in every training row: {m.event_files[name]} and the log share hardly a key; are "
+            f"event_keys = {list(m.event_keys)!r} right?"
+        )
     aside = sum(n for r, n in report["quarantined"].items() if r == "not a label in [0, 1]")
     if aside:
         remedy = (
@@ -250,6 +257,8 @@ def _probe_one(
     missing = np.append(f.values.is_null().to_numpy(), True)[at]
     column = values[at]
     best = undirected(missing, label)
+    if f.kind == "multi":
+        return best
     if f.kind == "id":
         return max(best, _id_auc(column, label, half))
     for x in column.reshape(len(column), -1).T:

@@ -13,9 +13,10 @@ import time
 import numpy as np
 import polars as pl
 
-from recjax.data.logs.mapping import LogMapping
+from recjax.data.logs.mapping import ORDER, SUFFIX, LogMapping
 from recjax.data.logs.notes import Note, added
 from recjax.data.logs.progress import phase, steps
+from recjax.data.logs.shapes import bucketed, check_weight, crossed, hashed, parts_of, shaped
 from recjax.data.logs.sources import ROW, check_column, columns_of, read_columns
 from recjax.data.logs.times import EARLIEST, LATEST, as_moment, settle, unit_of
 from recjax.data.logs.values import (
@@ -31,6 +32,7 @@ from recjax.data.logs.values import (
 from recjax.data.store.dates import seconds_of
 from recjax.data.store.prepared import DataError
 
+WEIGHT = "__weight"
 FILE, REASON, COLUMN, MOMENT = "__file", "__reason", "__column", "__moment"
 PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.logs.sharded`)
 BAD_SHOWN = 8
@@ -129,8 +131,11 @@ def log_columns(m: LogMapping, names: set[str]) -> list[str]:
         (c, m.user_table) for c in m.user_columns
     ]
     inside = [c for c, table in sides if not table or c in names] + list(m.context_columns)
-    asked = [c for condition in m.conditions for c in condition.columns]
-    keys = [*m.key_columns, m.time, m.scene, m.action, *m.label_columns]
+    made = {*m.label_columns} - {*m.read_labels}
+    asked = [c for condition in m.conditions for c in condition.columns if c not in made]
+    keys = [*m.key_columns, m.time, m.scene, m.action, *m.read_labels, *m.event_keys, m.weight]
+    keys += [m.taken] if m.taken != SUFFIX else []
+    inside += [c for pair in m.crosses for c in pair]
     return list(dict.fromkeys(c for c in (*keys, *inside, *asked) if c))
 
 
@@ -149,6 +154,7 @@ def _usable(
     file: str, frame: pl.DataFrame, lines: pl.DataFrame, m: LogMapping, notes: list[Note]
 ) -> RawLog:
     read = frame.height + lines.height
+    frame = shaped(frame, m, notes)
     if m.where:
         kept = m.conditions[0].holds(frame, m.missing)
         notes.append(Note("where", "", int((~kept).sum()), m.where))
@@ -163,6 +169,8 @@ def _usable(
 
 
 def _note_times(moment: pl.Series, m: LogMapping, notes: list[Note]) -> None:
+    if m.time_unit == ORDER:
+        return
     early, late = moment < EARLIEST * 1_000_000, moment > int(time.time()) * 1_000_000
     for kind, which, worst in (("early", early, "min"), ("late", late, "max")):
         if which.any() and not (kind == "late" and m.as_of):
@@ -206,9 +214,15 @@ def _typed(frame: pl.DataFrame, m: LogMapping, notes: list[Note]) -> pl.DataFram
         if name in frame.columns:
             raise DataError(f"mapping: label {name!r} is called like a column; rename the label")
         out[name] = condition.holds(frame, m.missing).cast(pl.Float64).alias(name)
+    if m.weight:
+        out[WEIGHT] = weight = check_weight(frame[m.weight], m)
+        problems.append((m.weight, "not a weight", weight.is_null()))
     sides = {*m.user_columns, *m.item_columns, *m.context_columns, m.scene, m.action}
     for column in (c for c in frame.columns if c not in out and c in sides):
         out[column] = as_feature(frame[column], m, notes)
+    for a, b in m.crosses:
+        made = crossed(*(out[c] if c in out else as_feature(frame[c], m, notes) for c in (a, b)))
+        out[made.name] = made
     reason, where = _first_problem(problems, frame.height)
     return pl.DataFrame(out).with_columns(reason.alias(REASON), where.alias(COLUMN))
 
@@ -262,8 +276,13 @@ def as_feature(x: pl.Series, m: LogMapping, notes: list[Note]) -> pl.Series:
         vector = as_vector(x, m.missing)
         notes.append(_note("vector", x.name, x.filter(vector.is_null() & ~is_missing(x, m.missing))))  # fmt: skip
         return vector
+    if x.name in m.multi:
+        return parts_of(x, m, m.multi[x.name])
+    if x.name in m.buckets:
+        return bucketed(x, m.buckets[x.name], m)
     if x.name not in m.dense:
-        return as_key(x, m, notes)
+        ids = as_key(x, m, notes)
+        return hashed(ids, m.hashed[x.name]) if x.name in m.hashed else ids
     number, empty = as_number(x, m.missing), is_missing(x, m.missing)
     notes.append(_note("number", x.name, x.filter(number.is_null() & ~empty)))
     if x.dtype == pl.String:

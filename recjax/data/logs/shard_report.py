@@ -14,11 +14,11 @@ from recjax.data.logs import report
 from recjax.data.logs.events import Events, Places
 from recjax.data.logs.features import Encoded
 from recjax.data.logs.notes import Note
-from recjax.data.logs.rows import FILE, MOMENT, PLACE, describe
+from recjax.data.logs.rows import FILE, MOMENT, PLACE, WEIGHT, describe
 from recjax.data.logs.sources import ROW
 from recjax.data.store import histories
 
-IGNORED = (MOMENT, FILE, ROW, PLACE)
+IGNORED = (MOMENT, FILE, ROW, PLACE, WEIGHT)
 
 
 def count_shard(

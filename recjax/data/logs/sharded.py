@@ -226,10 +226,13 @@ class Job:
         notes: list[Note] = []
         features = log_features.fields(e, known, notes)
         for f in {f.name: f for f in [*features, *log_features.remembered(e, features)]}.values():
-            if f.kind == "id":
-                seen = occurrences(f.values.gather(trained.of(f.where, e)), None, times)
+            if f.kind in log_features.IDS:
+                values, when = log_features.occurring(f, trained.of(f.where, e), times)
+                seen = occurrences(values, None, when)
                 self.folder.save_frame(f"count/{p}-{f.space}", seen.sort("value"))
-        spaces = {f.space: log_features.min_count(f, e) for f in features if f.kind == "id"}
+        spaces = {
+            f.space: log_features.min_count(f, e) for f in features if f.kind in log_features.IDS
+        }
         recorded = log_features.remembered(e, features)
         spaces |= {f.space: log_features.min_count(f, e) for f in recorded}
         widths = {f.name: log_features.widths(f) for f in features if f.kind == "vector"}
@@ -288,7 +291,11 @@ class Job:
     def shared(self) -> tuple[str, ...]:
         """Columns whose values in all shards are needed: "item", and the log's columns that counters cross."""
         m = self.mapping
-        ids = [c for c in m.item_columns if c not in m.dense and c not in m.vectors]
+        ids = [
+            c
+            for c in m.item_columns
+            if c not in m.dense and c not in m.vectors and c not in m.multi
+        ]
         log = [c for c in (*ids, m.scene) if c and c in self.wanted]
         return ("item", *dict.fromkeys(log)) if m.counters else ("item",)
 

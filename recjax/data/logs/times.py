@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import polars as pl
 
-from recjax.data.logs.mapping import DAY_FIRST, MONTH_FIRST, UNITS, LogMapping
+from recjax.data.logs.mapping import DAY_FIRST, MONTH_FIRST, ORDER, UNITS, LogMapping
 from recjax.data.logs.notes import Note
 from recjax.data.logs.values import as_id
 from recjax.data.store.prepared import DataError
@@ -76,6 +76,8 @@ def as_moment(x: pl.Series, m: LogMapping) -> pl.Series:
 def _by_size(number: pl.Series, unit: str) -> pl.Series:
     """Epoch numbers, each in the unit that its size tells, or all in `unit`."""
     number = number.set(~number.is_finite(), None)
+    if unit == ORDER:
+        return number.round().cast(pl.Int64, strict=False) * SECOND
     if unit == "excel":
         return ((number - EXCEL_ZERO) * 86_400).round().cast(pl.Int64, strict=False) * SECOND
     units = unit_of(number) if unit == "auto" else pl.Series([unit]).new_from_index(0, len(number))

@@ -118,6 +118,36 @@ def rate(x):
     return lambda data: abs(sum(s["label_rate"] * s["rows"] for s in data.report["splits"].values()) - x * 60) < 1e-3  # fmt: skip
 
 
+def requests() -> pl.DataFrame:
+    """The plain log by request: the items shown in it, and those taken."""
+    frame = plain().with_columns(shown=pl.col("item_id"), at=pl.col("ts"))
+    return frame.group_by("user_id", "ts", maintain_order=True).agg(
+        pl.col("item_id"), pl.col("item_id").filter(pl.col("click") == 1).alias("taken"),
+        (pl.col("item_id").cast(pl.String) + "-" + pl.col("click").cast(pl.String)).alias("impressions"),
+    )  # fmt: skip
+
+
+def two_files() -> dict[str, bytes]:
+    keyed = plain().with_columns(request=pl.int_range(60))
+    clicks = keyed.filter(pl.col("click") == 1).select(
+        "request", pl.col("item_id").cast(pl.Float64), "ts"
+    )
+    return {"log.csv": text(keyed.drop("click")), "clicks.csv": text(clicks)}
+
+
+def block(column: str, want):
+    """Whether `want` holds for a column of the first training block."""
+    return lambda data: want(data.block("train", 0)[column])
+
+
+def named(column: str, *want: str):
+    return lambda data: set(data.vocabulary(column)["value"]) == set(want)
+
+
+KEYED = 'event_files = {"click": "clicks.csv"}\nevent_keys = ["request", "item_id"]\n'
+TAGS = ["Action|Sci Fi", "Sci Fi", "", "Action|Drama|Sci Fi"] * 15
+
+
 # kind -> (file name, bytes or frame, more of the mapping (or all of it), check)
 KINDS = {
     "whole numbers as text, with blanks around them": ("log.csv", text(plain()).replace(b"\n1,", b"\n1 ,"), "", None),
@@ -170,6 +200,13 @@ KINDS = {
     "a price below zero under log1p": ("log.csv", price(["-3"]), PRICED, columns(**GAPS)),
     "a vector with NaN or 1e39 in it": ("log.csv", vectors("[1e39, nan]"), VECTORS, columns(vec=[0, 0.5, 1.5])),
     "a short vector": ("log.csv", vectors("[0.5]"), VECTORS, columns(vec=[0, 0.5, 1.5])),
+    "several values in a cell: Action|Sci Fi": ("log.csv", text(plain().with_columns(tags=pl.Series(TAGS))), 'item_columns, multi, multi_values = ["tags"], {"tags": "|"}, 3\n', named("tags", "Action", "Sci Fi", "Drama")),
+    "a list as several values": ("log.parquet", MANY, 'item_columns, multi = ["tags"], {"tags": ""}\n', block("tags", lambda x: x.shape[1] == 8 and (x[:, :2] > 2).all() and not x[:, 2:].any())),
+    "numbers in buckets": ("log.csv", text(plain().with_columns(age=pl.Series(["17", "18", "30", "?"] * 15))), 'user_columns, buckets = ["age"], {"age": [18, 25]}\n', named("age", "<18", "18-25", ">=25")),
+    "an open vocabulary, hashed": ("log.csv", text(plain().with_columns(query=pl.Series([f"words {i}" for i in range(60)]))), 'context_columns, hashed = ["query"], {"query": 5}\n', lambda d: set(d.vocabulary("query")["value"]) <= set("01234")),
+    "a cross of two columns": ("log.csv", text(plain().with_columns(a=pl.lit("x"), b=pl.Series(["y", "z"] * 30))), 'crosses = [("a", "b")]\n', named("a_x_b", "x|y", "x|z")),
+    "sample weights": ("log.csv", text(plain().with_columns(w=pl.Series([0.5, 2.0] * 30))), 'weight = "w"\n', block("weight", lambda x: set(x.tolist()) == {0.5, 2.0})),
+    "a weight that is none": ("log.csv", text(plain().with_columns(w=pl.Series(["-1", "x", "", *["1"] * 57]))), 'weight = "w"\n', rows(quarantined={"not a weight": 3})),
     "a byte order mark": ("log.csv", b"\xef\xbb\xbf" + text(plain()), "", None),
     "UTF-16": ("log.csv", text(plain()).decode().encode("utf-16"), "", None),
     "Latin-1": ("log.csv", text(big("Müller", "Möller")).decode().encode("latin-1"), "", users("Müller", "Möller")),
@@ -190,20 +227,28 @@ KINDS = {
     "a damaged Parquet file": ("log.parquet", b"PAR1" * 20, "", None),
     "JSON, one object a line": ("log.json", plain().write_ndjson().encode(), "", None),
     "JSON, one array": ("log.json", plain().write_json().encode(), "", None),
+    "impressions in one file, clicks in another": ("log.csv", two_files(), KEYED, None),
+    "clicks whose keys fit no impression": ("log.csv", {**two_files(), "clicks.csv": b"request,item_id\nr1,2\n"}, KEYED, None),
+    'several items in a cell: "N1-0 N2-1"': ("log.csv", text(requests().select("user_id", "ts", pl.col("impressions").list.join(" ").alias("item_id"))), 'explode, taken = True, "suffix"\n', None),
+    "a list of items, and one of those taken": ("log.parquet", requests(), 'explode, taken = True, "taken"\n', None),
+    "the same lists as JSON": ("log.jsonl", requests().write_ndjson().encode(), 'explode, taken = True, "taken"\n', None),
+    "an order, but no times": ("log.csv", text(plain().with_columns(ts=pl.int_range(60) + 1)), 'time_unit = "order"\n', lambda d: "hour" not in {f.name for f in d.schema.features} and d.splits["train"] == 48),
+    "a device where there is no user": ("log.csv", text(plain()).replace(b"user_id", b"device_id"), MAPPING.replace("user_id", "device_id"), None),
     "a column that is not there": ("log.csv", text(plain().drop("click")), "", None),
 }  # fmt: skip
 
 
-def run(folder: pathlib.Path, kind: str) -> Prepared:
+def run(folder: pathlib.Path, kind: str, **options) -> Prepared:
     name, data, more, _ = KINDS[kind]
     folder.mkdir(parents=True, exist_ok=True)
     data = parquet(data, folder) if isinstance(data, pl.DataFrame) else data
-    (folder / name).write_bytes(data)
+    for file, content_ in (data if isinstance(data, dict) else {name: data}).items():
+        (folder / file).write_bytes(content_)
     if more.startswith("labels"):
         more = MAPPING.replace('labels = ["click"]\n', "") + more
-    (folder / "mapping.py").write_text(more if more.startswith("user") else MAPPING + more)
+    (folder / "mapping.py").write_text(more if more.startswith("user,") else MAPPING + more)
     source, mapping = str(folder / name), str(folder / "mapping.py")
-    return Prepared(logs.prepare(folder / "out", source=source, mapping=mapping))
+    return Prepared(logs.prepare(folder / "out", source=source, mapping=mapping, **options))
 
 
 @functools.cache
@@ -249,3 +294,20 @@ def test_a_kind_is_read_or_refused_as_the_page_says(tmp_path, want, kind):
     else:
         got = content(data)
         assert [k for k in want if got.get(k) != want[k]] == []
+
+
+SHARDED = ("day-first dates", "labels Y and N", "a short vector", "a price below zero under log1p", "sample weights", "numbers in buckets",
+           "several values in a cell: Action|Sci Fi", "a cross of two columns", "impressions in one file, clicks in another",
+           "a list of items, and one of those taken", "rows that differ in the label only", "refunds, with where",
+           "one of several action values never occurs", "an order, but no times")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_shards_read_a_kind_as_the_log_at_once_does(tmp_path, kind):
+    whole, shard, shards = (run(tmp_path / str(n), kind, shards=n) for n in (0, 1, 3))
+    one, two = content(whole), content(shard)
+    assert [k for k in one if one[k] != two[k]] == []
+    assert shards.splits == whole.splits
+    for r in (shard.report, shards.report):
+        assert [n[:3] for n in r["notes"]] == [n[:3] for n in whole.report["notes"]]
+        assert r["quarantined"] == whole.report["quarantined"]
