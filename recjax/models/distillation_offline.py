@@ -5,7 +5,7 @@ temperature and K teachers
 
     loss = BCE(z_s, y) + weight t^2 BCE(z_s / t, mean over teachers of sigmoid(z_k / t))
 
-Ours: the paper distils online [SUM]. A teacher is trained once however many students follow, may be any model of the
+Ours: the paper distills online [SUM]. A teacher is trained once however many students follow, may be any model of the
 library, and several may teach together (the cross-entropy is linear in the target, so the mean of the softened
 probabilities is the mean of their losses). The trees are the student's own, as if nobody had taught it.
 """

@@ -101,6 +101,11 @@ def test_a_trial_is_what_it_changes():
     assert sweep.Trial(newer, one.columns).run == one.run
     newer.data.counters = False
     assert sweep.Trial(newer, one.columns).run != one.run
+    named = {}
+    for name in ("synthetic.nif", "worlds.nif", "worlds.tin"):
+        moved.data.name = name
+        named[name] = sweep.Trial(moved, one.columns).run
+    assert named["synthetic.nif"] == named["worlds.nif"] != named["worlds.tin"]
 
 
 def test_a_workdir_may_have_brackets_in_its_name(tmp_path):
