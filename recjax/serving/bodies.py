@@ -41,24 +41,23 @@ from recjax.serving.counters import Counters
 LAST_SECOND = 253_402_300_799  # of the year 9999; what is later is not in seconds
 MAX_TEXT = 1024
 # Unknown keys are let through to be refused by `_known`: pydantic would make an error of each of 90,000.
-_CONFIG = ConfigDict(
-    extra="allow",
-    strict=True,
-    allow_inf_nan=False,
-    json_schema_extra={"additionalProperties": False},
-)
+_CONFIG = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 _MAX_FLOAT = float(np.finfo(np.float32).max)
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
 
 
 def _integers(least: int, most: int, **about: str) -> Any:
     """Integers in JSON's sense, to which 1.0 belongs as long as floats are exact."""
-    exact = core_schema.float_schema(
-        strict=True, multiple_of=1, ge=-(2**53), le=2**53, allow_inf_nan=False
-    )
+    exact = core_schema.float_schema(strict=True, ge=-(2**53), le=2**53, allow_inf_nan=False)
     either = core_schema.union_schema(
         [
             core_schema.int_schema(strict=True),
-            core_schema.no_info_after_validator_function(int, exact),
+            core_schema.no_info_after_validator_function(_whole, exact),
         ],
         mode="left_to_right",
         custom_error_type="integer",
@@ -221,7 +220,8 @@ class Bodies:
             fields["candidates"] = _rows_or_columns(
                 "Candidate", values, 1, max_candidates, self._kept
             )
-        return _object("ScoreRequest", fields)
+        either = {"anyOf": [{"required": ["history"]}, {"required": ["user"]}]} if events else {}
+        return _object("ScoreRequest", fields, **either)
 
     def _value(self, f: Feature) -> Any:
         if f.kind == "vector":
@@ -313,9 +313,11 @@ def kinds(artifact: Artifact, schema: Schema) -> dict[str, str]:
     return out
 
 
-def _object(name: str, fields: Mapping[str, Any]) -> Any:
+def _object(name: str, fields: Mapping[str, Any], **schema: Any) -> Any:
+    """A type of objects; `schema` goes into its JSON schema."""
     made = TypedDict(name, dict(fields))  # noqa: UP013 (names are data)
-    made.__pydantic_config__ = _CONFIG
+    extra = {"json_schema_extra": {"additionalProperties": False, **schema}}
+    made.__pydantic_config__ = _CONFIG | extra
     return made
 
 

@@ -3,6 +3,7 @@
 The page needs nothing from other hosts, so it also works where serving machines reach none.
 """
 
+from collections.abc import Sequence
 import html
 import json
 from typing import Any
@@ -10,20 +11,32 @@ from typing import Any
 from recjax.serving.bodies import Bodies
 
 _FAULTS = {
-    "400": "The body is no JSON.",
-    "401": "The bearer token is missing or wrong.",
-    "408": "The body did not arrive in time.",
-    "413": "The body is too large.",
-    "415": "The body is not sent as application/json.",
-    "422": "A field is missing, unknown or of a wrong type or size; `detail` says which.",
-    "429": "Too many requests are waiting; see Retry-After.",
-    "503": "No artifact is loaded yet; see Retry-After.",
-    "504": "The deadline passed.",
+    400: "The request is no HTTP, or its body no JSON.",
+    401: "The bearer token is missing or wrong.",
+    405: "The method is not for this path.",
+    408: "The headers or the body did not arrive in time.",
+    409: "The artifact cannot be served, or is being loaded; or a key was sent with other events before.",
+    413: "The body is too large.",
+    415: "The body is not sent as application/json.",
+    422: "A field is missing, unknown or of a wrong type or size; `detail` says which.",
+    429: "Too many requests are waiting; see Retry-After.",
+    431: "The headers are too large.",
+    500: "A fault of the service.",
+    503: "No artifact is loaded yet; see Retry-After.",
+    504: "The deadline passed.",
+}
+_ANY = (400, 405, 408, 431, 500)
+_BODY = (413, 415, 422, 429)
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Events sent again with the same key are stored once.",
+    "schema": {"type": "string", "maxLength": 255, "pattern": "^[!-~]*$"},
 }
 
 
 def document(
-    bodies: Bodies, outputs: dict[str, Any], *, version: str, token: bool
+    bodies: Bodies, outputs: dict[str, Any], *, version: str, token: bool, reload: bool
 ) -> dict[str, Any]:
     """OpenAPI 3.1.
 
@@ -32,32 +45,47 @@ def document(
       outputs: Output -> its shape and dtype, as in the artifact's manifest.
       version: The artifact's stamp.
       token: A bearer token is asked for.
+      reload: Reloading is allowed, with a token of its own.
     """
     schemas = bodies.json_schemas()
     schemas["Scores"] = _scores(outputs)
     schemas["Problem"] = _record(title="string", status="integer", detail="string")
-    stored = {"type": "object", "additionalProperties": {"type": "integer"}}
+    schemas["Ready"] = _record(stamp="string")
+    asked = ["token"] if token else []
+    score = _call("score", "Logits and probabilities", "Scores", (*_BODY, 503, 504), asked)
     paths = {
-        "/v1/score": {"post": _post("score", "Logits and probabilities", "ScoreRequest", "Scores")},
-        "/v1/artifact/reload": {"post": _post("reload", "Load the artifact again", "", "")},
-        "/healthz": {"get": _get("healthz", "The process answers")},
-        "/readyz": {"get": _get("readyz", "An artifact is loaded and warm")},
-        "/metrics": {"get": _get("metrics", "Prometheus metrics")},
+        "/v1/score": {"post": score | _body("ScoreRequest")},
+        "/healthz": {"get": _call("healthz", "The process answers", "text/plain")},
+        "/readyz": {"get": _call("readyz", "An artifact is loaded and warm", "Ready", (503,))},
+        "/metrics": {"get": _call("metrics", "Prometheus metrics", "text/plain", (), asked)},
+        "/openapi.json": {
+            "get": _call("openapi", "This document", "application/json", (503,), asked)
+        },
+        "/docs": {"get": _call("docs", "A page that shows it", "text/html", (503,), asked)},
     }
     if bodies.appended:
-        schemas["Stored"] = {"type": "object", "properties": {"stored": stored}}
-        summary = "Append events of one user"
-        paths["/v1/events"] = {"post": _post("events", summary, "EventsRequest", "Stored")}
-    doc = {
+        counts = {"type": "object", "additionalProperties": {"type": "integer"}}
+        schemas["Stored"] = _record(stamp="string")
+        schemas["Stored"]["properties"]["stored"] = counts
+        append = _call(
+            "events", "Append events of one user", "Stored", (*_BODY, 409, 503, 504), asked
+        )
+        paths["/v1/events"] = {"post": append | _body("EventsRequest") | {"parameters": [_KEY]}}
+    if reload:
+        schemas["Reloaded"] = _record(stamp="string", changed="boolean")
+        schemas["Nothing"] = {"type": "object", "additionalProperties": False}
+        call = _call(
+            "reload", "Load the artifact again", "Reloaded", (*_BODY, 409), ["reload_token"]
+        )
+        paths["/v1/artifact/reload"] = {"post": call | _body("Nothing")}
+    bearer = {"type": "http", "scheme": "bearer"}
+    kinds = ["token"] * token + ["reload_token"] * reload
+    return {
         "openapi": "3.1.0",
         "info": {"title": "recjax", "version": version[:12]},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": dict.fromkeys(kinds, bearer)},
     }
-    if token:
-        doc["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        doc["security"] = [{"token": []}]
-    return doc
 
 
 def _record(**types: str) -> dict[str, Any]:
@@ -75,22 +103,31 @@ def _scores(outputs: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _post(name: str, summary: str, body: str, answer: str) -> dict[str, Any]:
-    out = _get(name, summary, answer)
-    if body:
-        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body}"}}}
-        out["requestBody"] = {"required": True, "content": content}
+def _body(schema: str) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": _content(schema)}}
+
+
+def _content(what: str) -> dict[str, Any]:
+    """Of a media type, or of a schema as JSON."""
+    if "/" in what:
+        return {what: {}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{what}"}}}
+
+
+def _call(
+    name: str, summary: str, answer: str, faults: Sequence[int] = (), tokens: Sequence[str] = ()
+) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    out["responses"] |= {s: {"description": d, "content": problem} for s, d in _FAULTS.items()}
-    return out
-
-
-def _get(name: str, summary: str, answer: str = "") -> dict[str, Any]:
-    ok: dict[str, Any] = {"description": "Done."}
-    if answer:
-        schema = {"$ref": f"#/components/schemas/{answer}"}
-        ok["content"] = {"application/json": {"schema": schema}}
-    return {"operationId": name, "summary": summary, "responses": {"200": ok}}
+    statuses = sorted({*_ANY, *faults, *([401] if tokens else [])})
+    return {
+        "operationId": name,
+        "summary": summary,
+        "security": [{t: []} for t in tokens],
+        "responses": {
+            "200": {"description": "Done.", "content": _content(answer)},
+            **{str(s): {"description": _FAULTS[s], "content": problem} for s in statuses},
+        },
+    }
 
 
 def page(doc: dict[str, Any]) -> str:

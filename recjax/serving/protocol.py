@@ -90,8 +90,28 @@ class Guard:
         self._new.move_to_end(one, last=False)
 
 
+class _Transport:
+    """What uvicorn writes to and closes: whether the end is at once is for the connection to say."""
+
+    def __init__(self, real: Any, one: "Bounded"):
+        self._real, self._one = real, one
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def close(self) -> None:
+        self._one.close()
+
+    def is_closing(self) -> bool:
+        return self._one.lingering or self._real.is_closing()
+
+
 class Bounded(HttpToolsProtocol):
-    """One connection."""
+    """One connection.
+
+    Attributes:
+      lingering: It has been answered for the last time, and what is sent on is thrown away.
+    """
 
     def __init__(self, guard: Guard, **options: Any):
         super().__init__(**options)
@@ -100,13 +120,16 @@ class Bounded(HttpToolsProtocol):
         self._fed = self._head = self._lines = 0
         self._begun = self._headed = False  # a message has, and not ended; its headers have ended
         self._declared: int | None = None  # bytes of its body, if its headers say so
-        self._deaf = self._lingering = False
+        self._reusable = True  # the connection, once the body has been read
+        self._real: Any = None
+        self._deaf = self.lingering = False
         self._ignored = 0
 
     # --- the connection
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        self._real = transport
+        super().connection_made(_Transport(transport, self))
         self._guard.enter(self)
         self._limit_time()
 
@@ -117,16 +140,23 @@ class Bounded(HttpToolsProtocol):
 
     def abort(self) -> None:
         self._guard.busy(self)
-        self.transport.abort()
+        self._real.abort()
+
+    def close(self) -> None:
+        if self._begun and not self._real.is_closing():
+            return self._linger()
+        self._real.close()
+        self._guard.expendable(self)  # until the client has read its answer
+        self._limit_time()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if not self._lingering:
+        if not self.lingering:
             self._limit_time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self._lingering:
+        if not self.lingering:
             self._stop_timer()
 
     def _limit_time(self) -> None:
@@ -205,6 +235,10 @@ class Bounded(HttpToolsProtocol):
             raise _Refused
         super().on_headers_complete()
         self._headed = True
+        # Answered before its body came, the connection ends unless the rest is short enough to wait for.
+        self._reusable = self.cycle.keep_alive
+        if self._declared is None or self._declared > _SHORT:
+            self.cycle.keep_alive = False
         self._guard.busy(self)
         self._stop_timer()
 
@@ -214,6 +248,8 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._begun = False
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._reusable
         super().on_message_complete()
         if not self._answering():  # the rest of a message that was answered early
             self._stop_timer()
@@ -225,17 +261,13 @@ class Bounded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing():  # once the client has read the answer, or too late
-            self._guard.expendable(self)
+        if self.transport.is_closing() or self._answering():
+            return
+        self._guard.idle(self)
+        if self._deaf:
+            self._linger()
+        elif self._begun:
             self._limit_time()
-        elif not self._answering():
-            self._guard.idle(self)
-            # Answered before its body came: a short one is awaited, for the sake of the connection.
-            early = self._begun and self._headed
-            if self._deaf or (early and (self._declared is None or self._declared > _SHORT)):
-                self._linger()
-            elif self._begun:
-                self._limit_time()
 
     def _last(self) -> None:
         """Nothing more is read; what was asked before is answered."""
@@ -259,9 +291,9 @@ class Bounded(HttpToolsProtocol):
         self.loop.call_later(self._guard.pause(), self._linger, answer)
 
     def _linger(self, answer: bytes = b"") -> None:
-        if self.transport.is_closing():
+        if self._real.is_closing():
             return
-        self._deaf = self._lingering = True
+        self._deaf = self.lingering = True
         self._guard.expendable(self)
         self.transport.write(answer)
         if self.transport.can_write_eof():

@@ -160,7 +160,7 @@ class Service:
             HTTPException: _http_problem,
             BodyError: lambda _, e: problem(e.status, str(e)),
             RequestError: lambda _, e: problem(422, str(e)),
-            KeyReused: lambda _, e: problem(422, str(e)),
+            KeyReused: lambda _, e: problem(409, str(e)),
             Overloaded: lambda _, e: _overloaded(e),
             DeadlinePassed: lambda _, e: problem(
                 504, "the deadline passed; allow more time or send less"
@@ -288,8 +288,10 @@ class Service:
         asked = await self._parsed(request, model.bodies.events)
         self._check_times(asked)
         sent = request.headers.get("idempotency-key", "")
-        if len(sent) > 255:
-            raise BodyError("the idempotency key is too long; send at most 255 characters")
+        if len(sent) > 255 or any(not "!" <= c <= "~" for c in sent):
+            raise BodyError(
+                "the idempotency key is no word of at most 255 visible ASCII characters; send one"
+            )
         answer = self._answered.before(sent, asked)
         if answer is None:
             answer = {n: self._events.append(asked.user, n, c) for n, c in asked.lists.items()}
@@ -348,10 +350,12 @@ class Service:
         model = self._ready()
         if self._documented[0] is not model:
             doc = openapi.document(
-                model.bodies, model.scorer.outputs, version=model.stamp, token=bool(self._token)
+                model.bodies,
+                model.scorer.outputs,
+                version=model.stamp,
+                token=bool(self._token),
+                reload=bool(self._reload_token),
             )
-            if not self._reload_token:
-                del doc["paths"][RELOAD]
             self._documented = model, (to_json(doc), openapi.page(doc))
         return self._documented[1]
 

@@ -187,6 +187,16 @@ def test_openapi_and_pages(client):
     assert set(doc["components"]["schemas"]["Candidate"]["required"]) == {"item", "price"}
     assert doc["components"]["schemas"]["Profile"]["properties"]["user"]["type"] == "integer"
     assert set(doc["paths"]) >= {"/v1/score", "/v1/events", "/v1/artifact/reload"}
+    for path, wanted in (
+        ("/v1/score", {"200", "400", "405", "408", "413", "415", "422", "429", "503", "504"}),
+        ("/v1/events", {"200", "409", "422", "503"}),
+        ("/v1/artifact/reload", {"200", "401", "409", "415"}),
+        ("/readyz", {"200", "405", "503"}),
+    ):
+        for call in doc["paths"][path].values():
+            assert wanted <= call["responses"].keys()
+    for schema in ("ScoreRequest", "Profile", "Candidate", "Candidate_columns", "Event_history"):
+        assert doc["components"]["schemas"][schema]["additionalProperties"] is False
     page = client.get("/docs")
     assert "/v1/score" in page.text and "http" not in page.text  # nothing from elsewhere
     assert client.get("/healthz").text == "ok"
@@ -321,7 +331,7 @@ def test_integers_are_those_of_json(client):
     answer = client.post("/v1/score", content=asked, headers=JSON)
     assert answer.status_code == 200, answer.text
     same(answer.json()["outputs"], whole)
-    for value in (1000.5, "1000", True, 2.0**53 + 2):
+    for value in (1000.5, 2.6e-42, "1000", True, 2.0**53 + 2):
         answer = client.post("/v1/score", json=request(time=value))
         assert "time should be a valid integer, in seconds; send it so" in answer.json()["detail"]
 
@@ -333,11 +343,12 @@ def test_events_sent_again_are_stored_once(client):
     assert [a.json()["stored"] for a in answers] == [{"history": 2}] * 3
     other = sent | {"user": "somebody else"}
     answer = client.post("/v1/events", json=other, headers=key)
-    assert answer.status_code == 422 and "send one key for each" in answer.json()["detail"]
+    assert answer.status_code == 409 and "send one key for each" in answer.json()["detail"]
     assert client.post("/v1/events", json=other).json()["stored"] == {"history": 2}  # control
     assert client.post("/v1/events", json=sent).json()["stored"] == {"history": 4}
-    answer = client.post("/v1/events", json=sent, headers={"idempotency-key": "k" * 300})
-    assert answer.status_code == 422 and "at most 255 characters" in answer.json()["detail"]
+    for bad in ("k" * 300, "two words", b"\xff"):
+        answer = client.post("/v1/events", json=sent, headers={"idempotency-key": bad})
+        assert answer.status_code == 422 and "at most 255 visible" in answer.json()["detail"]
 
 
 def test_events_that_have_not_happened_are_refused(client):
