@@ -100,3 +100,15 @@ def test_stochastic_rounding_leaves_bfloat16_values_alone():
     x = jnp.array([[0.0, -1.5, 3.0]])
     out = stochastic_round(x, jax.random.key(0), jnp.arange(1), jnp.arange(3))
     np.testing.assert_array_equal(out.astype(jnp.float32), x)
+
+
+def test_an_untouched_row_stays_where_its_moments_would_move_it():
+    """A batch without a row has zero gradients for it: its moments, counts and values are for its next batch."""
+    rows, touched, untouched = ROW, GRADS[0], jnp.zeros((1, 2))
+    for name in ("lazy_adam", "ftrl"):
+        optimizer = OPTIMIZERS[name]
+        first, state = optimizer.update(rows, optimizer.init(rows, 0.1), touched, LR, l1=0.1)
+        second, after = optimizer.update(first, state, untouched, 0.1 * LR, l1=0.1)
+        np.testing.assert_array_equal(second, first, err_msg=name)
+        for k in set(state) - {"linear"}:
+            np.testing.assert_array_equal(after[k], state[k], err_msg=k)

@@ -100,8 +100,9 @@ def test_checkpoints_restore_on_any_mesh_bit_for_bit(found):
 SCHEMA = worlds.schema(("item", 1_000_000), ("shop", 5_000))
 
 
-def placed(table, devices=8, rules=()):
-    p = embedding.plan((table,), SCHEMA, worlds.Mesh(devices), rules=rules).placed[table.path]
+def placed(table, devices=8, rules=(), skew=None, platform="cpu"):
+    mesh = worlds.Mesh(devices, platform)
+    p = embedding.plan((table,), SCHEMA, mesh, skew, rules).placed[table.path]
     return p.rule, p.exchange
 
 
@@ -112,6 +113,16 @@ def test_the_planner_s_choices():
     assert placed(Table("item", 64), devices=16) == ("row", "all_gather")
     assert placed(Table("item", 64), devices=1)[0] == "replicated"
     assert placed(Table("item", 16), devices=5)[0] == "replicated"  # 1,001,472 rows over 5
+    # A TPU stores fewer than 128 columns in 128 lanes, so there a device wants 128 of its own.
+    assert placed(Table("item", 512), platform="tpu")[0] == "row"
+    assert placed(Table("item", 1024), platform="tpu")[0] == "column"
+
+
+def test_a_dense_sum_is_for_tables_no_larger_than_a_step_s_ids():
+    """5,000 rows against 8 devices' 1,024 and 256 unique ids: a sum over the table, or what was touched."""
+    for slots, exchange in ((1_024, "sum"), (256, "gather")):
+        skew = {"shop": Skew.uniform(slots, 8)}
+        assert placed(Table("shop", 16), skew=skew) == ("replicated", exchange)
 
 
 def test_rules_come_first_and_bad_ones_are_named():

@@ -143,3 +143,10 @@ def test_bad_tables_are_named():
         embedding.check([table("adam")])
     with raises(SchemaError, "'item'", "twice"):
         embedding.check([table("sgd"), table("sgd")])
+
+
+def test_rows_begin_at_their_scale():
+    t = dataclasses.replace(table("sgd"), dim=512, init_scale=0.02)
+    rows = np.asarray(embedding.init(jax.random.key(0), [t], SCHEMA)["item"]["rows"])
+    assert not rows[0].any()
+    np.testing.assert_allclose(rows[1:].std(), 0.02, rtol=0.02)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,3 +81,20 @@ def test_other_features_of_a_schema_without_any():
     schema = Schema(SCHEMA.id_spaces, SCHEMA.select("history", "label"))
     x = inputs_of(W).replace(schema=SCHEMA)
     assert fields.OtherFeatures(schema).apply({}, x, train=False) is None
+
+
+VALID = np.array([[1, 1, 0], [1, 0, 0]], bool)
+
+
+def test_folding_keeps_which_slots_are_filled():
+    folded = fields.fold_candidates(SCHEMA, inputs_of(W).replace(valid=VALID))
+    np.testing.assert_array_equal(folded.valid, VALID.reshape(-1, 1))
+
+
+def test_numbers_are_normalised_over_valid_slots_alone():
+    x = inputs_of(W).replace(valid=VALID)
+    module = fields.OtherFeatures(SCHEMA, ids=())
+    variables = module.init(jax.random.key(0), x, train=False)
+    out = module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+    np.testing.assert_allclose(out[VALID].mean(0), 0, atol=1e-5)
+    assert np.abs(out.reshape(6, -1).mean(0)).max() > 1e-3, "control: all slots together"

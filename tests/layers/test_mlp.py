@@ -97,3 +97,28 @@ def test_logits_are_float32_and_per_output():
     out = read.apply(read.init(jax.random.key(0), x, train=False), x, train=False)
     assert out["like"].shape == (2, 3) and out["logits"].dtype == jnp.float32
     assert (out["like"] != out["logits"]).all()
+
+
+def test_dropout_drops_and_scales_in_training_alone():
+    x, mlp = jnp.ones((50, 4)), MLP((8,), activation="sigmoid", dropout=0.5)
+    variables = mlp.init(jax.random.key(0), x, train=False)
+    whole = mlp.apply(variables, x, train=False)
+    assert (whole > 0).all()
+    some = mlp.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)})
+    dropped = np.asarray(some == 0)
+    assert 0.3 < dropped.mean() < 0.7
+    np.testing.assert_allclose(some, np.where(dropped, 0, 2 * whole), rtol=1e-6)
+
+
+def test_prelu_begins_at_a_quarter():
+    assert PReLU().init(jax.random.key(0), jnp.ones((1, 2)))["params"]["a"].tolist() == [0.25] * 2
+
+
+def test_logits_are_normalised_over_valid_slots_alone():
+    x = jax.random.normal(jax.random.key(0), (6, 2, 3))
+    valid = jnp.arange(6)[:, None] < jnp.array([4, 5])
+    read = Logits(("logits",), batchnorm=True)
+    variables = read.init(jax.random.key(1), x, train=False)
+    logits = read.apply(variables, x, train=True, valid=valid, mutable=["batch_stats"])[0]["logits"]
+    np.testing.assert_allclose(logits[valid].mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(logits[valid].var(), 1, atol=1e-3)

@@ -186,3 +186,23 @@ def test_kmeans_waits_for_a_full_bank_and_filling_slots_do_not_enter_it():
     assert error < 0.2 < np.square(rq.quantize(X[:24], before).residuals[:, -1]).sum() / np.square(X[:24]).sum()  # fmt: skip
     again = hook(trees_of(params, state), jax.random.key(1))
     np.testing.assert_array_equal(again.dense["deep"]["q"]["codebooks"], params["codebooks"])
+
+
+def test_steps_without_use_are_counted_and_end_with_a_use():
+    q, params, state = made(reset_after=5)
+    for _ in range(3):
+        found, state = step(q, params, state, X[:1])
+    used = np.asarray(found.codes)[0]
+    for level, row in enumerate(np.asarray(state["codes"]["unused"])):
+        assert row.tolist() == [0 if z == used[level] else 3 for z in range(16)]
+
+
+def test_a_moving_average_that_starts_anew_has_the_weight_of_one_vector():
+    q, params, state = made(update="ema", reset_after=1, bank=64)
+    _, state = step(q, params, state, X[:1])
+    dead = np.asarray(state["codes"]["unused"]) >= 1
+    assert dead.any() and not dead.all()
+    trees = rq.after_step(q, ("deep", "q"))(trees_of(params, state), jax.random.key(0))
+    after = trees.state["codes"]["deep"]["q"]
+    assert (np.asarray(after["counts"])[dead] == 1).all()
+    np.testing.assert_array_equal(after["sums"][dead], after["codebooks"][dead])

@@ -50,3 +50,15 @@ def test_one_row_is_one_field():
         want = np.broadcast_to(number, (3, 2))[..., None] * v[i] + c[i]
         np.testing.assert_allclose(out[:, :, 8 + i], want, atol=1e-5)
     assert out.shape[2] == 11
+
+
+def test_numbers_are_normalised_over_valid_slots_alone():
+    valid = np.array([[1, 1], [1, 0], [0, 0]], bool)
+    module = FieldVectors(SCHEMA, 5)
+    x = inputs().replace(valid=valid)
+    variables = module.init(jax.random.key(0), x, train=False)
+    params = dict(variables["params"], v=np.ones((3, 5)), c=np.zeros((3, 5)))
+    out, _ = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+    numbers = np.asarray(out).reshape(3, 2, -1, 5)[:, :, 8:, 0]
+    np.testing.assert_allclose(numbers[valid].mean(0), 0, atol=1e-5)
+    assert np.abs(numbers.reshape(6, 3).mean(0)).max() > 1e-3, "control: all slots together"

@@ -563,3 +563,15 @@ def test_the_direction_of_an_unknown_name_is_not_guessed(metric):
         ValueError, match=f"'{metric}' is better is not known .* give it: larger_is_better"
     ):
         classification.larger_is_better(metric)
+
+
+def test_bins_of_equal_weight_are_cut_in_the_middle_of_a_block():
+    """Four blocks of one row, two bins: two rows each, one off by +0.2 in all, the other by -0.4."""
+    p, y = [0.1, 0.5, 0.6, 0.8], [0, 1, 1, 1]
+    want = (abs(0.1 + 0.5 - 1) + abs(0.6 + 0.8 - 2)) / 4
+    assert classification.ece(p, y, bins=2) == pytest.approx(want)
+
+
+def test_predictions_that_are_not_finite_are_examples_too():
+    z, y = np.array([0.0, 1.0, NAN], np.float32), np.array([0, 1, 1], np.float32)
+    assert on_device(z, y)["examples"] == 3

@@ -351,3 +351,15 @@ def test_errors_name_the_culprit():
     part.columns["buys/end"][-1] = EVENTS + 1
     with raises(BatchError, "'buys'", "61", "60", "prepare"):
         assembler.build([part])
+
+
+def test_times_until_far_future_events_saturate_too():
+    part = make_part(0, 4)
+    columns = dict(part.columns, time=np.full(4, -(2**40)))
+    columns["later/end"], columns["later/count"] = np.full(4, 10), np.full(4, 2, np.int32)
+    columns["views/count"] = np.zeros(4, np.int32)
+    batch = Assembler(Layout(SCHEMA, 4, HISTORY)).build(
+        [dataclasses.replace(part, columns=columns)]
+    )
+    mask, age = batch["mask"]["later"], batch["age"]["later"]
+    assert mask.sum() == 8 and (age[mask] == -(2**31)).all() and not age[~mask].any()

@@ -17,7 +17,7 @@ from recjax.data.store.translate import Translated, translated
 from recjax.data.store.writing import write_prepared
 from recjax.evaluation import score_files
 from recjax.metrics.classification import auc
-from recjax.schema import OOV, Feature, IdSpace, Schema
+from recjax.schema import OOV, PAD, Feature, IdSpace, Schema
 from recjax.serving import batch_scoring
 from recjax.training import inference
 from recjax.training.loop import train
@@ -308,3 +308,8 @@ def test_translation_carries_values_and_makes_unknown_what_the_model_lacks(data,
 
 def _vocabularies(data):
     return {s.name: data.vocabulary(s.name) for s in data.schema.id_spaces}
+
+
+def test_without_a_training_split_only_ids_outside_the_vocabulary_are_new():
+    known = slices_._known_ids("item", 6, None)
+    assert known.tolist() == [i not in (PAD, OOV) for i in range(6)]

@@ -230,3 +230,23 @@ def test_quarantine_counts_what_it_takes_out():
     kept, found = histories.quarantine(log, ids=("user", "item"), time="time", until=50)
     assert found == {"null_id": 2, "future": 1, "duplicate": 1}
     assert kept.rows() == [(1, 1, 5), (2, 2, 6)]
+
+
+def test_a_session_ends_with_a_longer_pause_and_with_its_user():
+    """Pauses of exactly the gap go on; the first user's last event is within the gap of the second's first."""
+    user, time = np.array([0, 0, 1, 1]), np.array([0, 50, 110, 210])
+    timelines = histories.build_timelines(user, time, {}, users=2)
+    for asked, sessions in ((310, 2), (311, 0), (210, 1)):
+        at = np.array([asked])
+        cut = histories.cutoffs(timelines, np.array([1]), at)
+        assert histories.in_session(timelines, cut, at, gap=100).tolist() == [sessions], asked
+    numbers = histories.sessions(np.array([1, 0, 1, 1]), np.array([211, 5, 10, 110]), gap=100)
+    assert numbers.tolist() == [2, 0, 1, 1]
+
+
+def test_of_rows_that_name_one_event_the_first_stays():
+    log = pl.DataFrame({"user": [1, 1, 2], "time": [5, 5, 6], "price": [3, 4, 5]})
+    kept, found = histories.quarantine(
+        log, ids=("user",), time="time", until=6, unique=("user", "time")
+    )
+    assert found["duplicate"] == 1 and kept.rows() == [(1, 5, 3), (2, 6, 5)]

@@ -94,3 +94,9 @@ def test_later_events_change_no_trigger():
     np.testing.assert_array_equal(pages.latest_before(changed, user, time), base)
     none = {k: v[:0] for k, v in events.items()}
     assert (pages.latest_before(none, user, time) == -1).all()
+
+
+def test_a_trigger_may_be_as_old_as_the_limit_and_no_older():
+    events = {"user": np.array([0]), "time": np.array([100])}
+    found = pages.latest_before(events, np.zeros(2, int), np.array([140, 141]), within=40)
+    assert found.tolist() == [0, -1]
