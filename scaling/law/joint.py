@@ -255,7 +255,7 @@ class _State:
             return float(among[at]), float(among[-1 - at])
         wider = t / stats.norm.ppf(0.5 + level / 2)
         low, high = np.quantile(among, [(1 - level) / 2, (1 + level) / 2])
-        return own - wider * max(own - low, 0), own + wider * max(high - own, 0)
+        return float(own - wider * max(own - low, 0)), float(own + wider * max(high - own, 0))
 
     def _dof(self, what) -> float:
         """Satterthwaite's degrees of freedom of a function of the parameters."""
