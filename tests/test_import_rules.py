@@ -234,6 +234,14 @@ def test_every_import_names_a_file(source):
     assert source.lost == []
 
 
+def test_tests_lie_where_what_they_test_lies():
+    """tests/serving for recjax/serving, tests/scaling/law for scaling/law; beside them what tests the whole."""
+    whole = {"tests", "tests/acceptance", "tests/faults"}
+    folders = {str(f.parent.relative_to(ROOT)) for f in (ROOT / "tests").rglob("test_*.py")} - whole
+    packages = {f"tests/{f.parent.relative_to(ROOT)}".replace("tests/recjax", "tests") for f in modules(ROOT).values()}  # fmt: skip
+    assert folders <= packages
+
+
 def test_rows_of_the_table_name_earlier_rows_only():
     rooms = list(ROOMS)
     for i, (room, allowed) in enumerate(ROOMS.items()):
