@@ -24,6 +24,7 @@ from recjax.data.store import histories
 from recjax.data.store.prepared import DataError
 
 MUCH = 0.2  # share of rows whose loss is warned of
+LOSSES = ("number", "below", "vector", "width")  # kinds of notes of cells that could not be read
 SUSPICIOUS = 0.95  # single-column AUC
 PROBED = 200_000  # training impressions a probe looks at
 MIN_CLASS = 20  # fewer of either label say nothing
@@ -192,7 +193,10 @@ def refuse(report: Mapping[str, Any], m: LogMapping) -> None:
 
 def warnings_of(r: Mapping[str, Any]) -> list[str]:
     """What a reader of the report must not overlook."""
-    out = [n.text for n in (Note(*n) for n in r["notes"]) if n.warning]
+    notes = [Note(*n) for n in r["notes"]]
+    out = [n.text for n in notes if n.warning]
+    lost = [n for n in notes if n.kind in LOSSES and n.count > MUCH * r["events"]]
+    out += [f"{n.text}: more than a fifth of all; write the column in another way?" for n in lost]
     future = r["quarantined"].get("in the future", 0)
     if future:
         until = f"as_of = {r['as_of']!r}" if r["as_of"] else "the year 2100"

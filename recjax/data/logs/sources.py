@@ -286,10 +286,20 @@ def _check_columns(file: str, cells: list[str], form: TextForm) -> None:
 
 def _is_data(cells: list[str]) -> bool:
     """Whether no cell looks like a name: numbers, dates, hashes (but not 0, 1, 2, ..., which pandas writes)."""
-    counted = [str(i) for i in range(len(cells) + 1)]
-    if len(cells) < 2 or cells in (counted[:-1], counted[1:], ["", *counted[:-2]]):
+    if len(cells) < 2 or _is_counted(cells):
         return False
     return all(re.fullmatch(DATA, c) for c in cells) and any(cells)
+
+
+def _is_counted(cells: list[str]) -> bool:
+    """Whether they are 0, 1, 2, ..., which pandas writes over columns without a name."""
+    counted = [str(i) for i in range(len(cells) + 1)]
+    return cells in (counted[:-1], counted[1:], ["", *counted[:-2]])
+
+
+def _is_row(cells: list[str]) -> bool:
+    """Whether a cell is a number of several digits or a date, which names hardly are."""
+    return len(cells) > 1 and any(len(c) > 3 and re.fullmatch(DATA, c) for c in cells)
 
 
 def _scan_text(file: str, plain: Plain, form: TextForm) -> pl.LazyFrame:
@@ -539,7 +549,8 @@ def sniff(file: str) -> tuple[TextForm, list[str]]:
     if best != _separator(file, form):
         form = dataclasses.replace(form, separator=best)
         about.append(f"separator = {best!r}")
-    if _is_data([c.strip().strip('"') for c in lines[0].split(best)]):
+    cells = [c.strip().strip('"') for c in lines[0].split(best)] if lines else []
+    if _is_data(cells) or (_is_row(cells) and not _is_counted(cells)):
         form = dataclasses.replace(
             form, columns=tuple(f"column_{i}" for i in range(lines[0].count(best) + 1))
         )

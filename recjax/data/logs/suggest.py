@@ -11,8 +11,8 @@ import re
 
 import polars as pl
 
-from recjax.data.logs.mapping import DAY_FIRST, MONTH_FIRST, LogMapping
-from recjax.data.logs.sources import TextForm, head, read_columns, sniff
+from recjax.data.logs.mapping import DAY_FIRST, MONTH_FIRST, SUFFIX, LogMapping
+from recjax.data.logs.sources import AGAIN, TextForm, head, read_columns, sniff
 from recjax.data.logs.times import CLOCKS, EARLIEST, LATEST, SECOND, as_moment, settle
 from recjax.data.logs.values import as_id, as_label, as_number, as_text, is_missing
 from recjax.data.store.prepared import DataError
@@ -43,7 +43,10 @@ REQUEST_NAME = rf"{REQUEST}(_?(id|no|num|number|key))?"
 SCENE = r"(scene|tab|channel|surface|placement|widget|slot)(_?(id|name))?"
 ACTION = r"(action|behaviou?r|event|interaction|(event|behaviou?r|action|interaction)_(type|name))"
 COUNTED = r"(quantity|qty|units|amount|total|revenue|sales(_value)?)"  # below zero: a return
-RATING = r"(rating|stars|score|overall)"
+RATING = r"(.*_)?(rating|stars|score|overall)"
+WEIGHT = r"(sample_?|instance_?)?(weight|wgt)"
+PLACE = r"(order|step|seq|sequence|position|rank|index|row|number|no|event_?(no|number|index))"
+ID = r"(.*_)?(id|key|code|hash|isbn|zip|postal_code|no|number)"
 OUTCOME = (
     rf"({COUNTED}|{RATING}|.*disc(ount)?|review|.*(dwell|stay|play|watch)_?(time|ratio|seconds)?(_ms)?|finish\w*|"
     r"long_watch|returned|refund\w*|profit|margin)"
@@ -63,6 +66,9 @@ OF_CONTEXT = (
     r"weather|medium|campaign)"
 )
 TARGET_ACTIONS = r"(buy|purchase[ds]?|order(ed)?|transaction|pay|click(ed)?)"
+NO_TIME = (
+    "; a log without times may have a column of its order, counted from 1: time_unit = 'order'"
+)
 NEARLY_UNIQUE = 0.5  # distinct / rows above which text is no feature
 SAME = 0.98  # share of owners with one value above which a column belongs to the owner
 
@@ -78,11 +84,15 @@ class Roles:
     action: str = ""
     request: str = ""
     scene: str = ""
+    taken: str = ""
+    weight: str = ""
+    order: bool = False
     weighed: Sequence[str] = ()
     owned: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def taken(self) -> set[str]:
+    def used(self) -> set[str]:
         single = (self.user, self.item, self.time, self.action, self.request, self.scene)
+        single += (self.taken, self.weight)
         return {*single, *self.labels} - {""}
 
 
@@ -90,6 +100,7 @@ def suggest(files: Sequence[str]) -> str:
     """The text of a first mapping for these files (`list_files`); raises DataError when user, item or time is not found."""
     form, about = sniff(files[0])
     frame = _flat(head(files[0], ROWS, form))
+    frame = frame.select(c for c in frame.columns if AGAIN not in c)
     if not frame.height:
         raise DataError(f"{files[0]} has no rows to guess a mapping from")
     if form.columns:
@@ -101,7 +112,7 @@ def suggest(files: Sequence[str]) -> str:
     if missing:
         raise DataError(
             f"{files[0]}: no column looks like the {missing[0]}; its columns are {', '.join(frame.columns)}: write the "
-            "mapping by hand (docs/your_own_logs.md)"
+            f"mapping by hand (docs/your_own_logs.md){NO_TIME if missing[0] == 'time' else ''}"
         )
     return "\n".join(_lines(frame, r, files, form, about)) + "\n"
 
@@ -123,7 +134,7 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _tidy(x: pl.Series) -> pl.Series:
     """Text that holds nothing but numbers and missing values, as numbers."""
-    if x.dtype != pl.String:
+    if x.dtype != pl.String or re.fullmatch(ID, snake(x.name)):
         return x
     text = as_text(x)
     number = as_number(x)
@@ -139,8 +150,15 @@ def _names(frame: pl.DataFrame) -> tuple[str, ...]:
     for i, c in enumerate(frame.columns):
         x = _tidy(frame[c])
         few = x.n_unique() <= 10
+        cells = (
+            x.cast(pl.String).drop_nulls().head(100) if x.dtype == pl.String else pl.Series([""])
+        )
         if "time" not in out and time_of(x) is not None:
             name = "time"
+        elif len(cells) and cells.str.contains(r"^\S+-[01]( \S+-[01])+$").any():
+            name = "impressions"
+        elif "request" not in out and i == 0 and x.n_unique() == len(x) and len(x) > 20:
+            name = "request"
         elif _is_binary(x) and "click" not in out:
             name = "click"
         elif few and x.dtype == pl.String and "event" not in out:
@@ -170,7 +188,14 @@ def find_roles(frame: pl.DataFrame) -> Roles:
 
     r.time = pick(_times(frame, free))
     r.user = pick(_keys(frame, free, USER)) or pick(_keys(frame, free, DEVICE))
-    r.item = pick(_keys(frame, free, ITEM))
+    r.item, r.taken = _lists(frame, r) or ("", "")
+    r.item = r.item or pick(_keys(frame, free, ITEM))
+    r.weight = pick(
+        c for c in free if re.fullmatch(WEIGHT, snake(c)) and frame[c].dtype.is_numeric()
+    )
+    if not r.time:
+        r.time = pick(c for c in free if re.fullmatch(PLACE, snake(c)) and _is_place(frame[c]))
+        r.order = bool(r.time)
     r.labels, r.weighed = _labels(frame, free, r)
     free = [c for c in free if c not in r.labels]
     few = [c for c in free if frame[c].n_unique() <= 50 and not frame[c].dtype.is_float()]
@@ -180,6 +205,29 @@ def find_roles(frame: pl.DataFrame) -> Roles:
     )
     r.scene = pick(c for c in few if c in free and re.fullmatch(SCENE, snake(c)))
     return r
+
+
+def _is_place(x: pl.Series) -> bool:
+    """Whether whole numbers from 1 on count the events."""
+    return (
+        x.dtype.is_numeric() and x.null_count() == 0 and x.min() >= 1 and x.n_unique() > len(x) / 2
+    )
+
+
+def _lists(frame: pl.DataFrame, r: Roles) -> tuple[str, str] | None:
+    """The column of the items shown together, and what tells which were taken: a column of them, or "suffix"."""
+    for c in frame.columns:
+        if frame[c].dtype == pl.String:
+            cells = frame[c].drop_nulls().head(1_000)
+            marked = cells.str.contains(r"^\S+-[01]( \S+-[01])*$")
+            if len(cells) and marked.mean() > 0.95 and cells.str.contains(" ").any():
+                return c, SUFFIX
+    lists = [c for c in frame.columns if isinstance(frame[c].dtype, pl.List | pl.Array) and re.search(ITEM, snake(c))]  # fmt: skip
+    for shown in lists:
+        for taken in lists:
+            if taken != shown and bool(re.search(r"click|taken|bought|purchase", snake(taken))):
+                return shown, taken
+    return None
 
 
 def _labels(frame: pl.DataFrame, free: list[str], r: Roles) -> tuple[tuple[str, ...], list[str]]:
@@ -309,14 +357,18 @@ def _shares(frame: pl.DataFrame, column: str, r: Roles) -> bool:
 def side_of(frame: pl.DataFrame, c: str, r: Roles) -> str:
     """ "user", "item", "context", or why the column is left out."""
     x, name = frame[c], snake(c)
+    if name.startswith("device_"):
+        return "context"
+    if re.fullmatch(r"column_\d+", name):
+        return "nothing tells its meaning"
     if c in r.owned:
         return r.owned[c]
     if x.null_count() == len(x):
         return "it is empty"
     if re.fullmatch(OUTCOME, name):
         return "it is known only after the event"
-    if is_vector(x):
-        return "item"
+    if is_vector(x) or separator_of(x) is not None:
+        return "item" if _belongs(frame, c, r.item) or not _belongs(frame, c, r.user) else "user"
     if x.dtype.is_nested():
         return f"it is a {x.dtype}"
     if re.fullmatch(CALENDAR, name) or re.fullmatch(TIME, name) and time_of(x) is not None:
@@ -333,6 +385,18 @@ def side_of(frame: pl.DataFrame, c: str, r: Roles) -> str:
     if re.fullmatch(OF_CONTEXT, name) or not x.dtype.is_float():
         return "context"
     return "its meaning is unclear: say whose it is, if it is known before the request"
+
+
+def separator_of(x: pl.Series) -> str | None:
+    """What separates several values in its cells ("" in lists); None where each holds one."""
+    if isinstance(x.dtype, pl.List | pl.Array):
+        return None if x.dtype.inner.is_nested() else ""
+    if x.dtype != pl.String:
+        return None
+    cells = x.drop_nulls()
+    several = cells.filter(cells.str.contains("|", literal=True))
+    parts = several.str.split("|").explode()
+    return "|" if len(several) > 0.1 * len(cells) and parts.n_unique() < len(parts) / 3 else None
 
 
 def is_vector(x: pl.Series) -> bool:
@@ -378,7 +442,15 @@ def _lines(
             f"columns = {list(form.columns)!r}  # the file has no header: named by what they hold"
         )
     out += [f"user = {r.user!r}", f"item = {r.item!r}", f"time = {r.time!r}"]
-    out += _time_lines(frame[r.time], files, form)
+    out += ['time_unit = "order"  # there are no times: places in an order'] if r.order else _time_lines(frame[r.time], files, form)  # fmt: skip
+    if r.taken:
+        out += [
+            "# Several items in a cell: each becomes a row.",
+            "explode = True",
+            f"taken = {r.taken!r}",
+        ]
+    if r.weight:
+        out.append(f"weight = {r.weight!r}")
     if r.request:
         out += [
             "",
@@ -413,7 +485,7 @@ def _time_lines(x: pl.Series, files: Sequence[str], form: TextForm) -> list[str]
 def _where_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
     """A filter for what was returned."""
     for c in frame.columns:
-        if c in r.taken() or not re.fullmatch(COUNTED, snake(c)) or not frame[c].dtype.is_numeric():
+        if c in r.used() or not re.fullmatch(COUNTED, snake(c)) or not frame[c].dtype.is_numeric():
             continue
         below = int((frame[c] < 0).sum())
         if below:
@@ -424,6 +496,8 @@ def _where_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
 
 
 def _outcome_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
+    if r.taken:
+        return ["", "# 1 for the items taken, 0 for those only shown.", 'labels = ["click"]', 'negatives = "impressions"']  # fmt: skip
     weighed = [f"# Weighed for the label: {'; '.join(r.weighed)}."] if r.weighed else []
     if r.labels:
         return [
@@ -475,9 +549,9 @@ def _empty_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
 
 def _side_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
     sides: dict[str, list[str]] = {"user": [], "item": [], "context": []}
-    out_of_use, dense, vectors = [], {}, []
+    out_of_use, dense, vectors, multi = [], {}, [], {}
     for c in frame.columns:
-        if c in r.taken():
+        if c in r.used():
             continue
         side = side_of(frame, c, r)
         if side not in sides:
@@ -486,6 +560,8 @@ def _side_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
         sides[side].append(c)
         if is_vector(frame[c]):
             vectors.append(c)
+        elif separator_of(frame[c]) is not None:
+            multi[c] = separator_of(frame[c])
         elif is_number(frame[c], snake(c)):
             dense[c] = (
                 "log1p" if (frame[c].drop_nulls().cast(pl.Float64) >= 0).all() else "identity"
@@ -498,6 +574,8 @@ def _side_lines(frame: pl.DataFrame, r: Roles) -> list[str]:
     out.append(f"dense = {dense!r}  # log1p suits amounts; identity wants about unit scale")
     if vectors:
         out.append(f"vectors = {vectors!r}")
+    if multi:
+        out.append(f"multi = {multi!r}  # several values in a cell, and what stands between them")
     gaps = [c for c in (*dense, *vectors) if frame[c].null_count()]
     if gaps:
         out.append(
