@@ -24,7 +24,6 @@ import json
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
-import zipfile
 
 import jax
 import jax.export
@@ -98,7 +97,7 @@ class Artifact:
                 f"{self.path} has no vocabulary for id space {space!r} (there is {have}); "
                 "score encoded batches, or export with vocab={...}"
             )
-        return pl.read_parquet(self.path / self.manifest["vocab"][space])
+        return files.read_frame(self.path / self.manifest["vocab"][space], ("value", "id"))
 
     @functools.cached_property
     def check(self) -> dict[str, np.ndarray]:
@@ -415,7 +414,9 @@ def load(path: str | os.PathLike) -> Artifact:
     _check_jax(path, manifest)
     try:
         return _read(path, manifest)
-    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as e:
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ArtifactError(f"{path} cannot be read ({reason}); export it again") from e
 
@@ -466,15 +467,19 @@ def _read(path: pathlib.Path, manifest: dict[str, Any]) -> Artifact:
             n: stored[n].view(jnp.dtype(p["dtype"])) for n, p in manifest["parameters"].items()
         },
         tables={t: _read_rows(path / d["file"]) for t, d in manifest["tables"].items()},
-        functions={
-            n: jax.export.deserialize(bytearray((path / f["file"]).read_bytes()))
-            for n, f in manifest["functions"].items()
-        },
+        functions={n: _read_program(path / f["file"]) for n, f in manifest["functions"].items()},
         derived=files.read_arrays(path / "derived.npz")
         if "derived.npz" in manifest["files"]
         else {},
         **snapshot.read(path, manifest.get("snapshot")),
     )
+
+
+def _read_program(file: pathlib.Path) -> jax.export.Exported:
+    try:
+        return program.read(file.read_bytes())
+    except ValueError as e:
+        raise ArtifactError(f"{file} is refused: {e}; export the artifact again") from e
 
 
 def _read_rows(file: pathlib.Path) -> quantize.Rows:

@@ -1,6 +1,6 @@
 """A directory of files that is whole or absent: written beside its place, checksummed, renamed, checked when read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import hashlib
@@ -130,5 +130,22 @@ def check(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    """Raises ArtifactError naming the file."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as e:  # zipfile, zlib and NumPy raise whatever a damaged byte leads them to
+        raise _damaged(file, e) from e
+
+
+def read_frame(file: pathlib.Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """All columns of a Parquet file, or some; raises ArtifactError naming it."""
+    try:
+        return pl.read_parquet(file, columns=columns)
+    except (Exception, pl.exceptions.PanicException) as e:
+        raise _damaged(file, e) from e
+
+
+def _damaged(file: pathlib.Path, e: BaseException) -> ArtifactError:
+    reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+    return ArtifactError(f"{file} cannot be read ({reason}); copy or export the artifact again")

@@ -13,6 +13,7 @@ symbols: b requests, c candidates, and one u per id space; the length of a histo
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -255,3 +256,39 @@ def sample_inputs(specs: Mapping[str, Any], sizes: Mapping[str, int], seed: int 
 def concrete(shape: tuple, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """("b", "c", 8) -> (2, 3, 8)."""
     return tuple(sizes[str(s)] if not isinstance(s, int) else s for s in shape)
+
+
+# Calls out of a program into the process that runs it, which StableHLO names and XLA looks up: what export puts there
+# for symbolic sizes, sharding, top-k and random bits. Any other may do anything, or end the process.
+CALLS = frozenset(
+    {
+        "shape_assertion",
+        "Sharding",
+        "SPMDFullToShardShape",
+        "SPMDShardToFullShape",
+        "ApproxTopK",
+        "mhlo.topk",
+        "stablehlo.dynamic_approx_top_k",
+        "stablehlo.dynamic_reduce_window",
+        "stablehlo.dynamic_rng_bit_generator",
+        "stablehlo.dynamic_top_k",
+    }
+)
+_CALL = re.compile(r'custom_call\s*@(?:"([^"]*)"|([\w.$-]+))')
+
+
+def read(serialized: bytes) -> export.Exported:
+    """A program, unless it is damaged or calls what it must not; runs nothing of it.
+
+    Raises:
+      ValueError: Saying why.
+    """
+    try:
+        exported = export.deserialize(bytearray(serialized))
+        text = exported.mlir_module()
+    except Exception as e:  # flatbuffers and MLIR raise whatever a damaged byte leads them to
+        raise ValueError(f"it is no program that jax {jax.__version__} can read") from e
+    called = {quoted or plain for quoted, plain in _CALL.findall(text)}
+    if strange := sorted(called - CALLS):
+        raise ValueError(f"it calls {strange[0]!r}, which may run any code in this process")
+    return exported

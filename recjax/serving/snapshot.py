@@ -49,5 +49,5 @@ def read(path: pathlib.Path, about: Mapping[str, Any] | None) -> dict[str, Any]:
         made.append(Counter(**files.read_arrays(path / f"snapshot/counter_{i}.npz")))
     past = {}
     if "past" in about:
-        past[about["list"]] = Past(pl.read_parquet(path / about["past"]), about["until"])
+        past[about["list"]] = Past(files.read_frame(path / about["past"]), about["until"])
     return {"counters": Counters(specs, made, about["list"], about["until"]), "past": past}

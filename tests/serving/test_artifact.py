@@ -336,3 +336,64 @@ def test_the_id_spaces_of_an_artifact_are_those_its_functions_read(tmp_path):
     export(tmp_path / "b", "graph", vocab=lambda space: 1 / 0)
     more = vocabularies() | {"nobody": None}
     assert set(export(tmp_path / "c", "pages", vocab=more).manifest["vocab"]) == {"item", "user"}
+
+
+def restamped(path, name, data):
+    """Another content of a file, with checksums that say it is the one that was exported."""
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    digest = hashlib.sha256(data).hexdigest()
+    manifest["files"][name] = {"bytes": len(data), "sha256": digest}
+    manifest["stamp"] = artifact._stamp(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def opened(path):
+    """All that serving reads of an artifact before it answers."""
+    scorer = Scorer(artifact.load(path), requests=[4], candidates=[4])
+    assert scorer.encoder.names
+    scorer.verify()
+
+
+NAMED = ("functions/score.stablehlo", "vocab/item.parquet", "parameters.npz", "check.npz")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_damaged_file_is_named_although_its_checksum_is_right(exported, tmp_path, name):
+    whole, rng, refused = (exported.path / name).read_bytes(), np.random.default_rng(0), 0
+    shutil.copytree(exported.path, tmp_path / "a")
+    cuts = [whole[: len(whole) // 2], b"", b"nonsense" * 100, bytes(len(whole))]
+    for data in cuts + [flipped(whole, rng, 0.1) for _ in range(4)]:
+        restamped(tmp_path / "a", name, data)
+        try:
+            opened(tmp_path / "a")
+        except ArtifactError as e:
+            refused += 1
+            assert name in str(e) or "is off by" in str(e), e
+            assert "again" in str(e)
+    assert refused >= len(cuts)
+
+
+def flipped(whole, rng, share):
+    data = bytearray(whole)
+    for at in rng.integers(0, len(data), int(share * len(data))):
+        data[at] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+def test_a_program_may_not_call_out(exported, tmp_path):
+    """An unknown target fails, a known one may end the process: neither is compiled."""
+
+    def calls(target):
+        call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((2,), jnp.float32))
+        allowed = [jax.export.DisabledSafetyCheck.custom_call(target)]
+        return jax.export.export(jax.jit(lambda x: call(x)), disabled_checks=allowed)(
+            jnp.zeros(2)
+        ).serialize()
+
+    shutil.copytree(exported.path, tmp_path / "a")
+    for target in ("xla_ffi_python_cpu_callback", "lapack_spotrf_ffi", "two words"):
+        restamped(tmp_path / "a", "functions/score.stablehlo", bytes(calls(target)))
+        reason = f"score.stablehlo is refused: it calls '{target}', which may run any code"
+        with pytest.raises(ArtifactError, match=reason):
+            artifact.load(tmp_path / "a")
