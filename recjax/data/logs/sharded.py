@@ -68,10 +68,10 @@ from recjax.data.logs.rows import (
 )
 from recjax.data.logs.sources import ROW, kind_of, scan_rows
 from recjax.data.logs.whole import Arrays, Whole, added, index_arrays, last_row_arrays, union
+from recjax.data.store.blocks import split_blocks
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.prepared import PARTITION, DataError
 from recjax.data.store.vocabulary import Vocabulary, frames, occurrences
-from recjax.data.store.writing import split_blocks
 
 PIECE = 5_000_000
 
