@@ -12,6 +12,7 @@ the pass at its constant rate.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import math
 from typing import Any
 
@@ -22,7 +23,7 @@ from scipy import stats
 from recjax.metrics import classification
 from recjax.metrics.comparison import half_width
 from recjax.runtime.run import plain
-from scaling.law import fit, joint, rivals
+from scaling.law import fit, joint, notes, rivals
 from scaling.plan.grades import LADDER
 from scaling.plan.rows import Row, base_rows, kinds_apart, measured_kind, on_ladder
 
@@ -68,12 +69,26 @@ def axis_laws(
         except fit.FitError as e:
             logging.warning("%s: no law: %s", label, e)
             continue
+        law = dataclasses.replace(law, notes=(*law.notes, *_undefined(chosen, axis, metric)))
         step = 0.01 * law.sign if "auc" in metric else law.predict(x.max()) * -0.01
         needed = [law.needed(round(law.predict(x.max()) + step, 4))]
         where = dict(zip(CONTROLS[axis], values, strict=True))
         out.append({"label": label, "where": where, **law.to_json(), "needed": needed})
     out.sort(key=lambda f: (-f["sizes"], -f["points"], -max(f["x"]), -_amount(f["where"])))
     return [dict(f, headline=i == 0 and not kind) for i, f in enumerate(out)]
+
+
+def _undefined(rows: Sequence[Row], axis: str, metric: str) -> list[notes.Note]:
+    """A note for each row without the metric: `fit.points` leaves it out."""
+    left = [r for r in rows if r.get(metric) is None and metric not in r.get("metrics", {})]
+    return [
+        notes.Note(
+            "set aside",
+            f"run {fit.run_of(r)} at {axis} {fit.count(r[axis])} was set aside: its {metric} is undefined",
+            numbers=dict(run=fit.run_of(r)),
+        )
+        for r in left
+    ]
 
 
 def _amount(where: Mapping[str, Any]) -> float:

@@ -289,6 +289,9 @@ def test_a_diverged_and_a_failed_trial_are_named_beside_the_answer(rows):
     own[3]["auc"], own[7]["auc"] = None, 0.2
     found = decisions.answers(broken, draws=10)
     assert found["sentences"][-1].count("was set aside") == 2
+    grade = laws.axis_laws(broken, "examples", "auc")
+    aside = [n["text"] for f in grade for n in f["notes"] if n["kind"] == "set aside"]
+    assert len(aside) == 1 and "its auc is undefined" in aside[0]
     lines = decisions.advice(broken, "auc")
     assert sum(line.startswith("note: run ") for line in lines) >= 2
     with pytest.raises(fit.FitError, match="no row has a finite 'recall'"):
