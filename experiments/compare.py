@@ -20,7 +20,6 @@ For every split of `--split` (default: `eval.final` of the first config), metric
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -35,8 +34,7 @@ from recjax.evaluation import kept_scores
 from recjax.evaluation.kept_scores import Rows
 from recjax.metrics import classification, comparison
 from recjax.runtime.run import Interrupted, plain, read_json, set_up, write_json
-from recjax.training import inference
-from recjax.training.loop import train
+from recjax.training.inference import train_and_keep
 
 METRICS = ("auc", "gauc", "logloss")
 FACTS = ("n_dense", "n_embedding", "flops_per_example", "examples", "examples_per_s", "wall_s")
@@ -286,8 +284,7 @@ def run(
             place = e.scores or root / e.name / f"seed-{seed}"
             if e.config is not None:
                 logging.info("seed %d of %d: %s", seed + 1, seeds, e.name)
-                train(e.of_seed(seed), place, functools.partial(kept_scores.keep_scored, place))
-                inference.keep_missing(place, splits)
+                train_and_keep(e.of_seed(seed), place, splits)
             runs[e.name].append(place)
         found = results(runs, splits, group, resamples, tails)
         write_json(root / "results.json", found)

@@ -16,7 +16,6 @@ distilled student minus each other kind, with two intervals: test groups drawn w
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
 from absl import flags, logging
@@ -29,9 +28,7 @@ from recjax.data import open_data
 from recjax.evaluation import kept_scores
 from recjax.metrics.comparison import paired_bootstrap
 from recjax.runtime.run import plain, set_up, write_json, write_text
-from recjax.training import inference
-from recjax.training.inference import teach
-from recjax.training.loop import train
+from recjax.training.inference import teach, train_and_keep
 from scaling.cache import cached
 from scaling.choice import latency
 from scaling.distillation import light, paired
@@ -82,9 +79,7 @@ def train_all(
             teachers = runs if together else (runs[seed],)
             config = config_of(base, role, models[role], soft, seed, teachers)
             place = root / f"{role}-{seed}"
-            keep = functools.partial(kept_scores.keep_scored, place)
-            out[role].append(train(config, str(place), keep))
-            inference.keep_missing(place, config.eval.final)
+            out[role].append(train_and_keep(config, place))
             if role == "teacher":
                 teach(place, base.data.train, examples=base.train.examples)
     return out

@@ -1,7 +1,7 @@
 """Scores that training keeps beside a run, row by row, for paired comparisons of runs: predictions-<split>.npz.
 
-Training keeps the rows of its final evaluations where it is asked to (`train(scored=partial(keep_scored, workdir))`); `recjax.training.inference.keep_missing`
-scores the splits that are missing. Columns, each [N], in the order of `row`:
+`recjax.training.inference.train_and_keep` has training keep the rows of its final evaluations, and scores the splits that
+are missing. Columns, each [N], in the order of `row`:
 
     logit, label, weight
     row           its place in the split

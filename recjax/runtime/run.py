@@ -35,6 +35,7 @@ def set_up() -> None:
     """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()  # a notebook or a worker process has not called app.run
     logging.get_absl_handler().addFilter(_worth_showing)
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")

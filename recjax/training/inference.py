@@ -27,6 +27,7 @@ from recjax.evaluation.probability import probability
 from recjax.runtime import hosts
 from recjax.runtime.identity import Use, without
 from recjax.runtime.run import Stop, flat, plain, write_text
+from recjax.training.loop import train
 from recjax.training.opening import evaluator_for, open_run
 
 # ---- metrics
@@ -118,6 +119,17 @@ def trained_on(config: Mapping[str, Any]) -> dict[str, Any]:
     """Which rows a run with this config trained on, as far as it says."""
     data, train = config.get("data", {}), config.get("train", {})
     return {"split": data.get("train", "train"), "examples": train.get("examples", 0)}
+
+
+def train_and_keep(config: ConfigDict, run: epath.PathLike, splits: Sequence[str] = ()) -> dict:
+    """Trains, or goes on, or finds a run finished, and keeps its scored rows of `splits` (none: of `eval.final`).
+
+    Returns:
+      The content of its summary.json.
+    """
+    summary = train(config, run, functools.partial(kept_scores.keep_scored, run))
+    keep_missing(run, splits or config.eval.final)
+    return summary
 
 
 def keep_missing(run: epath.PathLike, splits: Sequence[str]) -> None:

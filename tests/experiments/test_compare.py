@@ -39,8 +39,8 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(tmp_path, monkeypat
     both = entries(LOGISTIC, DIN)
     first = compare.run(both, tmp_path, 1, resamples=5, tails=["36", "20%", "0"])
     trained = []
-    train = compare.train
-    monkeypatch.setattr(compare, "train", lambda c, *a: trained.append(c.seed) or train(c, *a))
+    train = inference.train
+    monkeypatch.setattr(inference, "train", lambda c, *a: trained.append(c.seed) or train(c, *a))
     stamp = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("seed-0/predictions-test.npz")}
     found = compare.run(both, tmp_path, 2, resamples=5)
     tail = first["differences"]["din_complete_journey+runlocal"]

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from recjax.data.store.prepared import say_prepared
 from recjax.runtime.run import Interrupted, RunError, Stop, plain, read_jsonl, write_text
 
 REPO = Path(__file__).resolve().parents[2]
@@ -115,3 +116,31 @@ print("compiled", train(load({str(tmp_path / "c.py")!r}), sys.argv[1])["compiled
         for run in ("first", "second")
     ]
     assert counts[0] > 0 and counts[1] == 0
+
+
+def test_info_lines_of_a_user_are_shown_and_those_of_libraries_that_narrate_are_not(run_python):
+    code = """
+import types
+from absl import logging
+import jax, orbax.checkpoint
+from recjax.runtime.run import set_up
+
+def called_from(path):
+    exec(compile("logging.info('told by %s', name)", path, "exec"), {"logging": logging, "name": path.split("/")[-1]})
+
+set_up()
+called_from("/home/somebody/jax/own_model.py")
+called_from(jax.__path__[0] + "/narrator_of_jax.py")
+called_from(list(orbax.checkpoint.__path__)[0] + "/narrator_of_orbax.py")
+logging.warning("a warning is always shown")
+"""
+    said = run_python(code, devices=1).stderr
+    assert "told by own_model.py" in said and "a warning is always shown" in said
+    assert "narrator_of" not in said
+
+
+def test_data_that_lie_there_are_said_to_once(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="absl"):
+        for path in (tmp_path / "a", tmp_path / "b", tmp_path / "a"):
+            say_prepared("world", path)
+    assert [m.split(" in ")[1] for m in caplog.messages] == [f"{tmp_path}/a", f"{tmp_path}/b"]
