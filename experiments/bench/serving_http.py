@@ -5,6 +5,7 @@
 Phases on one service, in a thread of its own process:
   alone     one client, one request at a time, in turns with the same request scored in this process without HTTP
   busy      as many clients as keep it saturated: its sustainable rate
+  crowd     the same with 64 and with 256 clients, which ask again at once when they are refused: what is answered in time
   overload  requests arrive at twice that rate, whether earlier ones are answered or not
   soak      with --soak_minutes=10: half that rate, every tenth call an event of one of 1,000 users, which fill the service's store of
             events, here of 1 MiB: a full store evicts; resident memory
@@ -119,10 +120,17 @@ def measure(
         alone = _alone(client, process.pid, scorer, made, seconds)
         sent = [json.dumps(m).encode() for m in made]
         busy = _busy(client.port, sent, seconds)
+        crowd = [_busy(client.port, sent, seconds, n) for n in (64, 256)]
         before = _resident(process.pid)
         over = _overload(client.port, sent, seconds, 2 * busy["requests_per_s"])
         over["memory_growth_mib"] = round(_resident(process.pid) - before, 1)
-        out = {"body_bytes": len(sent[0]), "alone": alone, "busy": busy, "overload": over}
+        out = {
+            "body_bytes": len(sent[0]),
+            "alone": alone,
+            "busy": busy,
+            "crowd": crowd,
+            "overload": over,
+        }
         if soak_minutes:
             rate = busy["requests_per_s"] / 2
             out["soak"] = _soak(client.port, process.pid, made, 60 * soak_minutes, rate)
@@ -158,7 +166,7 @@ def _alone(
     }
 
 
-def _busy(port: int, sent: list[bytes], seconds: float) -> dict[str, Any]:
+def _busy(port: int, sent: list[bytes], seconds: float, clients: int = _CLIENTS) -> dict[str, Any]:
     end = time.monotonic() + seconds
 
     def ask(worker: int) -> list[tuple[int, float]]:
@@ -167,11 +175,12 @@ def _busy(port: int, sent: list[bytes], seconds: float) -> dict[str, Any]:
             out.append(client.score(sent[(worker + len(out)) % len(sent)]))
         return out
 
-    with concurrent.futures.ThreadPoolExecutor(_CLIENTS) as pool:
-        got = [x for out in pool.map(ask, range(_CLIENTS)) for x in out]
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        got = [x for out in pool.map(ask, range(clients)) for x in out]
     ok = 1e3 * np.array([s for status, s in got if status == 200])
     return {
-        "clients": _CLIENTS,
+        "clients": clients,
+        "refused": len(got) - len(ok),
         "requests_per_s": round(len(ok) / seconds, 1),
         "p50_ms": bench.percentile(ok, 50),
         "p99_ms": bench.percentile(ok, 99),

@@ -18,6 +18,8 @@ import pathlib
 import signal
 import socket
 import sys
+import time
+import types
 
 from absl import flags
 
@@ -26,6 +28,7 @@ from recjax import command
 try:
     import uvicorn
 
+    from recjax.serving import logs
     from recjax.serving.service import Limits, Service
 except ModuleNotFoundError as e:
     package = e.name.partition(".")[0]
@@ -55,8 +58,13 @@ def read_token(file: str, kind: str = "token") -> str:
 
 
 def server_of(
-    service: Service, host: str = "127.0.0.1", port: int = 0, grace_s: int = 30
-) -> uvicorn.Server:
+    service: Service,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    grace_s: int = 30,
+    drain_s: float = 0.0,
+) -> "Server":
     """The server of a service; a failed first load ends it."""
     config = uvicorn.Config(
         service.app,
@@ -65,15 +73,36 @@ def server_of(
         http=service.guard.protocol,
         ws="none",
         access_log=False,
+        log_config=None,
         log_level="error",  # what clients do wrong is counted, not logged: they could fill the disk
         backlog=_BACKLOG,
         timeout_keep_alive=75,  # longer than the usual 60 s of proxies, so that they close first
         timeout_graceful_shutdown=grace_s,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = Server(config, service, drain_s)
     service.on_failure = lambda: setattr(server, "should_exit", True)
     return server
+
+
+class Server(uvicorn.Server):
+    """Ends in two steps: a balancer is told to send no more while all is answered still, then uvicorn closes."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_s: float):
+        super().__init__(config)
+        self._service, self._drain_s = service, drain_s
+        self._leave: tuple[float, int] | None = None  # when, and the signal that asked for it
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        if self._leave or not self._drain_s:  # also whoever asks twice
+            return super().handle_exit(sig, frame)
+        self._service.leaving = True
+        self._leave = time.monotonic() + self._drain_s, sig
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._leave and not self.should_exit and time.monotonic() >= self._leave[0]:
+            super().handle_exit(self._leave[1], None)
+        return await super().on_tick(counter)
 
 
 def listen(server: uvicorn.Server) -> socket.socket:
@@ -97,7 +126,7 @@ def run(service: Service, server: uvicorn.Server) -> None:
 
 
 def main(_) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.set_up(_LOG.value)
     limits = Limits(
         requests=tuple(map(int, _REQUESTS.value)),
         candidates=tuple(map(int, _CANDIDATES.value)),
@@ -123,8 +152,10 @@ def main(_) -> None:
         function=_FUNCTION.value,
         token=token,
         reload_token=reload_token,
+        log_requests=_LOG_REQUESTS.value,
     )
-    run(service, server_of(service, _HOST.value, _PORT.value, _GRACE.value))
+    ends = dict(grace_s=_GRACE.value, drain_s=_DRAIN.value)
+    run(service, server_of(service, _HOST.value, _PORT.value, **ends))
 
 
 def _sizes(values: list[str]) -> bool:
@@ -180,6 +211,11 @@ if __name__ == "__main__":
         "prefix_mib", _DEFAULT.prefix_mib, "of the prefix cache; 0: none", 0
     )
     _GRACE = flags.DEFINE_integer("grace_s", 30, "for requests in flight at SIGTERM", 1)
+    _DRAIN = flags.DEFINE_float(
+        "drain_s", 0, "after SIGTERM, during which /readyz says no and all is answered still", 0
+    )
+    _LOG = flags.DEFINE_enum("log", "text", ("text", "json"), "form of the log")
+    _LOG_REQUESTS = flags.DEFINE_bool("log_requests", False, "a line for each request")
     for name in ("batch_sizes", "candidate_sizes"):
         flags.register_validator(name, _sizes, "give positive integers, comma-separated")
     command.run(main)

@@ -12,7 +12,7 @@ has a recjax-stamp header.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import hmac
@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recjax.serving import live, openapi, prefix
+from recjax.serving import live, logs, openapi, prefix
 from recjax.serving.artifact import ArtifactError
 from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded
 from recjax.serving.bodies import BodyError, EventsRequest, ScoreRequest
@@ -42,6 +42,7 @@ from recjax.serving.telemetry import Telemetry
 LARGE = 1 << 16  # bytes of a body whose parsing takes turns
 BODIES = 64  # of the largest size, that may be on their way at a time
 RELOAD = "/v1/artifact/reload"
+SCORING = ("/v1/score",)  # paths that are refused at once when too many requests wait
 OPEN = ("/healthz", "/readyz")  # without the token: probes have none
 _log = logging.getLogger("recjax.serving")
 
@@ -92,11 +93,13 @@ class Service:
       function: See `Scorer`.
       token: That clients send; "" asks for none.
       reload_token: For reloading, which is off without one.
+      log_requests: A line for each.
       on_failure: Called when the first load failed.
 
     Attributes:
       model: What is served; None until the first load is done.
       failure: Why the first load failed, after `on_failure` was called.
+      leaving: The process will end soon: it answers, and says that it is not ready for more.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Service:
         function: str = "",
         token: str = "",
         reload_token: str = "",
+        log_requests: bool = False,
         on_failure: Callable[[], None] = lambda: None,
     ):
         self.limits, self.telemetry = limits, Telemetry()
@@ -119,6 +123,7 @@ class Service:
         )
         self.model: live.Model | None = None
         self.failure = ""
+        self.leaving, self.log_requests = False, log_requests
         self._path, self._function = path, function
         self._token, self._reload_token = token, reload_token
         self.on_failure = on_failure
@@ -333,6 +338,8 @@ class Service:
 
     async def _readiness(self, _: Request) -> Response:
         model = self._ready()
+        if self.leaving:
+            raise HTTPException(503, "this process is about to end; ask another one")
         return _json({"stamp": model.stamp}, model.stamp)
 
     async def _metrics(self, _: Request) -> Response:
@@ -436,7 +443,7 @@ class Service:
 
 
 class Frame:
-    """Around every request: the token, the stamp header, counts and times."""
+    """Around every request: the token, an id, the headers of every answer, counts, times and the log."""
 
     def __init__(self, app: ASGIApp, service: Service, paths: set[str]):
         self._app, self._service, self._paths = app, service, paths
@@ -446,32 +453,48 @@ class Frame:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 500
+        name = logs.id_of(dict(scope["headers"]).get(b"x-request-id", b""))
+        logs.request_id.set(name)  # a request is a task of its own
 
-        async def stamped(message: Message) -> None:
+        async def framed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if 400 <= status < 500 and status != 429:
+                if 400 <= status < 500:
                     await asyncio.sleep(self._service.guard.pause())
-                model = self._service.model
-                headers = message.setdefault("headers", [])
-                if model and not any(k == b"recjax-stamp" for k, _ in headers):
-                    headers.append((b"recjax-stamp", model.stamp.encode()))
+                message["headers"] = [*message.get("headers", []), *self._headers(message, name)]
             await send(message)
 
-        app = self._app
-        if denied := self._service.denied(scope):
-            app = denied
-        elif scope["path"] not in self._paths:
-            app = problem(404, "there is no such path; /docs lists what there is")
-        elif scope["path"] == "/v1/score" and (busy := self._service.overloaded()):
-            app = _overloaded(busy)  # before the body costs anything
         try:
-            await app(scope, receive, stamped)
+            await self._chosen(scope)(scope, receive, framed)
         finally:
+            seconds = time.perf_counter() - start
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._service.telemetry.requests.labels(path, status).inc()
-            self._service.telemetry.seconds.labels(path).observe(time.perf_counter() - start)
+            self._service.telemetry.seconds.labels(path).observe(seconds)
+            if self._service.log_requests:
+                fields = {"method": scope["method"], "path": path, "status": status}
+                fields |= {"ms": round(1e3 * seconds, 3), "client": (scope["client"] or [""])[0]}
+                text = " ".join(map(str, (name, *fields.values())))
+                _log.info("%s", text, extra={"fields": fields})
+
+    def _chosen(self, scope: Scope) -> ASGIApp:
+        """The application, unless the request is refused before its body costs anything."""
+        if denied := self._service.denied(scope):
+            return denied
+        if scope["path"] not in self._paths:
+            return problem(404, "there is no such path; /docs lists what there is")
+        if scope["path"] in SCORING and (busy := self._service.overloaded()):
+            return _overloaded(busy)
+        return self._app
+
+    def _headers(self, message: Message, name: str) -> Iterator[tuple[bytes, bytes]]:
+        yield b"x-request-id", name.encode()
+        model = self._service.model
+        if model and not any(k == b"recjax-stamp" for k, _ in message.get("headers", [])):
+            yield b"recjax-stamp", model.stamp.encode()
+        if self._service.leaving:  # clients that keep connections find another process
+            yield b"connection", b"close"
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:

@@ -1,5 +1,6 @@
 """What is asked over HTTP is what the scorer answers, and what is refused says why."""
 
+from collections import Counter
 import concurrent.futures
 import time
 
@@ -260,6 +261,22 @@ def test_overload_is_shed_and_the_rest_is_answered_soon(exported, monkeypatch):
     assert 2 * waits[1] < waits[100], waits  # about 0.2 s, against 0.8 s with a queue for everybody
 
 
+def test_who_asks_again_at_once_is_refused_slowly(exported, monkeypatch):
+    """Otherwise refusing costs what answering could have: at 256 clients 0.76 of what 64 got was answered, now all of it."""
+    limits = Limits((1,), (4,), queue=1, deadline_ms=20_000, faults=2)
+    with serving(exported.path, limits) as (client, _):
+        slowly(monkeypatch, 0.05)
+        statuses, end = Counter(), time.monotonic() + 1.5
+
+        def ask(_):
+            while time.monotonic() < end:
+                statuses[client.post("/v1/score", json=request()).status_code] += 1
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(8)))
+    assert statuses[200] >= 10 and 1 <= statuses[429] <= 8 * 1.75 / 0.25 + 3 * 2, statuses
+
+
 def test_deadlines(exported, monkeypatch):
     with serving(exported.path, Limits((1,), (4,), deadline_ms=5000)) as (client, _):
         assert client.post("/v1/score", json=request(deadline_ms=5000)).status_code == 200
@@ -364,3 +381,11 @@ def test_events_that_have_not_happened_are_refused(client):
     assert answer.json()["stored"] == {"history": 3}
     named, explicit = request(history=None, user="f"), request(events=((10, "a3"), (20, "a4")))
     same(score(client, named), score(client, explicit))
+
+
+def test_every_answer_has_an_id(client):
+    for sent, kept in (("abc-1.2/3=", True), ("two words", False), ("x" * 200, False)):
+        answer = client.post("/v1/score", json=request(), headers={"x-request-id": sent})
+        assert (answer.headers["x-request-id"] == sent) is kept
+    ids = {client.get(path).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/docs")}
+    assert len(ids) == 3 and all(len(i) == 16 for i in ids)

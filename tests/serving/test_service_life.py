@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -250,6 +251,28 @@ def test_sigterm_answers_what_has_arrived_and_exits_cleanly(exported):
         assert process.wait(30) == 0, process.stderr.read()
         with pytest.raises(httpx.ConnectError):
             httpx.get(url + "/healthz")
+
+
+def test_sigterm_is_announced_and_every_line_of_the_log_is_an_object(exported):
+    sizes = ("--batch_sizes=1", "--candidate_sizes=4", "--drain_s=3", "--log=json")
+    with started(f"--artifact={exported.path}", *sizes, "--log_requests") as process:
+        url = process.stdout.readline().split()[-1]
+        token = {"authorization": "Bearer t"}
+        with httpx.Client(base_url=url, timeout=60, headers=token) as client:
+            wait_until_ready(client)
+            process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + 3
+            while (answer := client.get("/readyz")).status_code == 200:
+                assert time.monotonic() < end
+            assert answer.status_code == 503 and "ask another one" in answer.json()["detail"]
+            answer = client.post("/v1/score", json=request(), headers={"x-request-id": "r1"})
+            assert answer.status_code == 200 and answer.headers["connection"] == "close"
+        assert process.wait(30) == 0
+        lines = [json.loads(x) for x in process.stderr.read().splitlines()]
+    served = [x for x in lines if x["message"].startswith("serving artifact")]
+    assert served and served[0]["level"] == "info" and served[0]["time"].endswith("+00:00")
+    scored = next(x for x in lines if x.get("request_id") == "r1")
+    assert scored["path"] == "/v1/score" and scored["status"] == 200 and scored["ms"] > 0
 
 
 def test_nothing_to_serve_is_said_and_exits(tmp_path, monkeypatch, capsys):
