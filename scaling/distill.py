@@ -26,6 +26,7 @@ from recjax.runtime.run import set_up
 from scaling import choice, distillation, report, stages
 from scaling.cache import cached
 from scaling.distillation import MODES, Spec
+from scaling.plan import sweep
 
 
 def distill(
@@ -80,7 +81,8 @@ def distill(
         teachers=runs[: teachers or None],
     )
     train = lambda: distillation.train_pairs(experiment, spec, out / mode)  # noqa: E731
-    return cached(out / f"{mode}.json", train, spec.depends_on(experiment, root))
+    depends = spec.depends_on(experiment, root)
+    return cached(out / f"{mode}.json", train, depends, usual=sweep.defaults())
 
 
 def main(_) -> None:

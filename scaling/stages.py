@@ -95,6 +95,7 @@ def distillation_stage(section: ConfigDict, experiment: ConfigDict, root: epath.
         distillation.results_file(root),
         lambda: distillation.train_pairs(experiment, spec, folder),
         spec.depends_on(experiment, root),
+        usual=sweep.defaults(),
     )
     return folder / f"distilled-{spec.seeds[0]}"
 

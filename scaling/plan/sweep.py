@@ -61,8 +61,7 @@ class Trial:
 
         Keys at their defaults are left out, so that a key added later does not disown finished trials.
         """
-        usual = flat(plain(configs.base()))
-        keys = without(flat(plain(self.config)), Use.PLACE)
+        usual, keys = defaults(), without(flat(plain(self.config)), Use.PLACE)
         keys = {k: v for k, v in keys.items() if k not in usual or usual[k] != v}
         keys["data"] = self.columns.get("data")
         if keys.get("data.name", "").startswith(
@@ -77,6 +76,11 @@ class Trial:
     def shape(self) -> tuple:
         """Trials of one shape can share a program."""
         return together.shape(self.config), self.cooldown, self.columns.get("data")
+
+
+def defaults() -> dict[str, Any]:
+    """The flat config that says nothing: a key that has its value here is as good as absent."""
+    return flat(plain(configs.base()))
 
 
 def _digest(keys: Any) -> str:

@@ -47,6 +47,15 @@ def test_a_result_of_other_settings_is_not_passed_off(tmp_path):
         cached(path, lambda: 2, {"weights": [0.3]})
 
 
+def test_a_key_that_came_later_and_is_left_alone_disowns_nothing(tmp_path):
+    path, usual = epath.Path(tmp_path / "x.json"), {"data.new": [], "seed": 0}
+    assert cached(path, lambda: 1, [{"mode": "a"}, {"seed": 0}], usual=usual) == 1
+    assert cached(path, lambda: 2, [{"mode": "a"}, {"data.new": []}], usual=usual) == 1
+    for other in ({"data.new": ["x"]}, {"seed": 1}, {"unknown": []}):
+        with pytest.raises(ValueError, match="made with other settings"):
+            cached(path, lambda: 2, [{"mode": "a"}, other], usual=usual)
+
+
 def test_what_takes_minutes_is_made_again(tmp_path):
     path = epath.Path(tmp_path / "latency.json")
     assert cached(path, lambda: 1, ["0"], again=True) == 1
