@@ -65,6 +65,35 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         ("group_rate", "config.group_lr.get(n, config.lr)", "config.lr"),
     ),
+    *_in(
+        "recjax/training/step.py",
+        ["tests/training/test_step.py"],
+        ("step_weight", "t + real(w * g, 0.0)", "t + real(g, 0.0)"),
+        ("step_state", "state = jax.tree.map(real, state, before)", "pass"),
+        ("step_parts", "part, jax.random.fold_in(rng, i))", "part, rng)"),
+        ("step_draws", 'stream(key, "loss", number)', 'stream(key, "loss", 0)'),
+        ("step_clip", "g * clip[n], g_dense, groups", "g, g_dense, groups"),
+        (
+            "step_clip_rows",
+            'm._replace(grads=m.grads * clip[optim.group_of(system, f"tables/{p}")])',
+            "m",
+        ),
+        ("step_rate", "rate * (lr_scale * factor(number))", "rate * factor(number)"),
+        ("step_rate_rows", "r * (lr_scale * factors[p](number))", "r * factors[p](number)"),
+        (
+            "step_schedule_rows",
+            "r * (lr_scale * factors[p](number))",
+            "r * (lr_scale * factor(number))",
+        ),
+        ("step_finite", "m.only_if(good)", "m"),
+    ),
+    *_in(
+        "recjax/training/loop.py",
+        ["tests/training/test_selection.py"],
+        ("select_mode", 'sign = 1 if rule.mode == "max" else -1', "sign = 1"),
+        ("select_patience", "bad >= rule.patience", "bad > rule.patience"),
+        ("select_equal", "sign * value > sign * best", "sign * value >= sign * best"),
+    ),
     # ----------------------------------------------------------------------------------- embedding
     *_in(
         "recjax/embedding/optimizers.py",
@@ -314,6 +343,120 @@ MUTANTS: tuple[Mutant, ...] = (
             "scaled_identity(1.0) if self.identity",
         ),
     ),
+    # -------------------------------------------------------------------------------------- models
+    *_in(
+        "recjax/models/parts/suan_block.py",
+        ["tests/models/test_every_model.py::test_dropout_is_off_in_evaluation_and_on_in_training"],
+        (
+            "suan_dropout",
+            "self.drop(update, deterministic=not train)",
+            "self.drop(update, deterministic=train)",
+        ),
+    ),
+    *_in(
+        "recjax/layers/quadratic.py",
+        ["tests/models/test_every_model.py::test_dropout_is_off_in_evaluation_and_on_in_training"],
+        (
+            "qin_dropout",
+            "nn.Dropout(self.dropout, deterministic=not train)",
+            "nn.Dropout(self.dropout, deterministic=train)",
+        ),
+    ),
+    *_in(
+        "recjax/models/din.py",
+        ["tests/models/test_every_model.py::test_dropout_is_off_in_evaluation_and_on_in_training"],
+        (
+            "din_dropout",
+            "x = mlp(x, train=train, valid=valid)",
+            "x = mlp(x, train=False, valid=valid)",
+        ),
+    ),
+    *_in(
+        "recjax/models/logistic.py",
+        ["tests/models/test_baselines.py"],
+        ("logistic_mean", "jnp.maximum(events.sum(1), 1).astype(w.dtype)", "events.shape[1]"),
+    ),
+    *_in(
+        "recjax/models/sasrec.py",
+        [
+            "tests/models/test_tin.py::test_sasrec_and_bst_keep_padding_out",
+            "tests/models/test_tin.py::test_rivals_have_a_correlation_too",
+        ],
+        ("sasrec_order", "positions[::-1].astype(events.dtype)", "positions.astype(events.dtype)"),
+        (
+            "sasrec_causal",
+            "mask[:, None] & jnp.tri(length, dtype=bool)",
+            "mask[:, None] | jnp.tri(length, dtype=bool)",
+        ),
+        ("sasrec_empty", "(x[:, -1]) * mask[:, -1:]", "(x[:, -1])"),
+    ),
+    *_in(
+        "recjax/models/tin.py",
+        ["tests/models/test_tin.py"],
+        ("tin_position", "jnp.arange(kept, 0, -1)", "jnp.arange(1, kept + 1)"),
+        ("tin_heads", "math.sqrt(e.shape[-1])", "math.sqrt(events.shape[-1])"),
+        ("tin_empty", "interest = interest * mask.any(1)[:, None, None]", "pass"),
+    ),
+    *_in(
+        "recjax/layers/contrast.py",
+        [
+            "tests/models/test_aw_moe.py::test_info_nce_golden_values",
+            "tests/models/test_aw_moe.py::test_masking_keeps_the_share_it_says_and_at_least_one",
+            "tests/models/test_aw_moe.py::test_a_user_is_no_negative_of_himself_and_stands_once",
+        ],
+        ("contrast_own", "negative & ~jnp.eye(len(s), dtype=bool)", "negative"),
+        (
+            "contrast_share",
+            "jax.random.bernoulli(keys[0], 1 - drop, mask.shape)",
+            "jax.random.bernoulli(keys[0], drop, mask.shape)",
+        ),
+        ("contrast_once", "(same.argmax(1) == jnp.arange(len(user)))", "(same.argmax(1) >= 0)"),
+    ),
+    *_in(
+        "recjax/models/aw_moe.py",
+        [
+            "tests/models/test_aw_moe.py::test_the_session_loss_is_a_softmax_over_the_candidates_of_a_request",
+            "tests/models/test_aw_moe.py::test_monitors_are_loads_and_entropy",
+        ],
+        (
+            "session_slots",
+            "jnp.where(real, logits.astype(jnp.float32), -jnp.inf)",
+            "logits.astype(jnp.float32)",
+        ),
+        (
+            "session_labels",
+            "return (each * labels * weights).sum(), (labels * weights).sum()",
+            "return (each * weights).sum(), (labels * weights).sum()",
+        ),
+    ),
+    *_in(
+        "recjax/layers/pairs.py",
+        [
+            "tests/models/test_ccn.py::test_pair_counts_of_every_page_up_to_twelve_items",
+            "tests/models/test_ccn.py::test_golden_numbers",
+            "tests/models/test_ccn.py::test_the_skip_above_rule_keeps_what_was_seen",
+        ],
+        (
+            "pairs_once",
+            "jnp.arange(n)[:, None] < jnp.arange(n))",
+            "jnp.arange(n)[:, None] <= jnp.arange(n))",
+        ),
+        (
+            "pairs_pull",
+            "loss = jax.nn.softplus(-q)\n    click",
+            "loss = jax.nn.softplus(q)\n    click",
+        ),
+        ("pairs_seen", "real & (position < last)", "real & (position <= last)"),
+    ),
+    *_in(
+        "recjax/models/ecup.py",
+        [
+            "tests/models/test_ecup.py::test_the_chain_never_exceeds_its_first_step",
+            "tests/models/test_ecup.py::test_zero_gates_leave_the_network_as_it_is_without_them",
+            "tests/models/test_ecup.py::test_gate_before_the_relu_is_the_same",
+        ],
+        ("chain_logit", "nn.log_sigmoid(a) + nn.log_sigmoid(b)", "nn.log_sigmoid(b)"),
+    ),
     # ---------------------------------------------------------------------------------------- data
     *_in(
         "recjax/data/loading/batches.py",
@@ -512,7 +655,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_in(
         "recjax/metrics/uplift.py",
-        ["tests/models/test_ecup.py"],
+        [
+            "tests/models/test_ecup.py::test_figures_by_arm",
+            "tests/models/test_ecup.py::test_audit_repairs_spoilt_nuisances",
+            "tests/models/test_ecup.py::test_arms_that_are_not_comparable_are_not_judged",
+        ],
         (
             "effect_error",
             "(share**2 * (outcome[own] - m) ** 2).sum()",

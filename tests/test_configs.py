@@ -25,10 +25,11 @@ def test_every_section_but_the_free_ones_knows_its_keys():
         configs.assign(c, "model.tabel.lr", 2)
     with raises(TypeError, "train.batch='many'", "512"):
         configs.assign(c, "train.batch", "many")
-    with pytest.raises(KeyError, match="^'unknown config key opt.lr.x'$"):
+    with raises(KeyError, "opt.lr.x") as of_a_number:
         configs.assign(c, "opt.lr.x", 1)
-    with pytest.raises(KeyError, match="^'unknown config key nothing'$"):
+    with raises(KeyError, "nothing") as like_none:
         configs.assign(c, "nothing", 1)
+    assert not any("?" in str(e.value) for e in (of_a_number, like_none))  # nothing to suggest
     assert configs.check(c).is_locked
 
 

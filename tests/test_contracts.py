@@ -21,6 +21,7 @@ from recjax.training import opening
 from recjax.training.loop import Trainer, train
 from recjax.trees import Params
 from tests import fakes
+from tests.messages import raises
 
 
 def config(kind, **keys):
@@ -151,7 +152,7 @@ def test_a_run_goes_on_without_what_it_began_from(stage_one, tmp_path, monkeypat
     )
     jax.tree.map(np.testing.assert_array_equal, whole, two)
     assert opening.open_run(tmp_path / "two").trees.frozen["generator"]
-    with pytest.raises(FileNotFoundError, match="does not exist; name the workdir of a run"):
+    with raises(FileNotFoundError, "workdir"):
         train(c, tmp_path / "three")
 
 
@@ -274,7 +275,7 @@ def test_rows_that_are_too_many_to_keep_cost_their_figures_not_the_run(
         cut = train(c, tmp_path / "cut", scored)["test"]
     assert not calls and not cut["exact"] and "positives" not in cut
     assert cut["undefined"].startswith("x; 96 rows are more than the 50 that are kept")
-    assert "eval.examples" in cut["undefined"] and "set eval.examples" in caplog.text
+    assert "eval.examples" in cut["undefined"] and "eval.examples" in caplog.text
     assert cut["auc"] == pytest.approx(whole["auc"], abs=1e-3)
 
 
@@ -296,7 +297,7 @@ def test_another_config_on_the_same_workdir_is_refused(tmp_path):
 def test_unknown_config_key_is_named():
     c = config("batch_norm").unlock()
     c.train.bacth = 3
-    with pytest.raises(KeyError, match="train.bacth; did you mean train.batch"):
+    with raises(KeyError, "train.bacth", "train.batch"):
         configs.check(c)
 
 
@@ -304,7 +305,7 @@ def test_other_vocabulary_is_refused(tmp_path, monkeypatch):
     c = config("batch_norm")
     interrupted(c, tmp_path, monkeypatch)
     monkeypatch.setattr(fakes.Data, "vocabulary_hash", lambda self, space: "other")
-    with pytest.raises(RunError, match="vocabulary of id space 'item'"):
+    with raises(RunError, "'item'", "vocabulary"):
         train(c, tmp_path)
 
 
@@ -326,7 +327,7 @@ def test_a_run_goes_on_with_the_data_it_began_with_wherever_they_lie(tmp_path, m
     interrupted(c, tmp_path, monkeypatch)
     c.data.dir = "moved"
     with_hash("tuesday", monkeypatch)
-    with pytest.raises(RunError, match=r"began with data 'monday'.*'tuesday'.*new --workdir"):
+    with raises(RunError, "'monday'", "'tuesday'", "--workdir"):
         train(c, tmp_path)
     opening.open_run(tmp_path)  # another day is there to be judged
     with_hash("monday", monkeypatch)
@@ -348,8 +349,7 @@ def test_a_run_of_data_without_a_hash_goes_on(tmp_path, monkeypatch):
 )
 def test_a_split_that_the_data_lack_is_named_before_anything_is_trained(key, value, tmp_path):
     c = config("batch_norm", **{key: value})
-    have = "train, validation, test"
-    with pytest.raises(RunError, match=f"{key} names the split 'tset', but the data have {have}"):
+    with raises(RunError, key, "'tset'", "train, validation, test"):
         train(c, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -415,9 +415,7 @@ def test_other_schema_is_refused(tmp_path, monkeypatch):
 
 
 def test_batch_that_devices_do_not_divide_is_refused(tmp_path):
-    with pytest.raises(
-        SchemaError, match="batch size 32 is not divisible by 1 devices x 5 microbatches"
-    ):
+    with raises(SchemaError, "32", "1 devices", "5 microbatches"):
         train(config("batch_norm", train__microbatches=5), tmp_path)
 
 
@@ -425,13 +423,13 @@ def test_batch_that_devices_do_not_divide_is_refused(tmp_path):
     ("make", "message"),
     [
         (lambda: IdSpace("item", 2), "id space 'item'"),
-        (lambda: Feature("x", "profil"), "feature 'x': unknown role"),
-        (lambda: Feature("x", "history", "item"), "needs list name"),
-        (lambda: Feature("x", "label", "item"), "a label is a dense number"),
-        (lambda: Schema((), (Feature("x", "profile", "item"),)), "id space 'item' is not declared"),
+        (lambda: Feature("x", "profil"), "'x'.*profil"),
+        (lambda: Feature("x", "history", "item"), "list"),
+        (lambda: Feature("x", "label", "item"), "label"),
+        (lambda: Schema((), (Feature("x", "profile", "item"),)), "'x'.*'item'|'item'"),
         (
             lambda: Schema((), (Feature("x", "profile"), Feature("x", "context"))),
-            "feature 'x' is declared twice",
+            "'x'",
         ),
         (lambda: models.build(fakes.SCHEMA, {"name": "nosuch"}), "nosuch"),
     ],

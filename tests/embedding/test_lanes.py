@@ -13,6 +13,7 @@ from recjax.runtime import mesh as meshes
 from recjax.schema import SchemaError, Table
 from recjax.trees import Trees
 from tests.embedding import worlds
+from tests.messages import raises
 
 SCHEMA = worlds.schema(("item", 22_528))  # more than what is small
 ROWS = SCHEMA.space("item").rows
@@ -119,9 +120,7 @@ def test_only_what_gains_is_packed():
 def test_ids_past_32_bits_need_owners():
     big = worlds.schema(("item", 3_000_000_000))
     t = Table("item", 64)
-    with pytest.raises(
-        SchemaError, match="3,000,000,512 rows pass 32-bit ids; only 'row:all_to_all'"
-    ):
+    with raises(SchemaError, "3,000,000,512", "'row:all_to_all'"):
         embedding.plan((t,), big, worlds.Mesh(8, "tpu"))
     skew = {"item": embedding.Skew.uniform(16, 8)}
     plan = embedding.plan((t,), big, worlds.Mesh(8, "tpu"), skew)

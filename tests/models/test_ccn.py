@@ -21,6 +21,7 @@ from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.system import parameter_counts, pointwise
 from recjax.training.loop import train
+from tests.messages import raises
 from tests.models.worlds import SCHEMA, close, far, finite, jit, make, world
 
 PAGES = dataclasses.replace(
@@ -392,15 +393,15 @@ def test_pairs_may_have_labels_of_their_own_a_filter_and_never_weights():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(tau=0.0), "tau > 0"),
-        (dict(loss="triplet"), "loss='triplet' is not one of"),
-        (dict(heads=3), "heads=3 does not divide the width 8"),
-        (dict(scenario=("shop",)), "scenario='shop' is no context id"),
-        (dict(prototypes="views"), "names no history list with a number"),
-        (dict(pair_label="sold"), "pair_label='sold' is no label"),
+        (dict(tau=0.0), "tau"),
+        (dict(loss="triplet"), "loss='triplet'"),
+        (dict(heads=3), "heads=3.*8"),
+        (dict(scenario=("shop",)), "scenario='shop'"),
+        (dict(prototypes="views"), "prototypes='views'"),
+        (dict(pair_label="sold"), "pair_label='sold'"),
         (dict(seen_filter="place"), "seen_filter='place'"),
-        (dict(history="clicks"), "history='clicks' is no list"),
-        (dict(taus=1), "has no option 'taus'"),
+        (dict(history="clicks"), "history='clicks'"),
+        (dict(taus=1), "'taus'"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -409,7 +410,7 @@ def test_bad_options_are_named(options, words):
 
 
 def test_a_schema_without_item_fields_is_refused():
-    with pytest.raises(SchemaError, match="ccn needs a candidate id or vector"):
+    with raises(SchemaError, "ccn", "candidate"):
         models.build(PAGES.without(["item", "category"]), dict(SMALL))
 
 
@@ -509,7 +510,7 @@ def test_dihns_intention_learns_whether_target_and_trigger_share_a_category():
 
 
 def test_dihn_needs_a_trigger():
-    with pytest.raises(SchemaError, match="dihn needs 'category' of the trigger"):
+    with raises(SchemaError, "dihn", "'category'", "trigger"):
         models.build(PAGES.without(["trigger_category"]), dict(name="dihn"))
 
 

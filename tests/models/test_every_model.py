@@ -133,3 +133,18 @@ def test_one_batch_can_be_overfitted(name):
     losses = np.asarray(run((m.dense, m.rows(batch))))
     assert abs(losses[0] - np.log(2)) < 0.15
     assert losses[-1] < 0.1
+
+
+DROPPING = {
+    name: CONFIGS[name] | dict(dropout=0.5)
+    for name in ("suan", "lightsuan", "din", "sasrec", "bst", "tin", "ccn", "qin")
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout_is_off_in_evaluation_and_on_in_training(name):
+    plain = model(name)
+    dropping = plain.replace(system=models.build(SCHEMA, DROPPING[name]))
+    close(dropping.logits(W), plain.logits(W), 1e-5)
+    losses = [float(dropping.loss_and_grads(W, seed)[0][0]) for seed in (0, 1)]
+    assert losses[0] != losses[1]

@@ -23,6 +23,7 @@ from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.trees import Params
+from tests.messages import raises
 from tests.models import worlds
 from tests.models.worlds import close, far, finite, jit
 
@@ -438,19 +439,19 @@ def test_targets_go_into_their_slots_in_order():
 
 def test_options_and_schemas_that_do_not_fit_are_refused():
     for options, text in (
-        (dict(decoder="beam"), "decoder='beam' is not one of"),
-        (dict(velocity="fast"), "velocity='fast' is not one of"),
-        (dict(heads=3), "heads=3 must divide"),
-        (dict(user_key="who"), "'who' is no group"),
-        (dict(beam=3), "no option 'beam'"),
+        (dict(decoder="beam"), "decoder='beam'"),
+        (dict(velocity="fast"), "velocity='fast'"),
+        (dict(heads=3), "heads=3"),
+        (dict(user_key="who"), "'who'"),
+        (dict(beam=3), "'beam'"),
     ):
         with pytest.raises(ValueError, match=text):
             models.build(SCHEMA, dict(name="nif") | options)
-    with pytest.raises(SchemaError, match="list of role moveline"):
+    with raises(SchemaError, "moveline"):
         models.build(worlds.SCHEMA, dict(name="amen"))
-    with pytest.raises(SchemaError, match="prepare the data with recjax.data.store.movelines"):
+    with raises(SchemaError, "recjax.data.store.movelines"):
         models.build(SCHEMA.without(["next_category"]), dict(name="nif"))
-    with pytest.raises(ValueError, match="name its run in init_from"):
+    with raises(ValueError, "init_from"):
         system = models.build(SCHEMA, dict(name="amen", **SMALL))
         worlds.make(system, W).outputs(W)
 
@@ -532,7 +533,7 @@ def test_codes_of_an_ignorant_generator_cost_the_log_of_their_number():
     out = m.outputs(W)
     np.testing.assert_allclose(out["nce"][out["real"] > 0], 2 * np.log(4), rtol=1e-5)
     assert (out["rank"][out["real"] > 0] > 0).all(), "ties count against it"
-    with pytest.raises(ValueError, match="quantises the points of a finished dense run"):
+    with raises(ValueError, "dense"):
         system.loss(m.replace(frozen={}).params(W.batch()), W.batch(), None)
 
 

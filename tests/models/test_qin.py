@@ -19,6 +19,7 @@ from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
 from recjax.training.loop import train
 from recjax.trees import Trees
+from tests.messages import raises
 from tests.models.worlds import auc, close, far, jit, key, make, perturbed, world
 
 LOOK = 6
@@ -564,13 +565,13 @@ def test_the_planted_world(vectors, cache_dir, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(attention="hard"), "attention='hard' is not one of 'relu', 'softmax', 'none'"),
-        (dict(vectors="mine"), "vectors='mine' is not one of 'own', 'shuffled', 'none'"),
+        (dict(attention="hard"), "attention='hard'.*'relu', 'softmax', 'none'"),
+        (dict(vectors="mine"), "vectors='mine'.*'own', 'shuffled', 'none'"),
         (dict(embedding="sparse"), "embedding='sparse'"),
-        (dict(item_fields=("user",)), "'user' is no candidate id that events have too"),
-        (dict(heads=2), "heads split the block of mid_activation='relu' only"),
-        (dict(rows=0), "rows and max_len are at least 1"),
-        (dict(widht=3), "has no option 'widht'"),
+        (dict(item_fields=("user",)), "'user'"),
+        (dict(heads=2), "heads.*mid_activation='relu'"),
+        (dict(rows=0), "rows"),
+        (dict(widht=3), "'widht'"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -582,13 +583,13 @@ def test_a_schema_without_vectors_is_refused_unless_none_are_asked_for():
     ids = SCHEMA.without(["look", "past_look"])
     ids = dataclasses.replace(ids, id_spaces=tuple(s for s in ids.id_spaces if not s.vectors))
     for vectors in ("own", "shuffled"):
-        with pytest.raises(ValueError, match=f"vectors='{vectors}', and no id space of the data"):
+        with pytest.raises(ValueError, match=f"vectors='{vectors}'"):
             models.build(ids, SMALL | dict(vectors=vectors, item_fields=()))
     models.build(ids, SMALL | dict(vectors="none", item_fields=()))
 
 
 def test_a_schema_without_shared_fields_is_refused():
-    with pytest.raises(SchemaError, match="qin needs a candidate field"):
+    with raises(SchemaError, "qin", "candidate"):
         models.build(SCHEMA.without(["item", "look", "level"]), dict(name="qin"))
 
 

@@ -18,6 +18,7 @@ from recjax.models.parts import tarq_attention
 from recjax.schema import SchemaError
 from recjax.training.loop import train
 from recjax.trees import Params
+from tests.messages import raises
 from tests.models.worlds import SCHEMA, close, far, jit, make, world
 
 W = world(b=4, c=3, n=6)
@@ -396,13 +397,13 @@ def test_kept_share():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(variant="exact"), "variant='exact' is not one of 'tarq', 'two_tower'"),
-        (dict(width=9), "heads=2 does not divide width=9"),
-        (dict(codes=0), "codes=0; give at least 1"),
-        (dict(align=-1.0), "align=-1.0; give 0 or more"),
-        (dict(item_features=("count",)), "item_features names 'count'; the candidate's ids"),
-        (dict(event_features=("item",)), "event_features names 'item'; the list 'views' has"),
-        (dict(lambda_d=1), "has no option 'lambda_d'"),
+        (dict(variant="exact"), "variant='exact'.*'tarq', 'two_tower'"),
+        (dict(width=9), "heads=2.*width=9"),
+        (dict(codes=0), "codes=0"),
+        (dict(align=-1.0), "align=-1.0"),
+        (dict(item_features=("count",)), "item_features.*'count'"),
+        (dict(event_features=("item",)), "event_features.*'item'.*'views'"),
+        (dict(lambda_d=1), "'lambda_d'"),
     ],
     ids=str,
 )
@@ -412,7 +413,7 @@ def test_bad_options_are_named(options, words):
 
 
 def test_a_schema_without_items_is_refused():
-    with pytest.raises(SchemaError, match="tarq needs a candidate feature"):
+    with raises(SchemaError, "tarq", "candidate"):
         models.build(SCHEMA.without(["item", "category"]), dict(name="tarq"))
 
 

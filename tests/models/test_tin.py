@@ -12,6 +12,7 @@ from recjax.models import tin
 from recjax.schema import SchemaError
 from recjax.serving import artifact
 from recjax.serving.scorer import Scorer
+from tests.messages import raises
 from tests.models.worlds import SCHEMA, close, far, make, world
 
 W = world(b=4, c=3, n=6)
@@ -76,7 +77,7 @@ def test_heads_split_the_width_and_one_head_is_the_plain_product():
         [np.einsum("bld,bcd->bcl", e[..., h], v[..., h]) for h in (slice(8), slice(8, 16))], 1
     )
     close(two, want / np.sqrt(8), 1e-5)
-    with pytest.raises(ValueError, match="heads=5 does not divide the width 16"):
+    with raises(ValueError, "heads=5", "16"):
         models.build(SCHEMA, dict(name="tin", heads=5))
     assert far(model(heads=2).logits(W), m.logits(W))
 
@@ -252,10 +253,10 @@ def test_an_artifact_scores_as_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(time="day"), "time='day' is not one of 'position', 'interval', 'none'"),
+        (dict(time="day"), "time='day'.*'position', 'interval', 'none'"),
         (dict(tr_mode="outer"), "tr_mode='outer'"),
-        (dict(max_len=0), "max_len=0 leaves no behaviour"),
-        (dict(widht=3), "has no option 'widht'"),
+        (dict(max_len=0), "max_len=0"),
+        (dict(widht=3), "'widht'"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -264,7 +265,7 @@ def test_bad_options_are_named(options, words):
 
 
 def test_a_schema_without_shared_fields_is_refused():
-    with pytest.raises(SchemaError, match="tin needs a candidate field"):
+    with raises(SchemaError, "tin", "candidate"):
         models.build(SCHEMA.without(["item", "category"]), dict(name="tin"))
 
 

@@ -89,9 +89,7 @@ def test_sums_go_with_their_steps(tmp_path):
 def test_when_nothing_can_be_read_the_reason_is_given(folder):
     shutil.rmtree(folder / "recent" / "1" / "trees")
     made = Checkpoints(folder, keep=3)
-    with pytest.raises(
-        ValueError, match=r"no checkpoint .* \(steps \[2, 1\]: .*1.trees.*restore one from a copy"
-    ):
+    with pytest.raises(ValueError, match=r"\[2, 1\].*1.trees.*copy"):
         made.restore(trees(0))
     made.close()
 
@@ -162,4 +160,4 @@ def test_the_error_is_raised_not_that_of_the_save_it_interrupts(tmp_path, monkey
     monkeypatch.setattr(Checkpoints, "wait", lambda self: 1 / 0)
     with pytest.raises(KeyError, match="first"), Checkpoints(tmp_path):
         raise KeyError("first")
-    assert "is lost (division by zero)" in caplog.text
+    assert "division by zero" in caplog.text

@@ -9,6 +9,7 @@ import pytest
 
 from scaling import choice, distillation
 from scaling.cache import cached
+from tests.messages import raises
 
 
 def test_paired_differences_are_by_seed():
@@ -43,7 +44,7 @@ def test_a_result_of_other_settings_is_not_passed_off(tmp_path):
     path = epath.Path(tmp_path / "x.json")
     assert cached(path, lambda: 1, {"weights": [0.1]}) == 1
     assert cached(path, lambda: 2, {"weights": [0.1]}) == 1
-    with pytest.raises(ValueError, match="made with other settings; delete it"):
+    with raises(ValueError, "settings", "delete"):
         cached(path, lambda: 2, {"weights": [0.3]})
 
 
@@ -96,7 +97,7 @@ def test_the_student_is_the_best_inside_the_budget_and_the_teacher_the_best_abov
     assert choice.pick(quality, ms, 4.0) == {"student": "1", "teacher": "3"}
     assert choice.pick(quality, ms, 1.5) == {"student": "0", "teacher": "3"}
     assert choice.pick(quality, ms, 10.0) == {"student": "3", "teacher": "3"}
-    with pytest.raises(ValueError, match="no grade answers within 0.5 ms.*grade 0, takes 1.0 ms"):
+    with raises(ValueError, "0.5 ms", "grade 0", "1.0 ms"):
         choice.pick(quality, ms, 0.5)
 
 
@@ -109,9 +110,9 @@ def test_grades_are_compared_at_a_size_they_share():
 
 def test_offline_needs_a_teacher():
     spec = dict(teacher="1", student="0", student_options={}, temperatures=(1,), weights=(1,))
-    with pytest.raises(ValueError, match="needs finished teachers"):
+    with raises(ValueError, "teachers"):
         distillation.Spec(**spec, mode="offline", examples=10, seeds=(0,))
-    with pytest.raises(ValueError, match="'mode'|mode="):
+    with raises(ValueError, "mode"):
         distillation.Spec(**spec, mode="both", examples=10, seeds=(0,))
 
 

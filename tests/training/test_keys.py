@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 from recjax import embedding
 from recjax.training import keys
 from recjax.training.step import init_trees, make_step, settings, zero_window
 from tests import fakes
+from tests.messages import raises
 from tests.test_contracts import config
 
 STEPS, PARTS = 4, 4
@@ -61,5 +61,5 @@ def test_every_key_of_a_run_is_used_once(monkeypatch):
 
 
 def test_a_stream_that_nobody_named_is_refused():
-    with pytest.raises(ValueError, match="dropuot.*loss"):
+    with raises(ValueError, "dropuot", "loss"):
         keys.stream(jax.random.key(0), "dropuot")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import models
+from recjax import embedding, models
 from recjax.training.step import gradients, init_trees, make_step, settings, zero_window
 from tests import fakes
-from tests.models.worlds import SCHEMA, jit, key, make, world
+from tests.models.worlds import SCHEMA, close, far, jit, key, make, world
 from tests.test_contracts import config
 
 W = world(b=8, c=2, n=4)
@@ -123,3 +123,68 @@ def test_the_norms_of_a_window_are_those_of_gradients_and_of_what_has_changed():
     joint = np.hypot(got["grad_norm/dense"], got["grad_norm/rows"])
     assert joint > 1e-3  # so it is clipped to this, and then multiplied by the rates
     assert np.hypot(dense / 0.25, rows / 0.5) == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_every_rate_follows_its_schedule_and_the_scale():
+    """Step 5 of 10: a linear decay is at a half, and the scale halves what there is."""
+    system = fakes.build(fakes.SCHEMA, kind="batch_norm", table=dict(optimizer="sgd", lr=0.5))
+    batch = jax.device_put(fakes.batch_at(0, 8, 1))
+
+    def moves(schedule, scale, of_rows):
+        c = config("batch_norm")
+        c.opt.name, c.opt.schedule, c.embedding.schedule = "sgd", schedule, of_rows
+        before = init_trees(system, c, batch)
+        window, step = zero_window(system, c, before, batch), jax.jit(make_step(system, c, 10))
+        number = np.int32(5), np.float32(scale)
+        after, _ = step(before, window, batch, settings(system, c), *number)
+        return jax.tree.map(
+            jnp.subtract, (after.dense, after.tables), (before.dense, before.tables)
+        )
+
+    dense, rows = moves("constant", 1.0, ())
+    slow_dense, slow_rows = moves("linear", 0.5, ((".*", "constant"),))
+    close(slow_dense, jax.tree.map(lambda x: 0.25 * x, dense), 1e-6)
+    close(slow_rows, jax.tree.map(lambda x: 0.5 * x, rows), 1e-6)
+    assert far(dense, slow_dense, 1e-6) and far(rows, slow_rows, 1e-6)
+
+
+def test_unequal_parts_weigh_by_their_examples():
+    model = make(models.build(SCHEMA, dict(name="logistic", dense_norm="identity")), W)
+    batch = W.replace(valid=np.arange(8)[:, None] < [8, 3]).batch()
+    rows = model.rows(batch)
+    one, two = (
+        jit(lambda b, r, n=n: gradients(model.system, model.trees, r, b, key(0), n))(batch, rows)[0]
+        for n in (1, 2)
+    )
+    close(two, one, 1e-5)
+
+
+def test_every_step_and_every_part_draws_anew():
+    """A loss whose only gradient is a draw."""
+
+    def loss(params, batch, rng):
+        value = jax.random.uniform(rng) * params.dense["logits"]["bias"].sum()
+        return value, (params.state, sums)
+
+    system, c = fakes.build(fakes.SCHEMA, kind="batch_norm"), config("batch_norm")
+    batch = jax.device_put(fakes.batch_at(0, 8, 1))
+    trees = init_trees(system, c, batch)
+    _, _, sums = gradients(system, trees, *_rows_of(system, trees, batch), jax.random.key(0), 1)
+    system = dataclasses.replace(system, loss=loss)
+    drawn = []
+    for parts in (1, 2, 4):
+        (_, (dense, _)), _, _ = gradients(
+            system, trees, *_rows_of(system, trees, batch), jax.random.key(0), parts
+        )
+        drawn.append(float(dense["logits"]["bias"][0]))
+    assert len(set(drawn)) == 3
+    c.opt.name, ends = "sgd", []
+    window, step = zero_window(system, c, trees, batch), jax.jit(make_step(system, c, 10))
+    for number in (0, 1):
+        args = settings(system, c), np.int32(number), np.float32(1)
+        ends.append(step(trees, window, batch, *args)[0].dense["logits"]["bias"])
+    assert far(ends[0], ends[1], 1e-6)
+
+
+def _rows_of(system, trees, batch):
+    return embedding.gather(system.tables, trees.tables, batch), batch

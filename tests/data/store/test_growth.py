@@ -14,6 +14,7 @@ from recjax.runtime import checkpoint
 from recjax.runtime.run import Run, RunError, Stop
 from recjax.schema import SchemaError
 from recjax.training.loop import Trainer, train
+from tests.messages import raises
 
 FIRST = 1_700_000_000 // DAY * DAY
 MAPPING = """
@@ -84,7 +85,7 @@ def monday(tmp_path):
 def test_a_run_goes_on_with_old_rows_and_reclaimed_ones_begin_anew(monday):
     tmp_path, first = monday
     wednesday = log(tmp_path, "wednesday", 2, [*OLD[:9], "n0", "n1", "n2"])
-    with pytest.raises(SchemaError, match="'item': 3 new values, but 1 of its 16 rows are spare"):
+    with raises(SchemaError, "'item'", "3 new", "1 of", "16 rows"):
         wednesday(extends=str(first))
     second = wednesday(extends=str(first), reclaim_days=1.0)
     before, after = ids_of(first), ids_of(second)
@@ -122,20 +123,20 @@ def test_data_that_does_not_extend_the_run_s_is_refused(monday):
     tmp_path, first = monday
     other = log(tmp_path, "other", 2, [*OLD[:9], "n0", "n1", "n2"])()
     c = config(other, continue_from=str(tmp_path / "a"))
-    with pytest.raises(RunError, match="'user' does not go on from that of .*prepare the data"):
+    with raises(RunError, "'user'", "prepare"):
         train(c, tmp_path / "b")
     wide = log(tmp_path, "wide", 2, OLD)(head_room=2.0)
     c = config(wide, continue_from=str(tmp_path / "a"))
-    with pytest.raises(RunError, match="'user' has 24 rows and in .* 8; prepare the data with"):
+    with raises(RunError, "'user'", "24", "8", "prepare"):
         train(c, tmp_path / "c")
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (dict(head_room=-1.0), "not below zero"),
-        (dict(head_room=1.0, extends="x"), "leave it out where extends"),
-        (dict(reclaim_days=1.0), "reclaim_days needs extends"),
+        (dict(head_room=-1.0), "head_room"),
+        (dict(head_room=1.0, extends="x"), "head_room.*extends"),
+        (dict(reclaim_days=1.0), "reclaim_days.*extends"),
     ],
 )
 def test_growth_that_makes_no_sense_is_named(keys, message):

@@ -7,6 +7,7 @@ import pytest
 from scipy import optimize
 
 from scaling.law import fit, rivals
+from tests.messages import raises
 
 SIZES = np.array([1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
 
@@ -68,7 +69,7 @@ def test_four_noisy_points_have_wide_intervals():
 
 
 def test_fewer_than_four_sizes_are_refused():
-    with pytest.raises(fit.FitError, match="3 sizes of 'grade' cannot support"):
+    with raises(fit.FitError, "3 sizes", "'grade'"):
         fit.fit_law([1, 1, 2, 3], [0.6, 0.61, 0.65, 0.66], axis="grade")
     with pytest.raises(fit.FitError, match="reaches 1"):
         fit.fit_law(SIZES, np.linspace(0.5, 1.0, 6))
@@ -194,9 +195,9 @@ def test_points_of_trials():
     x, y = fit.points(rows, "examples", "auc", kind="train")
     assert x.tolist() == [5, 10]
     assert y.tolist() == [0.5, 0.6]
-    with pytest.raises(fit.FitError, match="no row has a finite 'ece'"):
+    with raises(fit.FitError, "'ece'"):
         fit.points(rows, "examples", "ece")
-    with pytest.raises(fit.FitError, match="'a' has no number in column 'grade'"):
+    with raises(fit.FitError, "'a'", "'grade'"):
         fit.points(rows, "grade", "auc")
 
 

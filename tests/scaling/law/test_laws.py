@@ -294,9 +294,9 @@ def test_a_diverged_and_a_failed_trial_are_named_beside_the_answer(rows):
     assert len(aside) == 1 and "its auc is undefined" in aside[0]
     lines = decisions.advice(broken, "auc")
     assert sum(line.startswith("note: run ") for line in lines) >= 2
-    with pytest.raises(fit.FitError, match="no row has a finite 'recall'"):
+    with pytest.raises(fit.FitError, match="'recall'"):
         decisions.answers(rows, "recall")
-    with pytest.raises(ValueError, match="larger 'sharpness' is better is not known"):
+    with pytest.raises(ValueError, match="'sharpness'"):
         decisions.answers([r | {"sharpness": 1.0} for r in rows], "sharpness")
 
 
@@ -311,7 +311,7 @@ def test_latency_files_of_either_form(tmp_path):
         == {"0": 1.5}
     )
     (tmp_path / "c.json").write_text('{"rows": [{"model": "other", "p50_ms": 1.5}]}')
-    with pytest.raises(ValueError, match="c.json has no times by grade; give distill/latency"):
+    with pytest.raises(ValueError, match="c.json.*distill/latency"):
         decisions.read_latency(tmp_path / "c.json")
 
 

@@ -7,6 +7,7 @@ import pytest
 from recjax import models
 from recjax.trees import Params
 from scaling.plan import grades
+from tests.messages import raises
 from tests.models import worlds
 
 TABLE = dict(dim=8)
@@ -98,7 +99,7 @@ def test_the_ladder_spans_four_orders_of_magnitude_and_grows():
 def test_a_rate_follows_its_rule_and_an_unknown_grade_is_listed():
     assert grades.learning_rate(grades.named("0"), 2e-3, 0.5) == 2e-3
     assert grades.learning_rate(grades.Grade(1, 64), 2e-3, 0.5) == 1e-3
-    with pytest.raises(KeyError, match="grade '9' is unknown"):
+    with raises(KeyError, "'9'"):
         grades.named("9")
     with pytest.raises(KeyError, match="not counted"):
         grades.count(worlds.SCHEMA, dict(name="din"), 20)

@@ -10,6 +10,7 @@ import pytest
 
 from recjax.runtime.run import Run
 from scaling.plan import processes, sweep
+from tests.messages import raises
 from tests.scaling.plan.test_sweep import trials
 
 TIMES = ("examples_per_s", "wall_s", "seconds")
@@ -22,7 +23,7 @@ def timeless(rows):
 def test_cores_in_parts():
     assert processes.parts({0, 1, 2}, 2) == [{0, 2}, {1}]
     assert processes.parts({3, 5}, 2) == [{3}, {5}]
-    with pytest.raises(ValueError, match="--processes=3 but this process may use 2 cores"):
+    with raises(ValueError, "--processes=3", "2 cores"):
         processes.parts({0, 1}, 3)
 
 
@@ -44,7 +45,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
 
 
 def test_no_locks_in_a_bucket(tmp_path):
-    with pytest.raises(ValueError, match="local --workdir"):
+    with raises(ValueError, "--workdir"):
         processes.run_sweep(trials(), "gs://somewhere/sweep", processes=2)
 
 
