@@ -129,4 +129,4 @@ if __name__ == "__main__":
         "dry_run", False, "print the manifest or the command and submit nothing"
     )
     flags.mark_flags_as_required(["name", "image", "topology"])
-    commands.run(main)
+    commands.run(main, passes_on=True)

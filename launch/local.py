@@ -146,4 +146,4 @@ if __name__ == "__main__":
     _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "cuda"], "where they run")
     _PORT = flags.DEFINE_integer("port", 0, "of the coordinator; 0: a free one")
     _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands and start nothing")
-    commands.run(main)
+    commands.run(main, passes_on=True)

@@ -22,9 +22,14 @@ OURS = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("recjax", "scaling", "experiments", "launch")
 
 
-def run(main: Callable[[list[str]], object]) -> None:
-    """Parses the flags and calls `main`; does not return."""
-    app.run(functools.partial(_ended, main), flags_parser=_parse)
+def run(main: Callable[[list[str]], object], passes_on: bool = False) -> None:
+    """Parses the flags and calls `main`; does not return.
+
+    Args:
+      main: Takes the command's name and what follows its flags.
+      passes_on: Whether anything may: a launcher's arguments after "--" are those of another command.
+    """
+    app.run(functools.partial(_ended, main, passes_on), flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -43,8 +48,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(2)
 
 
-def _ended(main: Callable[[list[str]], object], argv: list[str]) -> None:
-    if len(argv) > 1:
+def _ended(main: Callable[[list[str]], object], passes_on: bool, argv: list[str]) -> None:
+    if len(argv) > 1 and not passes_on:
         print(f"error: unexpected {argv[1]!r}; flags begin with --, and a pattern is quoted", file=sys.stderr)  # fmt: skip
         sys.exit(2)
     try:
