@@ -74,7 +74,7 @@ class Core:
         self.eval_levels: tuple = ()
         self.step, self.clock, self.told = 0, Clock(), Clock()
         self.pending: tuple[int, Window, Clock] | None = None
-        self.left_out = 0  # steps in a row
+        self.left_out: dict[int, int] = {}  # steps in a row, by run
         self.bar: tqdm.tqdm | None = None
         self.checkpoints = checkpoint.Checkpoints(run.dir / "checkpoints", config.train.keep)
         try:
@@ -235,15 +235,22 @@ class Core:
             self.bar.set_postfix_str(line.partition(", ")[2])
 
     def check(self, window: Window, *, closed: bool = False) -> None:
-        """Raises NonFinite where a step of the window was not finite, or where nothing else comes any more."""
-        fault = window.fault()
-        if closed:
-            all_bad = window.steps == window.bad
-            self.left_out = self.left_out + int(window.bad) if all_bad else 0
-        if not fault:
-            return
-        if self.config.train.on_non_finite == "stop" or self.left_out >= HOPELESS:
+        """Raises NonFinite where the run cannot go on."""
+        for _, fault in self.ended(window, closed):
             raise NonFinite(f"{fault}; {self.last_good()}")
+
+    def ended(self, window: Window, closed: bool) -> list[tuple[dict, str]]:
+        """What names a run that cannot go on, and why: a step was not finite, or with "skip" `HOPELESS` in a row."""
+        out = []
+        for i, (names, own) in enumerate(self.windows(jax.device_get(window))):
+            fault = own.fault()
+            if closed:
+                in_a_row = self.left_out.get(i, 0) + int(own.bad)
+                self.left_out[i] = in_a_row if own.steps == own.bad else 0
+            hopeless = self.left_out.get(i, 0) >= HOPELESS
+            if fault and (hopeless or self.config.train.on_non_finite == "stop"):
+                out.append((names, fault))
+        return out
 
     def last_good(self) -> str:
         saved = self.checkpoints.latest_step

@@ -148,7 +148,8 @@ class Trainer(Core):
                     take = functools.partial(self.scored, self.data, split)
                 popular = Popularity(self.data, self.system.objectives[0].label)
                 out[split] = self.measure(self.trees, popular.watch(batches), take)
-                self.popularity[split] = popular.auc()
+                # a process sees its own share of the rows only
+                self.popularity[split] = popular.auc() if jax.process_count() == 1 else None
             else:
                 out[split] = self.measure(self.trees, batches)
             self.log_evaluation(

@@ -34,6 +34,7 @@ from recjax.runtime import mesh as meshes
 from recjax.runtime.identity import Use, keys, without
 from recjax.runtime.provenance import provenance
 from recjax.runtime.run import Run, Stop, flat, plain, read_jsonl
+from recjax.schema import Table
 from recjax.training import progress, transfer
 from recjax.training.core import Core, NonFinite
 from recjax.training.step import Settings, init_trees, settings, zero_window
@@ -138,14 +139,14 @@ class Together(Core):
         name, own = self.config.model.name, []
         if self.system.setup or self.system.on_eval:
             raise ValueError(f"model {name!r} has hooks; set sweep.members to 1 and cooldown to 0")
-        if any(t.frozen for t in self.system.tables):
+        if any(t.frozen and not self.vectors(t) for t in self.system.tables):
             raise ValueError(
-                "frozen tables are not filled here; set sweep.members to 1 and cooldown to 0"
+                "frozen tables are filled from item vectors alone here; set sweep.members to 1 and cooldown to 0"
             )
         for c in self.configs:
             own.append(settings(models.build(self.data.schema, c.model), c))
         self.settings = meshes.everywhere(self.mesh, jax.tree.map(lambda *x: np.stack(x), *own))
-        each = [init_trees(self.system, c, self.example) for c in self.configs]
+        each = [self.fresh(c) for c in self.configs]
         window = zero_window(self.system, self.config, each[0], self.example)
         self.empty = meshes.everywhere(self.mesh, window)
         windows = stack([self.empty for _ in self.configs])
@@ -157,6 +158,16 @@ class Together(Core):
         else:
             self.diverged = meta["diverged"]
 
+    def vectors(self, table: Table) -> int:
+        """Width of the vectors that the table's rows begin as; 0: they are random."""
+        return self.system.schema.space(table.id_space).vectors
+
+    def fresh(self, config: ConfigDict) -> Trees:
+        """Initial trees of a member."""
+        trees = init_trees(self.system, config, self.example)
+        tables = transfer.with_vectors(trees.tables, self.system, self.data)
+        return trees.replace(tables=tables)
+
     def meta(self) -> dict:
         return dict(diverged=self.diverged)
 
@@ -165,16 +176,14 @@ class Together(Core):
 
     def check(self, window: Window, *, closed: bool = False) -> None:
         """Notes members that have diverged; raises NonFinite where none is left."""
-        if self.config.train.on_non_finite == "skip":
-            return
-        window = jax.device_get(window)
-        for names, own in self.windows(window):
-            member, fault = str(names["member"]), own.fault()
-            if fault and member not in self.diverged:
+        for names, fault in self.ended(window, closed):
+            member = str(names["member"])
+            if member not in self.diverged:
                 self.diverged[member] = fault
                 logging.warning("member %s diverged, and is measured no more: %s", member, fault)
-        if len(self.diverged) == len(self.configs):
-            raise NonFinite(f"all members diverged; the last: {fault}; {self.last_good()}")
+        if not self.members():
+            why = next(reversed(self.diverged.values()))
+            raise NonFinite(f"all members diverged; the last: {why}; {self.last_good()}")
 
     def members(self) -> list[int]:
         """Those that have not diverged."""

@@ -11,11 +11,13 @@ import pytest
 
 from recjax.runtime import checkpoint
 from recjax.runtime.run import Interrupted, RunError
-from recjax.training import optim
+from recjax.training import core, optim
 from recjax.training.loop import train
 from recjax.training.opening import open_run
 from scaling.plan import sweep, together
 from tests.test_contracts import config, with_hash
+from tests.training.test_item_vectors import config as of_vectors
+from tests.training.test_item_vectors import data as log_with_vectors  # noqa: F401 (a fixture)
 
 
 def member(seed=0, lr=0.05, **keys):
@@ -186,16 +188,16 @@ def test_rows_say_what_is_a_member_and_what_a_fork(tmp_path):
 
 def test_a_member_that_diverges_is_said_to_have_and_the_others_end_as_ever(tmp_path):
     """A rate of 1e38: its first step would be larger than float32 can square."""
-    trials = [
-        sweep.Trial(member(0, lr, eval__batch=16), dict(seed=0, lr=lr), 0.25) for lr in (0.05, 1e38)
-    ]
+    keys = dict(eval__batch=16, opt__args=dict(eps=1e-3))  # eps: as above, these are two programs
+    trials = [sweep.Trial(member(0, lr, **keys), dict(seed=0, lr=lr), 0.25) for lr in (0.05, 1e38)]
     with pytest.raises(RuntimeError, match="1 of 1 runs failed"):
         sweep.run_sweep(trials, tmp_path / "both", members=2)
     (failed,) = sweep.failures(tmp_path / "both")
     assert failed["lr"] == 1e38 and "step 1 is not finite: dense/" in failed["error"]
     alone = sweep.run_sweep(trials[:1], tmp_path / "alone", members=2)
     both = [json.loads(line) for line in (tmp_path / "both/trials.jsonl").read_text().splitlines()]
-    assert [r["auc"] for r in both] == [r["auc"] for r in alone] and len(both) == 6
+    losses = [[r["logloss"] for r in rows] for rows in (both, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(both) == 6
     (run,) = (tmp_path / "both/runs").iterdir()
     assert [p.name for p in (run / "members").iterdir()] == ["0"]
     with pytest.raises(RuntimeError, match="1 of 1 runs failed"):  # by itself it has no other end
@@ -239,3 +241,22 @@ def test_windows_of_every_member_are_logged(three):
 def test_rates_clips_and_seeds_are_arguments_of_one_program():
     seeds = [member(0), member(1), member(0, 0.2), member(0, opt__clip=1.0)]
     assert len({together.shape(c) for c in seeds}) == 1
+
+
+@pytest.mark.parametrize("use", ["frozen", "trained"])
+def test_rows_of_members_begin_as_item_vectors(log_with_vectors, tmp_path, use):  # noqa: F811
+    c = of_vectors(log_with_vectors, ("item", "mine", use, 0.5))
+    train(c, tmp_path / "alone")
+    together.train_together([c], tmp_path / "together")
+    folders = tmp_path / "alone", tmp_path / "together" / "members" / "0"
+    alone, member = (checkpoint.read(f / "checkpoints")[0]["trees"].tables for f in folders)
+    assert_close(member, alone)
+
+
+@pytest.mark.parametrize("use", ["stop", "skip"])
+def test_members_that_nothing_can_save_end_the_run(tmp_path, monkeypatch, use):
+    """With "skip" it takes a hundred steps of which none is finite."""
+    monkeypatch.setattr(core, "HOPELESS", 6)
+    c = member(0, 1e38, eval__batch=16, train__on_non_finite=use, train__log_every=2)
+    with pytest.raises(core.NonFinite, match="all members diverged"):
+        together.train_together([c], tmp_path)
