@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "recjax.serving": (*CORE, "recjax.runtime", "recjax.evaluation", "recjax.training"),
     **dict.fromkeys(COMMANDS, LIBRARY),
     "recjax.api": LIBRARY,
-    "recjax": ("recjax.api",),
+    "recjax": (),
     "launch": LIBRARY,
     "experiments": LIBRARY,
     "scaling.plan": LIBRARY,
