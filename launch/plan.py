@@ -30,6 +30,7 @@ from launch import flops
 from launch.abstract_data import AbstractData
 from launch.chips import CHIPS, Chip
 from recjax import command, configs, embedding, models
+from recjax.batch import Batch
 from recjax.data import open_data
 from recjax.embedding import hlo
 from recjax.embedding.placement import SMALL, Skew
@@ -133,7 +134,7 @@ def _shape(sharding: NamedSharding, mesh: Mesh):
     return lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
 
 
-def _batch(data, config: ConfigDict, shards: int) -> tuple[dict, dict[str, Skew]]:
+def _batch(data, config: ConfigDict, shards: int) -> tuple[Batch, dict[str, Skew]]:
     """A host batch (or its shapes), and how ids fall on owners."""
     c = config
     if not isinstance(data, AbstractData):
@@ -144,7 +145,7 @@ def _batch(data, config: ConfigDict, shards: int) -> tuple[dict, dict[str, Skew]
         return first[0], embedding.measure(first, data.schema, shards)
     layout = data.layout(c.train.batch, shards)
     worst = layout.worst()
-    batch: dict = {k: {} for k in ("ids", "pos", "dense", "mask", "age", "label", "group")}
+    batch: Any = {k: {} for k in ("ids", "pos", "dense", "mask", "age", "label", "group")}
     for path, (dtype, shape) in layout.fields(worst).items():
         *outer, name = path
         inner = batch[outer[0]] if outer else batch
@@ -158,7 +159,7 @@ def _batch(data, config: ConfigDict, shards: int) -> tuple[dict, dict[str, Skew]
 
 def compiled(step: Step) -> jax.stages.Compiled:
     """The step's program, donated as training donates it; not from or to the cache of compiled programs."""
-    old = jax.config.jax_enable_compilation_cache
+    old = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         return jax.jit(step.fn, donate_argnums=(0, 1)).lower(*step.args).compile()

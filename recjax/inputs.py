@@ -4,12 +4,15 @@
 `ids[space][pos]` (`raw_ids`).
 """
 
+from typing import TYPE_CHECKING, Any
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from recjax.batch import Batch
 from recjax.schema import Feature, Schema, table_path
+from recjax.trees import Rows
 
 
 @struct.dataclass
@@ -31,6 +34,10 @@ class Inputs:
     age: dict[str, jax.Array]
     schema: Schema = struct.field(pytree_node=False)
     valid: jax.Array | None = None
+
+    if TYPE_CHECKING:  # struct.dataclass adds it
+
+        def replace(self, **changes: Any) -> "Inputs": ...
 
     def ids(self, *roles: str, list: str = "") -> list[jax.Array]:  # noqa: A002
         """Embedded id features of some roles, in schema order."""
@@ -86,7 +93,7 @@ def _combine(feature: Feature, rows: jax.Array, present: jax.Array) -> jax.Array
 
 def embed(
     schema: Schema,
-    rows: dict[str, jax.Array],
+    rows: Rows,
     batch: Batch,
     *,
     owner: str = "",
@@ -128,7 +135,7 @@ def embed(
 
 def embed_targets(
     schema: Schema,
-    rows: dict[str, jax.Array],
+    rows: Rows,
     batch: Batch,
     *,
     owner: str = "",

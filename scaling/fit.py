@@ -23,7 +23,7 @@ from scaling.law.joint import JointFit, fit_joint
 
 Row = Mapping[str, Any]
 APART = ("metric", "data", "dataset", "split")  # columns whose values are never one law
-READERS = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson}
+READERS: dict[str, Any] = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson}
 
 
 def read(path: epath.PathLike, where: Mapping[str, str]) -> list[Row]:

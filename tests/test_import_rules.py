@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "recjax.schema": (),
     "recjax.batch": (),
     "recjax.trees": (),
-    "recjax.inputs": ("recjax.schema", "recjax.batch"),
+    "recjax.inputs": ("recjax.schema", "recjax.batch", "recjax.trees"),
     "recjax.system": ("recjax.schema", "recjax.batch", "recjax.trees", "recjax.inputs"),
     "recjax.metrics": (),
     "recjax.layers": CONTRACTS,

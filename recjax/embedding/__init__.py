@@ -136,12 +136,12 @@ def apply(
     if rounded and rng is None:
         raise ValueError(f"table {rounded[0]!r} is bfloat16: give apply an rng for its rounding")
     rng = jax.random.key(0) if rng is None else rng
-    rates = {t.path: jnp.float32(t.lr if rates is None else rates[t.path]) for t in trained}
+    rate = {t.path: jnp.float32(t.lr if rates is None else rates[t.path]) for t in trained}
     if plan is not None and plan.devices > 1 and trained:
-        changed = exchange.apply(plan, trained, values, merged, rates, rng, _step)
+        changed = exchange.apply(plan, trained, values, merged, rate, rng, _step)
     else:
         changed = {
-            t.path: _step(t, values[t.path], merged[t.path], rates[t.path], rng) for t in trained
+            t.path: _step(t, values[t.path], merged[t.path], rate[t.path], rng) for t in trained
         }
     after = {path: value for path, (value, _) in changed.items()}
     return values | after, {path: moved for path, (_, moved) in changed.items()}

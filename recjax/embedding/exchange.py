@@ -11,7 +11,7 @@ Axes: n devices, U unique ids of a shard, c capacity of a bucket, d width.
 from collections.abc import Callable, Sequence
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -216,12 +216,7 @@ def merge(
         ready |= _grouped(columns, 1, lambda x: at.swap(x, 2, 0))
         return {t.path: _merge_one(at, t, paths[t.path], ready, grads) for t in tables}
 
-    def spec(t):
-        placed = plan.placed[t.path].rule
-        ids = P(plan.axis) if placed == "row" else P()
-        return Merged(ids, P(None, plan.axis) if placed == "column" else ids)
-
-    out = {t.path: spec(t) for t in tables}
+    out = {t.path: _merged_spec(plan, t) for t in tables}
     return _map(plan, body, (P(plan.axis), P(plan.axis), specs), out, grads, send, parts)
 
 
@@ -266,7 +261,7 @@ def apply(
     step: Callable,
 ) -> dict:
     """{path: (value, squared change)} of `step(table, value, merged, rate, rng, place...)`, run on every device's part."""
-    specs = {t.path: Merged(*_merged_specs(plan, t)) for t in tables}
+    specs = {t.path: _merged_spec(plan, t) for t in tables}
     values = {t.path: values[t.path] for t in tables}
     merged = {t.path: merged[t.path] for t in tables}
 
@@ -276,7 +271,7 @@ def apply(
         for t in tables:
             where = plan.placed[t.path]
             first = index * plan.block(t.id_space) if where.rule == "row" else 0
-            keys = dict(
+            keys: dict[str, Any] = dict(
                 first_row=first,
                 has_padding=(where.rule != "row") | (index == 0),
                 ascending=where.exchange != "sum",
@@ -295,7 +290,9 @@ def apply(
     return _map(plan, body, (tables_specs, specs, P(), P()), out_specs, values, merged, rates, rng)
 
 
-def _merged_specs(plan: Plan, t: Table) -> tuple[P, P]:
+def _merged_spec(plan: Plan, t: Table) -> Any:
+    """How `Merged` of a table is split: a pytree like it of partition specs."""
     rule = plan.placed[t.path].rule
     ids = P(plan.axis) if rule == "row" else P()
-    return ids, P(None, plan.axis) if rule == "column" else ids
+    grads: Any = P(None, plan.axis) if rule == "column" else ids
+    return Merged(cast(Any, ids), grads)

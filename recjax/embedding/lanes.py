@@ -11,9 +11,13 @@ by its shape: wider than what it is read as.
 Axes: V logical rows, P = V / K physical ones, N rows of a batch, D width.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+A = TypeVar("A", jax.Array, np.ndarray)
 
 LANES = 128
 NARROWEST = 8  # below it the selects of `read` and `write` cost more than the lanes
@@ -30,7 +34,7 @@ def pack(values: dict, k: int) -> dict:
     return {n: x.reshape(x.shape[0] // k, -1) if x.ndim == 2 else x for n, x in values.items()}
 
 
-def logical(x: jax.Array | np.ndarray, dim: int) -> jax.Array | np.ndarray:
+def logical(x: A, dim: int) -> A:
     """A table's array as logical rows: [P, 128] -> [V, dim]; others as they are."""
     return x.reshape(-1, dim) if held_together(x, dim) > 1 else x
 

@@ -97,7 +97,7 @@ class Skew:
         return min(-(-math.ceil(size) // 8) * 8, slots)
 
 
-def measure(batches: Iterable[dict], schema: Schema, owners: int) -> dict[str, Skew]:
+def measure(batches: Iterable[Batch], schema: Schema, owners: int) -> dict[str, Skew]:
     """Skew of every id space over host batches; with several processes, the worst of theirs."""
     out = {}
     batches = [b for b in batches if "ids" in b]
@@ -320,8 +320,8 @@ class Plan:
         lines = [f"{'table':24} {'rows':>13} {'dim':>4} {'optimizer':16} {'placement':16} "
                  f"{'MB/device':>10} {'MB/step':>8}  why"]  # fmt: skip
         for t in self.tables:
-            p, moved = self.placed[t.path], self.traffic(t)
-            moved = "?" if moved is None else f"{moved / 1e6:.3g}"
+            p, traffic = self.placed[t.path], self.traffic(t)
+            moved = "?" if traffic is None else f"{traffic / 1e6:.3g}"
             where = f"{p.rule}:{p.exchange}" if p.rule == "row" else p.rule
             where += f" x{p.parts}" if p.parts > 1 else ""
             lines.append(

@@ -84,7 +84,7 @@ class Evaluator:
         """
         objectives = self.system.objectives
         sums = self._zeros()
-        rows = {o.name: [Collector(), SliceCollector(slices)] for o in objectives}
+        rows = {o.name: (Collector(), SliceCollector(slices)) for o in objectives}
         kept: dict[str, list] = {name: [] for name in self.system.kept}
         trees = trees.replace(opt=())
         ahead = None
@@ -123,7 +123,7 @@ class Evaluator:
         self, trees: Trees, batches: Iterable[Batch], poll: Callable[[], None] = lambda: None
     ) -> dict[str, np.ndarray]:
         """Every scored row of the main objective: logit, label, weight, row, group/<key>, each [N]."""
-        rows = {o.name: [Collector()] for o in self.system.objectives}
+        rows = {o.name: (Collector(),) for o in self.system.objectives}
         trees = trees.replace(opt=())
         for batch in batches:
             poll()

@@ -23,7 +23,8 @@ def keep(run: epath.PathLike, split: str, rows: Rows) -> None:
     order = np.argsort(rows["row"], kind="stable")
     temporary = file_of(run, split).with_suffix(".tmp")
     with temporary.open("wb") as f:
-        np.savez(f, **{k: v[order] for k, v in rows.items()})
+        ordered: dict[str, Any] = {k: v[order] for k, v in rows.items()}
+        np.savez(f, **ordered)
     temporary.replace(file_of(run, split))
 
 

@@ -5,7 +5,7 @@ sides and are dropped, so they change nothing, bit for bit.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -108,7 +108,7 @@ class HypergraphConv(nn.Module):
 
     def setup(self):
         init = scaled_identity() if self.identity else nn.initializers.glorot_uniform()
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.theta = nn.Dense(self.width, use_bias=False, kernel_init=init, **types)
         self.bias = self.param("bias", nn.initializers.zeros, (self.width,), self.param_dtype)
         if self.attention:
@@ -157,7 +157,8 @@ def scaled_identity(scale: float = 1.0):
 
     def init(rng, shape, dtype=jnp.float32):
         del rng
-        return scale * jnp.eye(*shape, dtype=dtype)
+        rows, columns = shape
+        return scale * jnp.eye(rows, columns, dtype=dtype)
 
     return init
 
@@ -185,7 +186,7 @@ class HeteroSAGE(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         dense = {}
         for name, _, target in self.relations:
             count = sum(t == target for _, _, t in self.relations)
@@ -209,7 +210,7 @@ class HeteroSAGE(nn.Module):
 
         A relation that `means` lacks has no neighbours: only its self term and bias count.
         """
-        out = 0.0
+        out: Any = 0.0
         for name, _, target in self.relations:
             if target == kind:
                 mean = means.get(name, jnp.zeros_like(x))

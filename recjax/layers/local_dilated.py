@@ -181,10 +181,11 @@ def _like(bias: jax.Array | None, d: jax.Array) -> jax.Array | None:
 def _logits(pattern: LocalDilated, q, k, pairs) -> tuple[jax.Array, jax.Array]:
     """Masked logits of the band [H, n, 2k] and of the dilated keys [H, n, ceil(n / r)]."""
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
-    return tuple(
+    band, dilated = (
         jnp.where(p.mask, x if p.bias is None else x + p.bias, jnp.finfo(jnp.float32).min)
         for x, p in zip(_products(pattern, q, k), pairs, strict=True)
     )
+    return band, dilated
 
 
 # Three products over the pairs; [H, n, s] is a number for each query and each slot of its layout.

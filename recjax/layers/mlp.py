@@ -1,6 +1,7 @@
 """Feed-forward layers: SwiGLU, and the dense head with the activations of the CTR literature."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -128,7 +129,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, valid: jax.Array | None = None) -> jax.Array:
         """x [..., D] -> [..., widths[-1]]; batch statistics count rows where `valid`, bool [...]."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(x)
             if self.norm == "batch":

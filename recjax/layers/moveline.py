@@ -1,7 +1,7 @@
 """Items, histories and movelines as vectors: what NIF's generator and its CTR model both read (recjax/models/nif.py)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -66,10 +66,10 @@ class Fields:
         return schema.without(f.name for f in ids if f.id_space not in self.spaces)
 
     def candidates(self, inputs: Inputs) -> jax.Array:
-        return sum(inputs.emb[c.name] for _, c in self.items)
+        return cast(jax.Array, sum(inputs.emb[c.name] for _, c in self.items))
 
     def past(self, inputs: Inputs) -> jax.Array:
-        return sum(inputs.emb[h.name] for h, _ in self.items)
+        return cast(jax.Array, sum(inputs.emb[h.name] for h, _ in self.items))
 
 
 def log_buckets(seconds: jax.Array) -> jax.Array:
@@ -110,7 +110,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, source: jax.Array, mask: jax.Array) -> jax.Array:
         """x [B, Q, d] looks at source [B, T, d] (or [B, Q, T, d]: each at its own) where mask [B, 1 or Q, T]."""
-        width, types = x.shape[-1], dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        width = x.shape[-1]
         shape = (self.heads, width // self.heads)
         q, k, v = (
             nn.DenseGeneral(shape, use_bias=False, name=n, **types)(y)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -110,7 +111,7 @@ class QuadraticLayer(nn.Module):
         kernel = self.param("kernel", glorot, (d, self.rows * d), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.rows * d,), self.param_dtype)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         # torch's momentum .1; its running variance divides by n - 1, ours by n
         norm = MaskedBatchNorm(eps=1e-5, momentum=0.9, name="norm", **types)
         drop = nn.Dropout(self.dropout, deterministic=not train)

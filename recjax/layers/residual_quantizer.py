@@ -173,7 +173,7 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(f"update={self.update!r} is not one of 'gradient', 'ema'")
         init, shape = nn.initializers.normal(self.init_scale), (self.levels, self.size, self.width)
         if self.update == "gradient":
-            self.books = self.param("codebooks", init, shape, self.param_dtype)
+            self.books: Any = self.param("codebooks", init, shape, self.param_dtype)
         else:
             draw = lambda: init(self.make_rng("params"), shape, jnp.float32)  # noqa: E731
             self.books = self.variable(STATE, "codebooks", draw)

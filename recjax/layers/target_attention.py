@@ -1,5 +1,7 @@
 """Target attention: the candidate weighs the events of a history."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ class ActivationUnit(nn.Module):
         self, query: jax.Array, events: jax.Array, mask: jax.Array, *, train: bool
     ) -> jax.Array:
         """The unit's output for each pair, float32 [B, C, L], not masked."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         q, e = query[:, :, None], events[:, None]
         shape = jnp.broadcast_shapes(q.shape, e.shape)  # [B, C, L, D]
         q, e = jnp.broadcast_to(q, shape), jnp.broadcast_to(e, shape)
@@ -67,7 +69,7 @@ class MultiHeadTargetAttention(nn.Module):
         self, query: jax.Array, events: jax.Array | None, mask: jax.Array | None
     ) -> jax.Array:
         """query [B, T, d], events [B, L, d] (None: there is no list), mask [B, L] -> [B, T, d]."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         empty = self.param("empty", nn.initializers.normal(0.02), (self.width,), self.param_dtype)
         empty = jnp.broadcast_to(empty.astype(self.dtype), (*query.shape[:2], self.width))
         if events is None:

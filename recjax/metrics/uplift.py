@@ -208,7 +208,10 @@ def report(
     if weighted:
         shares = np.bincount(arm) / max(len(arm), 1)
         w = inverse(shares[arm], columns["propensity"].astype(np.float64))
-    out = {"imbalance": imbalance(columns["covariates"], arm, w), "unknown_arms": rows - len(arm)}
+    out: dict[str, Any] = {
+        "imbalance": imbalance(columns["covariates"], arm, w),
+        "unknown_arms": rows - len(arm),
+    }
     comparable = weighted or out["imbalance"] <= MOST_IMBALANCE
     for task, label in tasks.items():
         tau, y = np.asarray(columns[f"uplift_{task}"], np.float64), columns[label]

@@ -285,7 +285,7 @@ class Stage:
     did_weight: float
     did: bool
     shuffled: bool
-    keys: tuple[str, str, str]
+    keys: tuple[str, ...]
 
     def look_up(self, rows: Rows, batch: Batch) -> Inputs:
         return embed(self.schema, rows, batch, dtype=self.module.dtype)
@@ -308,7 +308,7 @@ class Stage:
                 "experiments/nif_complete_journey.py does, or set model.flow=none"
             )
         params = {"params": frozen["generator"]}
-        flow = self.generator.apply(params, inputs, method=Generator.flow)
+        flow: Any = self.generator.apply(params, inputs, method=Generator.flow)
         if self.shuffled:
             flow = jnp.roll(flow, flow.shape[0] // 2, axis=0)
         return jax.lax.stop_gradient(flow)
@@ -324,7 +324,8 @@ class Stage:
 
     def logits(self, params: Params, inputs, of_generator) -> jax.Array:
         flow = self.flow(params.frozen, of_generator)
-        return self.module.apply(params.variables, inputs, flow)["logits"]
+        out: Any = self.module.apply(params.variables, inputs, flow)
+        return out["logits"]
 
     def outputs(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """logits [B, C]; with `did` also D and where it is defined."""
@@ -345,8 +346,9 @@ class Stage:
         label = batch["label"][self.schema.labels[0]]
         real = weights_of(batch) > 0
         c = 1 if rows_only else label.shape[1]
-        keys = (jnp.repeat(batch["group"][k], c) for k in self.keys)
-        return self.pairs.weights(label[:, :c].reshape(-1), *keys, real[:, :c].reshape(-1))
+        user, time, cutoff = (jnp.repeat(batch["group"][k], c) for k in self.keys)
+        label, real = label[:, :c].reshape(-1), real[:, :c].reshape(-1)
+        return self.pairs.weights(label, user, time, cutoff, real)
 
     def differences(self, score, weights, inputs, s):
         """D [B] of each clicked row with the partner of the largest weight, and where there is one."""
@@ -476,7 +478,7 @@ def build(
         frozen = {**table, "optimizer": "frozen"}
         tables += generator_tables(schema, found, frozen)
     slots = slots if generator else 0
-    keys = (user_key, time_key, cutoff_key)
+    keys: tuple[str, ...] = (user_key, time_key, cutoff_key)
     if tsp or tsp_did or did:
         keys = tuple(user_of(schema, k) for k in keys)
     module = AMEN(schema, found, width, heads, layers, slots, sam, tuple(head), dense_norm, **types)

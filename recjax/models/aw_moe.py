@@ -118,7 +118,7 @@ class AWMoE(nn.Module):
         zeros = nn.initializers.zeros
         self.gate_prior = self.param("gate_prior", zeros, (self.experts,), self.param_dtype)
         if self.gate == "attention":
-            self.gating = AttentionGate(
+            self.gating: Any = AttentionGate(
                 self.experts, self.gate_unit, self.activation_unit, **self.types
             )
             if self.gate_context in CONTEXT_ROLES:
@@ -315,7 +315,9 @@ def build(
     building.check_options("aw_moe", options, accepted, _NAMED)
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table, dim=16)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     options["history"] = fields.history_list(schema, options.get("history", ""))
     options["category"] = options.get("category") or smallest_candidate(schema)
     module = AWMoE(schema=schema, **dtypes, **options)
@@ -401,7 +403,7 @@ def gate_exports(schema: Schema, module: AWMoE, look_up) -> dict[str, Export]:
 
     def score_gated(params, batch):
         inputs = look_up(params.rows, batch)
-        out = module.apply(params.variables, inputs, gate=part(batch, "gate")["gate"])
+        out: Any = module.apply(params.variables, inputs, gate=part(batch, "gate")["gate"])
         return {"logits": out["logits"]}
 
     reads = {"gate": "gate"}

@@ -137,9 +137,9 @@ class CCN(nn.Module):
         return items.item_fields("ccn", self.schema, *lists, items.TRIGGER)
 
     def setup(self):
-        dense = functools.partial(nn.Dense, self.width, **self.types)
-        mlp = functools.partial(MLP, activation=self.activation, **self.types)
-        concat = functools.partial(Concat, norm=self.dense_norm, **self.types)
+        dense: Any = functools.partial(nn.Dense, self.width, **self.types)
+        mlp: Any = functools.partial(MLP, activation=self.activation, **self.types)
+        concat: Any = functools.partial(Concat, norm=self.dense_norm, **self.types)
         item_names = {f.name for f in self.item_fields}
         hidden = () if self.scenario_id else scenario_of(self.schema, self.scenario)
         context = tuple(f for f in self.schema.select("context") if f.name not in hidden)
@@ -203,8 +203,8 @@ class CCN(nn.Module):
         u = self.user_fields(inputs, valid, train=train)
         u = jnp.zeros_like(g) if u is None else self.user(u)
         of_user, of_trigger = [u], [g, self.attended(inputs, g[:, None])[:, 0]]
-        parts = {"user": of_user, "trigger": of_trigger, "both": [*of_user, *of_trigger, u * g]}
-        parts = parts[self.condition] + ([] if context is None else [context])
+        by_kind = {"user": of_user, "trigger": of_trigger, "both": [*of_user, *of_trigger, u * g]}
+        parts = by_kind[self.condition] + ([] if context is None else [context])
         return self.condition_mlp(jnp.concatenate(parts, axis=-1), train=train, valid=valid)
 
     def trigger(self, inputs: Inputs) -> jax.Array:
@@ -337,8 +337,8 @@ class Collaboration:
         """The terms of a batch whose first label is `click`."""
         label, real = batch["label"][self.pair_label or click], weights_of(batch) > 0
         if self.seen_filter:
-            where = "label" if self.seen_filter in batch["label"] else "dense"
-            real = pairs.above_last_click(label, batch[where][self.seen_filter], real)
+            given = batch["label"] if self.seen_filter in batch["label"] else batch["dense"]
+            real = pairs.above_last_click(label, given[self.seen_filter], real)
         return self(z, label, real)
 
 
@@ -379,7 +379,9 @@ def build(
     term = Collaboration(**{k: options.pop(k) for k in _TERMS if k in options})
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table, dim=16)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     options["history"] = clicked_list(schema, options.get("history", ""), options.get("prototypes"))
     module = CCN(schema=schema, **dtypes, **options)
     check(module, term)
@@ -419,7 +421,7 @@ def make_system(schema, module: CCN, tables, heads, term: Collaboration) -> Syst
     exports = {"score": Export(lambda *a: {"logits": base.outputs(*a)["logits"]}, "request")}
     exports |= condition_exports(module, look_up)
     # Without a pair term the loss is the plain model's own, and a distiller may use it.
-    own = dict(loss=loss, forward=None) if term.active else {}
+    own: dict[str, Any] = dict(loss=loss, forward=None) if term.active else {}
     system = dataclasses.replace(base, exports=exports, **own)
     return with_trigger_share(system, module)
 
@@ -433,7 +435,7 @@ def condition_exports(module: CCN, look_up) -> dict[str, Export]:
 
     def score_conditioned(params, batch):
         inputs = look_up(params.rows, batch)
-        out = module.apply(params.variables, inputs, condition=part(batch, "condition")["h"])
+        out: Any = module.apply(params.variables, inputs, condition=part(batch, "condition")["h"])
         return {"logits": out["logits"]}
 
     return {

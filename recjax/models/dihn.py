@@ -138,7 +138,9 @@ def build(
     building.check_options("dihn", options, building.module_options(DIHN, INTERNAL), named)
     heads = building.make_heads(schema, [label] if label else None)
     tables = building.make_tables(schema, table)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     options["history"] = fields.history_list(schema, options.get("history", ""))
     module = DIHN(schema=schema, **dtypes, **options)
     category = category_of(module)

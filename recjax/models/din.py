@@ -14,6 +14,8 @@ candidates of a request are scored beside each other. `exports["correlation"]` i
 compare (see recjax.metrics.correlation), with a the activation unit's output in place of their dot product.
 """
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ class DIN(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs, *, train: bool = False) -> dict[str, jax.Array]:
         """Logits {output: float32 [B, C]}."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         unit, query, events, mask = self._attention(inputs)
         interest = unit(query, events, mask, train=train)
         roles = ("candidate", "context", "profile", "trigger")
@@ -74,7 +76,7 @@ class DIN(nn.Module):
 
     def _attention(self, inputs: Inputs):
         """The activation unit, candidates [B, C, D], events [B, L, D] and their mask."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         own = self.schema.select("history", kind="id", list=self.history)
         events = jnp.concatenate([inputs.emb[f.name] for f in own], axis=-1)
         query = fields.candidate_as_event(self.schema, inputs, self.history)

@@ -83,7 +83,8 @@ def _loss(system: System, soften: Softening):
         weights = weights_of(batch)
         progress, own = soften.split(params.state)
         outs, changed = system.forward(params.replace(state=own), batch, rng)
-        sums, total = {}, 0.0
+        sums: dict[str, Any] = {}
+        total: Any = 0.0
         for o in system.objectives:
             term = bce(outs[o.output], batch["label"][o.label], weights)
             total = total + mean(*term)

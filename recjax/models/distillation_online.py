@@ -189,7 +189,8 @@ class Pair:
     def loss(self, params: Params, batch: Batch, rng: jax.Array):
         keys = dict(zip(SIDES, jax.random.split(rng), strict=True))
         progress, _ = self.soften.split(params.state)
-        outs, changed, total, sums = {}, self.soften.advance(progress, batch), 0.0, {}
+        outs, changed, sums = {}, self.soften.advance(progress, batch), {}
+        total: Any = 0.0
         for side, s in self.sides.items():
             outs[side], changed[side] = s.forward(of_side(params, side), batch, keys[side])
             for o in s.objectives:
@@ -260,8 +261,8 @@ def last_events_only(system: System, n: int | None) -> System:
     def cut(fn, position):
         """`fn` with its batch, the argument at `position`, cut."""
 
-        def call(*args):
-            args = list(args)
+        def call(*given):
+            args = list(given)
             args[position] = last_events(system.schema, args[position], n)
             return fn(*args)
 
@@ -282,8 +283,14 @@ def last_events(schema: Schema, batch: Batch, n: int) -> Batch:
     """A batch whose lists keep their last `n` slots (they are left-padded, oldest first)."""
     wide = {f.name for f in schema.features if f.axes == "BL"}
 
-    def cut(name):
-        return {k: x[:, -n:] if k in wide else x for k, x in batch[name].items()}
+    def cut(features):
+        return {k: x[:, -n:] if k in wide else x for k, x in features.items()}
 
-    lists = {name: {k: x[:, -n:] for k, x in batch[name].items()} for name in ("mask", "age")}
-    return {**batch, **lists, "pos": cut("pos"), "dense": cut("dense")}
+    mask, age = ({k: x[:, -n:] for k, x in part.items()} for part in (batch["mask"], batch["age"]))
+    return {
+        **batch,
+        "mask": mask,
+        "age": age,
+        "pos": cut(batch["pos"]),
+        "dense": cut(batch["dense"]),
+    }

@@ -59,7 +59,7 @@ class TreatmentAwareUnit(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.qkv = [nn.Dense(self.attention, use_bias=False, **types) for _ in range(3)]
         self.wp = nn.Dense(self.width, use_bias=False, **types)
         self.wt = nn.Dense(self.width, **types)
@@ -99,7 +99,7 @@ class TaskGates(nn.Module):
     @nn.compact
     def __call__(self, fields: jax.Array) -> dict[str, list[jax.Array]]:
         """E_te [N, F + 1, d] -> {task: gates [N, n_l] of each layer}."""
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         tasks = self.param("tasks", nn.initializers.normal(0.1), (2, self.width), self.param_dtype)
         query = jnp.broadcast_to(tasks.astype(self.dtype), (fields.shape[0], 2, self.width))
         ask = nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.width, **types)
@@ -147,7 +147,7 @@ class ECUP(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.fields = FieldVectors(self.schema, self.width, self.norm, **types)
         self.treatment = nn.Embed(self.arms, self.width, **types)
         if self.tenet:
@@ -159,7 +159,7 @@ class ECUP(nn.Module):
         self.drop = nn.Dropout(self.dropout)
         self.towers = {task: nn.Dense(1, **types) for task in TASKS}
 
-    def prepare(self, inputs: Inputs, *, train: bool = False) -> dict[str, jax.Array]:
+    def prepare(self, inputs: Inputs, *, train: bool = False) -> dict[str, Any]:
         """What no treatment changes: fields [N, F, d] and both units' attention."""
         fields = self.fields(inputs, train=train)
         attended = [unit.attend(fields) for unit in self.units] if self.tenet else []
@@ -234,7 +234,9 @@ def build(
     more = ("table", "compute_dtype", "param_dtype", "control", "weight", "propensity")
     building.check_options("ecup", options, accepted, more)
     ids = arms_of("ecup", schema, control)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     module = ECUP(schema=schema, arms=len(ids), **dtypes, **options)
     building.check_choice("ecup", "fuse", module.fuse, ("concat", "hadamard"))
     building.check_choice("ecup", "gate", module.gate, ("after", "before"))

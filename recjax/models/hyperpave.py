@@ -29,7 +29,7 @@ A batch (recjax.data.sets.product_graph) is a graph: it has no tables, and `logi
 
 from collections.abc import Mapping
 import functools
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -117,7 +117,7 @@ class HyperPAVE(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         normal = nn.initializers.normal
         if self.features == "text":
             init = nn.initializers.orthogonal() if self.identity else nn.initializers.lecun_normal()
@@ -211,7 +211,7 @@ class HyperPAVE(nn.Module):
             return x
         given = jnp.asarray(list(weights.values()))
         mix = nn.softmax(self.mix[kind]) if self.fusion == "learned" else given / given.sum()
-        return sum(mix[i] * parts[k] for i, k in enumerate(weights))
+        return cast(jax.Array, sum(mix[i] * parts[k] for i, k in enumerate(weights)))
 
     def extract(
         self, text: jax.Array, context: jax.Array, aspects: jax.Array, attribute: jax.Array
@@ -288,7 +288,9 @@ def build(
     )
     if table:
         raise SchemaError("hyperpave has no embedding tables: leave model.table out")
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     module = HyperPAVE(schema=schema, **dtypes, **options)
     check(module)
     return system(schema, module)
@@ -324,7 +326,8 @@ def system(schema: Schema, module: HyperPAVE) -> System:
         return mean(*total), (params.state, {"loss": total})
 
     def catalog(params, batch):
-        z, context = module.apply(params.variables, batch, method="nodes")
+        made: Any = module.apply(params.variables, batch, method="nodes")
+        z, context = made
         return {"aspects": z["aspect"], "context": context[0]}
 
     def extract(params, batch):

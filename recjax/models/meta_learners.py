@@ -59,7 +59,7 @@ class MetaLearner(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.fields = FieldVectors(self.schema, self.width, self.norm, **types)
         networks = {"s": 1, "t": self.arms, "x": self.arms, "tarnet": self.arms}[self.kind]
         own = self.hidden[-1:] if self.kind == "tarnet" else self.hidden
@@ -165,7 +165,9 @@ def build(
     building.check_options("meta_learners", options, accepted, more)
     building.check_choice("meta_learners", "kind", options.get("kind", "s"), KINDS)
     ids = arms_of("meta_learners", schema, control)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     module = MetaLearner(schema=schema, arms=len(ids), **dtypes, **options)
     net = Propensity(len(ids)) if propensity else None
     tables = tables_of(schema, table, module.width)

@@ -116,13 +116,13 @@ class QIN(nn.Module):
     def __call__(self, inputs: Inputs, *, train: bool = False) -> dict[str, jax.Array]:
         """Logits {output: float32 [B, C]}."""
         events, target, mask = self.items(inputs)
-        x = [target, self.attend(target.shape[-1])(events, target, mask)]  # [B, C, I] each
+        parts = [target, self.attend(target.shape[-1])(events, target, mask)]  # [B, C, I] each
         item = {c.name for _, c in self.pairs} - set(self.context_fields)
         roles = ("candidate", "context", *(["profile"] if self.user else []))
         other = fields.OtherFeatures(
             self.schema.without(item), self.dense_norm, roles, name="context", **self.types
         )(inputs, train=train)
-        x = jnp.concatenate(x if other is None else [other, *x], axis=-1)
+        x = jnp.concatenate(parts if other is None else [other, *parts], axis=-1)
         valid = fields.valid_of(inputs)
         for i in range(self.layers):
             x = QuadraticLayer(
@@ -222,12 +222,14 @@ def build(
     table = dict(init_scale=1e-4, optimizer="lazy_adam", lr=2e-3, l2=penalty) | dict(table)
     seen = schema if vectors != "none" else without_vectors(schema)
     tables = building.make_tables(seen, table, dim=128)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     options["history"] = fields.history_list(seen, options.get("history", ""))
     dim = next((t.dim for t in tables if not t.frozen), 128)
     module = QIN(schema=seen, dim=dim, outputs=tuple(heads), **dtypes, **options)
     check(module)
-    look_up = functools.partial(embed, seen, owner=table.get("owner", ""), dtype=module.dtype)
+    look_up = functools.partial(embed, seen, owner=str(table.get("owner", "")), dtype=module.dtype)
     system = pointwise(
         schema,
         module,
@@ -309,7 +311,8 @@ def with_self_ensemble(system: System, heads: Mapping[str, str]) -> System:
     def loss(params, batch, rng):
         passes = (system.forward(params, batch, k) for k in jax.random.split(rng))
         (first, _), (second, state) = passes
-        weight, total, sums = weights_of(batch), 0.0, {}
+        weight, sums = weights_of(batch), {}
+        total: Any = 0.0
         for output, name in heads.items():
             a, b, y = first[output], second[output], batch["label"][name]
             terms = (ensemble_terms(a, b, y) * weight).sum(), weight.sum()
@@ -407,8 +410,8 @@ def shuffle_vectors(system: System):
                 rows = np.array(old).reshape(-1, t.dim)  # row by row, however a device packs them
                 real = np.flatnonzero(rows.any(1))
                 rows[real] = rows[np.random.default_rng(0).permutation(real)]
-                rows = jnp.asarray(rows, old.dtype).reshape(old.shape)
-                tables[t.path] = {"rows": jax.device_put(rows, old.sharding)}
+                new = jnp.asarray(rows, old.dtype).reshape(old.shape)
+                tables[t.path] = {"rows": jax.device_put(new, old.sharding)}
         return trees.replace(tables=tables)
 
     return setup

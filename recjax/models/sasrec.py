@@ -71,8 +71,8 @@ class SASRec(nn.Module):
         x = [state, target, state * target, *([] if other is None else [other])]
         valid = fields.valid_of(inputs)
         mlp = MLP(self.head, self.head_norm, self.head_activation, self.dropout, **self.types)
-        x = mlp(jnp.concatenate(x, axis=-1), train=train, valid=valid)
-        return Logits(self.outputs, **self.types)(x, train=train, valid=valid)
+        h = mlp(jnp.concatenate(x, axis=-1), train=train, valid=valid)
+        return Logits(self.outputs, **self.types)(h, train=train, valid=valid)
 
     def read(self, inputs: Inputs, train: bool) -> tuple[jax.Array, Probe, jax.Array]:
         """The user's state [B, D] (zeros without events), the first block's probe, candidates [B, C, D]."""

@@ -174,7 +174,7 @@ class SUAN(nn.Module):
         return self.pattern or FullPattern(self.causal)
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if self.model_width != self.concat_width:
             self.behaviour_projection = linear(self, self.model_width, use_bias=True)
         if self.target == "projected" and self.target_aware:

@@ -156,8 +156,8 @@ class TARQ(nn.Module):
         )
 
     def setup(self):
-        dense = functools.partial(nn.Dense, **self.types)
-        attend = functools.partial(HistoryAttention, self.width, self.heads, **self.types)
+        dense: Any = functools.partial(nn.Dense, **self.types)
+        attend: Any = functools.partial(HistoryAttention, self.width, self.heads, **self.types)
         self.event = dense(self.width)
         self.self_attention = attend()
         if self.has_towers:
@@ -201,8 +201,8 @@ class TARQ(nn.Module):
 
     def events(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """H [B, n, D] and the mask."""
-        own = self.schema.select("history", list=self.history)
-        own = [f for f in own if not self.event_features or f.name in self.event_features]
+        every = self.schema.select("history", list=self.history)
+        own = [f for f in every if not self.event_features or f.name in self.event_features]
         x = self.event(values(inputs, own).astype(self.dtype))
         mask = inputs.mask[self.history]
         return x + self.self_attention(x, x, mask), mask
@@ -438,7 +438,9 @@ def build(
     options["item_features"] = tuple(f.name for f in items)
     dim = building.width_of(schema, tables)
     width = sum(schema.width(f, dim) if f.kind == "id" else f.vector for f in items)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     module = TARQ(schema=schema, item_width=width, **dtypes, **options)
     check(module)
     look = functools.partial(embed, schema, owner=tables[0].owner, dtype=module.dtype)
@@ -590,7 +592,8 @@ class Functions:
 
     def candidates(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         args = part(batch, "request"), part(batch, "item")
-        return {"logits": self.module.apply(params.variables, *args, method="serve_candidates")}
+        logits: Any = self.module.apply(params.variables, *args, method="serve_candidates")
+        return {"logits": logits}
 
 
 def squared(x: jax.Array) -> jax.Array:

@@ -223,7 +223,9 @@ def build(
     heads = building.make_heads(schema, labels)
     table = {"init_scale": 0.1, **table}
     tables = building.make_tables(schema, table)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     options["history"] = fields.history_list(schema, options.get("history", ""))
     module = TIN(schema=schema, outputs=tuple(heads), **dtypes, **options)
     check(module, tables)

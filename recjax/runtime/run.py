@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import threading
-from typing import Any
+from typing import IO, Any
 
 from absl import flags, logging
 from etils import epath
@@ -37,7 +37,7 @@ def set_up() -> None:
         logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()  # a notebook or a worker process has not called app.run
     logging.get_absl_handler().addFilter(_worth_showing)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = os.environ.get("RECJAX_CACHE") or os.path.expanduser("~/.cache/recjax")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -64,7 +64,7 @@ def _narrators() -> tuple[str, ...]:
 _EVENTS: collections.Counter = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: _EVENTS.update([event]))
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: _EVENTS.update([event])
+    lambda event, duration_secs, **_: _EVENTS.update([event])
 )
 
 
@@ -179,7 +179,7 @@ class Run:
     def __init__(self, workdir: epath.PathLike, config: ml_collections.ConfigDict):
         self.dir = epath.Path(workdir)
         self.config = plain(config)
-        self._lock = None
+        self._lock: IO | None = None
         self._writer = None
 
     def __enter__(self) -> "Run":

@@ -233,8 +233,8 @@ def _write(
     for space, source in vocab.items():
         out.frame(f"vocab/{space}.parquet", _vocabulary(system.schema, space, source))
     if derive is not None:
-        rows = {table: {"rows": t.dequantized()} for table, t in tables.items()}
-        made = derive(Trees(params.dense, rows, params.state, params.frozen))
+        whole: Any = {table: {"rows": t.dequantized()} for table, t in tables.items()}
+        made = derive(Trees(params.dense, whole, params.state, params.frozen))
         out.arrays("derived.npz", {k: np.asarray(v) for k, v in made.items()})
     out.arrays("check.npz", _answers(system, params, tables, exports, programs, batch))
     return manifest
@@ -350,11 +350,11 @@ def _vocabulary(schema: Schema, space: str, source: Any) -> pl.DataFrame:
             f"vocabulary {space!r} has no column {sorted(missing)[0]!r}; it needs value and id"
         )
     frame = frame.select("value", pl.col("id").cast(pl.Int64)).drop_nulls("value").sort("id")
-    ids = frame["id"]
+    ids = frame["id"].to_numpy()
     if len(ids) and (
         ids.min() < NUM_RESERVED
         or ids.max() >= schema.space(space).rows
-        or ids.n_unique() < len(ids)
+        or len(np.unique(ids)) < len(ids)
     ):
         raise ArtifactError(
             f"vocabulary {space!r} has ids that are reserved, doubled or past its {schema.space(space).rows} rows; "

@@ -86,13 +86,13 @@ def score(
     if not folder and (run or shard != (0, 1)):
         raise ScoreError(f"{source} is a file; --run and --shard score a prepared directory")
     if run:
-        scorer = RunScorer(run, source, best=best, chunk=chunk)
+        of_run = RunScorer(run, source, best=best, chunk=chunk)
         about = {
-            "objectives": scorer.objectives,
-            "trained": scorer.trained,
-            "model": scorer.model,
+            "objectives": of_run.objectives,
+            "trained": of_run.trained,
+            "model": of_run.model,
         }
-        tables = _prepared_tables(scorer, scorer.prepared, split, chunk, corrected, shard, about)
+        tables = _prepared_tables(of_run, of_run.prepared, split, chunk, corrected, shard, about)
         return write(score_files.part_name(out, shard), tables)
     scorer = Scorer(artifacts.load(artifact), function, requests=(1, 64, chunk))
     if folder:
@@ -259,7 +259,8 @@ def _same_vocabulary(scorer: Scorer, prepared: Prepared, space: str) -> bool:
 def _check_same_data(scorer: Scorer, prepared: Prepared) -> None:
     """What the model reads must mean the same in the data: the same features and id spaces."""
     for f in scorer.schema.features:
-        mine, theirs = f, prepared.schema.feature(f.name)
+        mine: Any = f
+        theirs: Any = prepared.schema.feature(f.name)
         if f.kind == "id":
             mine, theirs = (
                 (mine, scorer.schema.space(f.id_space)),

@@ -231,7 +231,7 @@ class Bodies:
             return _FLOAT
         one = _INTEGER if self._kinds[f.id_space] == "integer" else _STRING
         one = one if f.name in self._never_null else one | None
-        return Annotated[list[one], Field(fail_fast=True)] if f.multi else one
+        return Annotated[list[one], Field(fail_fast=True)] if f.multi else one  # type: ignore[valid-type]  # made at run time
 
     def _arrow(self, f: Feature) -> pa.DataType:
         t = pa.float64()
@@ -293,7 +293,9 @@ class Bodies:
 
     def json_schemas(self) -> dict[str, Any]:
         """JSON schemas by name, as OpenAPI has them in components."""
-        adapters = [(a, "validation", a_) for a, a_ in (("s", self._score), ("e", self._append))]
+        adapters: Any = [
+            (a, "validation", a_) for a, a_ in (("s", self._score), ("e", self._append))
+        ]
         return TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")[1][
             "$defs"
         ]
@@ -315,7 +317,8 @@ def kinds(artifact: Artifact, schema: Schema) -> dict[str, str]:
 
 def _object(name: str, fields: Mapping[str, Any], **schema: Any) -> Any:
     """A type of objects; `schema` goes into its JSON schema."""
-    made = TypedDict(name, dict(fields))  # noqa: UP013 (names are data)
+    make: Any = TypedDict  # of names that are data
+    made = make(name, dict(fields))
     extra = {"json_schema_extra": {"additionalProperties": False, **schema}}
     made.__pydantic_config__ = _CONFIG | extra
     return made
@@ -330,8 +333,9 @@ def _rows_or_columns(
 ) -> Any:
     need = lambda n, t: NotRequired[t] if n in optional else t  # noqa: E731
     size = Field(min_length=least, max_length=most, fail_fast=True)
-    rows = Annotated[list[_object(name, {n: need(n, t) for n, t in fields.items()})], size]
-    columns = {n: need(n, Annotated[list[t], size]) for n, t in fields.items()}
+    row: Any = _object(name, {n: need(n, t) for n, t in fields.items()})
+    rows: Any = Annotated[list[row], size]
+    columns = {n: need(n, Annotated[list[t], size]) for n, t in fields.items()}  # type: ignore[valid-type]
     # Each side refuses the other's brackets at once, so the union costs nothing.
     return Annotated[rows | _object(f"{name}_columns", columns), Field(union_mode="left_to_right")]
 
@@ -375,7 +379,8 @@ def _read(adapter: TypeAdapter, body: bytes, most: Mapping[str, int]) -> dict[st
     try:
         return adapter.validate_json(body)
     except ValidationError as e:
-        raise _sentence(e.errors(include_url=False, include_input=False)) from None
+        found: Any = e.errors(include_url=False, include_input=False)
+        raise _sentence(found) from None
 
 
 def _over(text: np.ndarray, most: Mapping[str, int]) -> str:
@@ -392,7 +397,7 @@ def _outside_strings(body: bytes) -> np.ndarray:
 
 
 def _known(value: Mapping[str, Any], names: Collection[str], where: str) -> None:
-    if not value.keys() <= names:
+    if not value.keys() <= set(names):
         name = _path((where, next(n for n in value if n not in names)))
         raise BodyError(f"{name} is unknown; leave it out, or reload the artifact that reads it")
 

@@ -33,7 +33,7 @@ class Past:
         self._columns = {n: frame[n].to_arrow() for n in frame.columns if n != "user"}
         self._time = frame["time"].to_numpy()
         start = frame["user"].rle_id().to_numpy()
-        start = np.flatnonzero(np.r_[True, start[1:] != start[:-1]]) if len(start) else []
+        start = np.flatnonzero(np.r_[True, start[1:] != start[:-1]]) if len(start) else start
         users = frame["user"].gather(pl.Series(start, dtype=pl.UInt32)).to_list()
         ends = [*start[1:], len(frame)]
         self._range = {u: (int(a), int(b)) for u, a, b in zip(users, start, ends, strict=True)}

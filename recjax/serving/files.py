@@ -141,7 +141,7 @@ def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
 def read_frame(file: pathlib.Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """All columns of a Parquet file, or some; raises ArtifactError naming it."""
     try:
-        return pl.read_parquet(file, columns=columns)
+        return pl.read_parquet(file, columns=None if columns is None else list(columns))
     except (Exception, pl.exceptions.PanicException) as e:
         raise _damaged(file, e) from e
 

@@ -196,7 +196,7 @@ def trace(
 @contextlib.contextmanager
 def _no_locations():
     """Without the names of source files: they differ from machine to machine and are nobody's business."""
-    before = jax.config.jax_traceback_in_locations_limit
+    before = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
         yield
@@ -233,6 +233,7 @@ def sample_inputs(specs: Mapping[str, Any], sizes: Mapping[str, int], seed: int 
     for name, spec in specs.items():
         shape = concrete(spec.shape, sizes)
         kind = name.partition("/")[0]
+        x: np.ndarray
         if kind == "ids":
             x = np.arange(shape[1])[None]
         elif kind == "pos":

@@ -129,7 +129,8 @@ class Bounded(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._real = transport
-        super().connection_made(_Transport(transport, self))
+        mine: Any = _Transport(transport, self)
+        super().connection_made(mine)
         self._guard.enter(self)
         self._limit_time()
 

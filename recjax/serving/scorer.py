@@ -130,9 +130,11 @@ class Scorer:
         )
         whole = Part(part.columns, part.timelines, part.counts, slots=requests)
         batch = self._assembler(requests, candidates).build([whole])
-        for key, arrays in more.items():
-            batch[key] = {n: _pad(x, (requests, *x.shape[1:]), x.dtype) for n, x in arrays.items()}
-        out = self.score(batch)
+        extra = {
+            key: {n: _pad(x, (requests, *x.shape[1:]), x.dtype) for n, x in arrays.items()}
+            for key, arrays in more.items()
+        }
+        out = self.score({**dict(batch), **extra})
         return {
             n: x[batch["valid"]] if self.by_candidate(n) else x[: len(counts)]
             for n, x in out.items()

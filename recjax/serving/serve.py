@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 import types
+from typing import Any, cast
 
 from absl import flags
 
@@ -70,7 +71,7 @@ def server_of(
         service.app,
         host=host,
         port=port,
-        http=service.guard.protocol,
+        http=cast(Any, service.guard.protocol),  # a factory, which uvicorn calls as it does a class
         ws="none",
         access_log=False,
         log_config=None,
@@ -154,7 +155,7 @@ def main(_) -> None:
         reload_token=reload_token,
         log_requests=_LOG_REQUESTS.value,
     )
-    ends = dict(grace_s=_GRACE.value, drain_s=_DRAIN.value)
+    ends: dict[str, Any] = dict(grace_s=_GRACE.value, drain_s=_DRAIN.value)
     run(service, server_of(service, _HOST.value, _PORT.value, **ends))
 
 

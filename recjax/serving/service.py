@@ -12,9 +12,10 @@ has a recjax-stamp header.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import hmac
 import logging
 import os
@@ -147,7 +148,8 @@ class Service:
         gauge("recjax_event_bytes", "That they take.", lambda: self._events.bytes)
         gauge("recjax_event_users_evicted", "To make room.", lambda: self._events.evicted)
         for name in ("hits", "misses", "bytes"):
-            gauge(f"recjax_prefix_{name}", "Of the prefix cache.", lambda n=name: self._prefix(n))
+            figure = functools.partial(self._prefix, name)
+            gauge(f"recjax_prefix_{name}", "Of the prefix cache.", figure)
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
@@ -161,7 +163,7 @@ class Service:
             Route("/openapi.json", self._openapi),
             Route("/docs", self._docs),
         ]
-        handlers = {
+        handlers: dict[Any, Any] = {
             HTTPException: _http_problem,
             BodyError: lambda _, e: problem(e.status, str(e)),
             RequestError: lambda _, e: problem(422, str(e)),
@@ -203,7 +205,9 @@ class Service:
         async with self._loading:
             if self.model and await asyncio.to_thread(live.stamp, self._path) == self.model.stamp:
                 return False
-            make = dict(requests=self.limits.requests, candidates=self.limits.candidates)
+            make: dict[str, Any] = dict(
+                requests=self.limits.requests, candidates=self.limits.candidates
+            )
             make |= dict(function=self._function, prefix_bytes=self.limits.prefix_mib << 20)
             make |= dict(max_events=self.limits.events_per_list)
             loaded = await asyncio.to_thread(live.load, self._path, **make)
@@ -423,6 +427,7 @@ class Service:
             self._batcher.admit(deadline)
         except Overloaded as e:
             return e
+        return None
 
     def denied(self, scope: Scope) -> Response | None:
         """Why the request may not be made; None where it carries the token, or needs none."""
@@ -497,7 +502,7 @@ class Frame:
             yield b"connection", b"close"
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     body = {"title": "The request was not served", "status": status, "detail": detail}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 

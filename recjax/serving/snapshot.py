@@ -22,7 +22,8 @@ def write(
     Returns:
       What the manifest says of it.
     """
-    last = int(log.frame["time"].max() or 0) if until is None else until
+    times = log.frame["time"].to_numpy()
+    last = int(times.max(initial=0)) if until is None else until
     inputs = {f.name for f in schema.features}
     specs = [s for s in log.counters if inputs.intersection(s.features)]
     counters = Counters.snapshot(specs, log.frame, log.list, last)

@@ -3,7 +3,7 @@
 One definition of what is opened, of a save, of an evaluation, of a window of steps and of what is told of it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -18,6 +18,7 @@ import tqdm
 from recjax import embedding, models
 from recjax.batch import Batch
 from recjax.data import open_data
+from recjax.data.loading.layout import Capacity
 from recjax.data.loading.protocol import Batches
 from recjax.evaluation.evaluator import Evaluator
 from recjax.runtime import checkpoint, hosts
@@ -46,9 +47,14 @@ class Core:
 
     Attributes:
       trees, window: On the devices.
+      zeros: Makes an empty window; `begin` sets it.
       step: Steps done.
       clock: Of the steps done.
     """
+
+    trees: Trees
+    window: Window
+    zeros: Callable[[], Window]
 
     def __init__(self, config: ConfigDict, run: Run, stop: Stop):
         self.config, self.run, self.stop = config, run, stop
@@ -71,7 +77,7 @@ class Core:
         step = make_step(self.system, config, self.total, self.plan)
         self.step_fn = jax.jit(step, donate_argnums=(0, 1))
         self.evaluator = Evaluator(self.system, self.mesh, self.plan)
-        self.eval_levels: tuple = ()
+        self.eval_levels: Sequence[Capacity] = ()
         self.step, self.clock, self.told = 0, Clock(), Clock()
         self.pending: tuple[int, Window, Clock] | None = None
         self.left_out: dict[int, int] = {}  # steps in a row, by run

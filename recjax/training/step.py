@@ -26,7 +26,8 @@ def microbatch(batch: Batch, shards: int, index: jax.Array, count: int) -> Batch
         return jax.lax.dynamic_index_in_dim(x, index, 1, False).reshape(shards * b, *x.shape[3:])
 
     whole = ("ids", "exchange")
-    return {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
+    out: Any = {k: v if k in whole else jax.tree.map(part, v) for k, v in batch.items()}
+    return out
 
 
 def gradients(system: System, trees: Trees, rows: Rows, batch: Batch, rng: jax.Array, count: int):
@@ -208,13 +209,15 @@ def zero_window(
     means |= {f"{kind}_norm/{tree}" for kind in ("grad", "update") for tree in trained}
     parts = ["loss", *(f"dense/{n}" for n in dense), *(f"tables/{p}" for p in tables)]
     parts += [f"state/{name}" for name in trees.state]
-    zero = np.float32(0)
+    zero: Any = np.float32(0)
+    none: Any = np.int32(0)
+    false: Any = np.bool_(False)
     return Window(
         sums | dict.fromkeys(sorted(means), (zero, zero)),
-        np.int32(0),
-        np.int32(0),
-        np.int32(0),
-        dict.fromkeys(parts, np.bool_(False)),
+        none,
+        none,
+        none,
+        dict.fromkeys(parts, false),
     )
 
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from recjax import embedding
+from recjax.batch import Batch
 from recjax.data.loading import stages
 from recjax.data.loading.protocol import Data
 from recjax.embedding import lanes
@@ -221,7 +222,7 @@ def start(
     config: ConfigDict,
     data,
     workdir: epath.Path,
-    example: dict,
+    example: Batch,
     plan: embedding.Plan,
 ) -> tuple[Trees, Window]:
     """(trees, window) a run begins with, placed on the plan's mesh; a checkpoint restores into their like.

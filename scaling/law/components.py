@@ -6,6 +6,7 @@ noise; the points of one run share its seed. Patterson & Thompson (1971): the li
 
 from collections.abc import Sequence
 import dataclasses
+from typing import cast
 
 import numpy as np
 from scipy import linalg, optimize
@@ -40,7 +41,7 @@ class Components:
         ]
 
     def covariance(self) -> Array:
-        return sum(self.parts())
+        return cast(Array, sum(self.parts()))
 
     def root(self) -> Array:
         """The inverse Cholesky factor of the covariance."""
@@ -133,4 +134,4 @@ def estimate(
     variances = np.zeros(3)
     variances[2] = scale
     variances[shared] = scale * np.exp(ratios)
-    return Components(variances, tuple(groups), noise)
+    return Components(variances, cast(tuple[Array, Array], tuple(groups)), noise)

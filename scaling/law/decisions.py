@@ -318,8 +318,8 @@ def advice(
     twice = doubling_sentence(metric, doubling(law, choices, best, examples))
     out = [f"{law.formula}   (R2 {law.r2:.3f}, {law.points} points of {law.runs} runs)"]
     out += [f"note: {n}" for n in notes.doubts(law.notes)]
-    measured = best_measured(rows, metric, law.larger_is_better)
-    out += [measured_sentence(metric, measured)] if measured else []
+    found = best_measured(rows, metric, law.larger_is_better)
+    out += [measured_sentence(metric, found)] if found else []
     out += [sentence(metric, expected(law, o, examples)) for o in chosen]
     out.append(f"{twice} (from grade {best.grade})")
     if target is not None:

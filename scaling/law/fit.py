@@ -158,7 +158,8 @@ class LawFit:
 
     def interval(self, x: float, seeds: int = 0) -> tuple[float, float]:
         """Interval of the law at X, or with seeds > 0 of the mean of that many new runs there."""
-        values = power_law(*self._region.T, self.sign, x)
+        ceiling, gap, a = self._region.T
+        values = power_law(ceiling, gap, a, self.sign, x)
         units = len(self.x) if self.unit == "seed" else len(set(self.x))
         noise = 0.0
         if seeds:
@@ -167,13 +168,14 @@ class LawFit:
                 share = max(share, 1.0)
             noise = self.sigma**2 * share
         middle = self.predict(x)
-        return tuple(
+        low, high = (
             float(
                 middle
                 + side * _widened(abs(edge - middle), self.level, units - 3, noise, self.offset)
             )
             for side, edge in ((-1, values.min()), (1, values.max()))
         )
+        return low, high
 
     def gain(self, start: float, end: float) -> dict[str, float]:
         """How much better the law is at `end` than at `start`: value, low, high; what both share cancels."""
@@ -355,8 +357,8 @@ def fit_law(
         raise ValueError(f"unit is 'size' or 'seed', not {unit!r}")
     means, values, _ = size_means(x, y)
     p = problem(means, values, better) if unit == "size" else problem(x, y, better)
-    runs = None if runs is None else np.unique(np.asarray(runs), return_inverse=True)[1]
-    noise = _noise_of(x, y, runs, solve(p), p)
+    of_run = None if runs is None else np.unique(np.asarray(runs), return_inverse=True)[1]
+    noise = _noise_of(x, y, of_run, solve(p), p)
     if unit == "size":
         p = dataclasses.replace(p, w=noise.weight)
     if huber:
@@ -367,7 +369,7 @@ def fit_law(
     region = profile_region(p, best, threshold)
     region[:, 1] *= p.scale ** region[:, 2]
     intervals = {n: (float(c.min()), float(c.max())) for n, c in zip("EAa", region.T, strict=True)}
-    intervals["E"] = tuple(
+    low, high = (
         float(
             np.clip(
                 ceiling + side * _widened(abs(end - ceiling), level, dof, 0.0, noise.offset),
@@ -377,6 +379,7 @@ def fit_law(
         )
         for side, end in zip((-1, 1), intervals["E"], strict=True)
     )
+    intervals["E"] = low, high
     spread = ((y - y.mean()) ** 2).sum()
     return LawFit(
         axis, metric, ceiling, gap * p.scale**a, a, level, intervals,

@@ -303,9 +303,9 @@ class _State:
 
 
 def _satterthwaite(parts: Sequence[float], dofs: Sequence[int]) -> float:
-    parts = np.maximum(parts, 0)
-    total = (parts**2 / np.array(dofs)).sum()
-    return float(max(parts.sum() ** 2 / total, 1.0)) if total > 0 else float(max(dofs))
+    kept = np.maximum(parts, 0)
+    total = (kept**2 / np.array(dofs)).sum()
+    return float(max(kept.sum() ** 2 / total, 1.0)) if total > 0 else float(max(dofs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,19 +372,20 @@ def fit_joint(
     for name, column in zip(names, x.T, strict=True):
         if not (np.isfinite(column).all() and (column > 0).all()):
             raise FitError(f"{name} must be positive and finite in every point")
-    runs = np.arange(len(y)) if runs is None else np.asarray(runs)
+    of_run = np.arange(len(y)) if runs is None else np.asarray(runs)
     points = _Points(
-        x, 1 - y if better else y, runs, names.index(shared) if shared in names else None
+        x, 1 - y if better else y, of_run, names.index(shared) if shared in names else None
     )
     finite = np.isfinite(y)
     notes = [
-        _set_aside(names, points, i, "its value is not finite") for i in np.flatnonzero(~finite)
+        _set_aside(names, points, int(i), "its value is not finite")
+        for i in np.flatnonzero(~finite)
     ]
     points = points.only(finite)
     _check(names, metric, points, better)
     for _ in range(2):
         kept = ~_diverged(points)
-        notes += [_set_aside(names, points, i, f"it lies far from the law and from its replicates ({_metric(better, points.loss[i]):.4g})")
+        notes += [_set_aside(names, points, int(i), f"it lies far from the law and from its replicates ({_metric(better, points.loss[i]):.4g})")
                   for i in np.flatnonzero(~kept)]  # fmt: skip
         points = points.only(kept)
     _check(names, metric, points, better)
@@ -550,7 +551,8 @@ def _described(names, metric, better, points: _Points, state: _State, level: flo
     )  # widened percentiles may leave what is possible
     intervals = {"E": (ends[0], ends[1])}
     for i, name in enumerate(names):
-        low, high = state.interval(lambda c, t, i=i: np.exp(t[:, i]), level)
+        of_axis: Callable = lambda c, t, i=i: np.exp(t[:, i])  # noqa: E731
+        low, high = state.interval(of_axis, level)
         intervals[name] = max(low, surface.LOWEST), min(high, surface.HIGHEST)
     middle = dict(zip(names, np.exp(state.centre).tolist(), strict=True))
     found = {}

@@ -146,8 +146,8 @@ def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -
         if r[axis] == top and r.get(metric) is not None:
             cells.setdefault(tuple(r[a] for a in law.axes), []).append(r)
     out = []
-    for values, group in sorted(cells.items()):
-        sizes = dict(zip(law.axes, values, strict=True))
+    for cell, group in sorted(cells.items()):
+        sizes = dict(zip(law.axes, cell, strict=True))
         low, high = law.interval(sizes, len(group))
         observed = float(np.mean([r[metric] for r in group]))
         out.append({

@@ -6,6 +6,7 @@ the exponent is searched.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -67,7 +68,7 @@ def linear(p: Problem, basis: Array) -> tuple[Array, Array, Array]:
     candidates += [
         (edge + 0 * sb, np.maximum((sby - edge * sb) / sbb, 0)) for edge in (p.low, p.high)
     ]
-    best = tuple(np.full(np.shape(sb), v) for v in (np.nan, np.nan, np.inf))
+    best: Any = tuple(np.full(np.shape(sb), v) for v in (np.nan, np.nan, np.inf))
     for ceiling, gap in candidates:
         rss = (w * (y - ceiling[..., None] - gap[..., None] * b) ** 2).sum(-1)
         slack = 1e-12 * (1 + abs(p.high))

@@ -4,7 +4,7 @@
 `history`, and `vectors(space)` for id spaces whose rows begin from vectors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,7 +49,8 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Batches of the whole stream, whatever `start` is."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Closing it ends what builds batches."""
 
 
 class Data(Protocol):

@@ -99,8 +99,10 @@ class Condition:
                 if type(op) in ORDER:
                     return _ordered(column, ORDER[type(op)], value, nulls)
                 ids = as_id(column, nulls)
-                found = is_any(ids, value if isinstance(value, list | tuple | set) else [value])
-                return found if isinstance(op, ast.Eq | ast.In) else ~found & ids.is_not_null()
+                held: pl.Series = is_any(
+                    ids, value if isinstance(value, list | tuple | set) else [value]
+                )
+                return held if isinstance(op, ast.Eq | ast.In) else ~held & ids.is_not_null()
         raise AssertionError(node)
 
 

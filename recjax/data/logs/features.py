@@ -188,8 +188,8 @@ def one_width(name: str, found: Iterable[Mapping[str, int]], notes: list[Note]) 
     """
     total: dict[int, int] = {}
     for counts in found:
-        for width, n in counts.items():
-            total[int(width)] = total.get(int(width), 0) + n
+        for wide, n in counts.items():
+            total[int(wide)] = total.get(int(wide), 0) + n
     width = max(total, key=lambda w: total[w], default=0)
     others = {w: n for w, n in total.items() if w != width}
     if not total or sum(others.values()) > SHORT * sum(total.values()):

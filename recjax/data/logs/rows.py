@@ -156,9 +156,9 @@ def _usable(
     read = frame.height + lines.height
     frame = shaped(frame, m, notes)
     if m.where:
-        kept = m.conditions[0].holds(frame, m.missing)
-        notes.append(Note("where", "", int((~kept).sum()), m.where))
-        frame = frame.filter(kept)
+        holds = m.conditions[0].holds(frame, m.missing)
+        notes.append(Note("where", "", int((~holds).sum()), m.where))
+        frame = frame.filter(holds)
     typed = _typed(frame, m, notes)
     disorder = int((typed[MOMENT].drop_nulls().diff() < 0).sum() or 0)
     wrong = typed[REASON].is_not_null()

@@ -57,7 +57,8 @@ def parts_of(x: pl.Series, m: LogMapping, separator: str = "") -> pl.Series:
             plain = plain.str.replace_all(r"\s*,\s*", separator)
         x = plain.str.split(separator).alias(x.name)
     # One spelling of a part needs a plain column; rows are found again by their number.
-    flat = pl.DataFrame({"row": np.arange(len(x)), "part": x.cast(pl.List(x.dtype.inner))})
+    inner = x.dtype.inner  # type: ignore[attr-defined]  # of a list or an array
+    flat = pl.DataFrame({"row": np.arange(len(x)), "part": x.cast(pl.List(inner))})
     flat = flat.explode("part")
     flat = flat.with_columns(as_id(flat["part"], m.missing).alias("part")).drop_nulls("part")
     lists = flat.group_by("row", maintain_order=True).agg("part")

@@ -451,8 +451,8 @@ def read_columns(
                 _check_json(file)
                 frame = _scan_json(plain, list(dict.fromkeys(map(_top, wanted))))
                 names = list(wanted)
-            rows = frame.with_row_index(ROW, 1).select(ROW, *_picked(wanted, names, kind))
-            rows = (rows.slice(*piece) if piece else rows).collect()
+            picked = frame.with_row_index(ROW, 1).select(ROW, *_picked(wanted, names, kind))
+            rows = (picked.slice(*piece) if piece else picked).collect()
             for column in wanted if kind == "json" else ():
                 if rows.height and rows[column].null_count() == rows.height:
                     check_column(file, column, columns_of(file, form), form)

@@ -209,9 +209,8 @@ def find_roles(frame: pl.DataFrame) -> Roles:
 
 def _is_place(x: pl.Series) -> bool:
     """Whether whole numbers from 1 on count the events."""
-    return (
-        x.dtype.is_numeric() and x.null_count() == 0 and x.min() >= 1 and x.n_unique() > len(x) / 2
-    )
+    whole = x.dtype.is_numeric() and x.null_count() == 0
+    return whole and bool(x.min() >= 1) and x.n_unique() > len(x) / 2
 
 
 def _lists(frame: pl.DataFrame, r: Roles) -> tuple[str, str] | None:

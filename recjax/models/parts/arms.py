@@ -83,7 +83,8 @@ class Arms:
         given = raw_ids(self.schema, batch, self.treatment)
         same = given[:, None] == jnp.asarray(self.ids)
         arm, known = jnp.argmax(same, -1), same.any(-1)
-        return tuple(each_candidate(x[:, None], candidates, "B")[:, 0] for x in (arm, known))
+        arm, known = (each_candidate(x[:, None], candidates, "B")[:, 0] for x in (arm, known))
+        return arm, known
 
     def init(self, rng, rows, batch):
         inputs = self.inputs(rows, batch)
@@ -133,7 +134,8 @@ class Arms:
 
     @property
     def labels(self) -> tuple[str, str]:
-        return self.schema.labels[:2]
+        click, conversion, *_ = self.schema.labels
+        return click, conversion
 
     def _fold(self, batch) -> jax.Array:
         return jnp.maximum(batch["row"].reshape(-1), 0) % 2
@@ -239,8 +241,8 @@ class Arms:
 
     def system(self) -> System:
         click, conversion = self.labels
-        kept = ("arm", "propensity", "covariates")
-        kept += ("uplift_ctr", "uplift_ctcvr", "ctr_arms", "ctcvr_arms")
+        effects = ("uplift_ctr", "uplift_ctcvr", "ctr_arms", "ctcvr_arms")
+        kept = ("arm", "propensity", "covariates", *effects)
         return System(
             schema=self.schema,
             tables=self.tables,

@@ -143,7 +143,9 @@ def ranker(
     check_options(name, options, accepted, ("table", "compute_dtype", "param_dtype", "labels"))
     heads = make_heads(schema, labels)
     tables = make_tables(schema, table)
-    dtypes = dict(dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype))
+    dtypes: dict[str, Any] = dict(
+        dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
+    )
     options["history"] = fields.history_list(schema, options.get("history", ""))
     module = module_type(schema=schema, outputs=tuple(heads), **dtypes, **options)
     check_choice(name, "head_norm", module.head_norm, NORMS)

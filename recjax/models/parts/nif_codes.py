@@ -12,6 +12,7 @@ item with the same codes as the target counting against it.
 """
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ class Stage(nif_stage.Stage):
     def true_points(self, frozen, rows, batch, name: str) -> jax.Array:
         """T of a list's items by the frozen encoders, [B, n, d]."""
         found = embed_targets(self.schema, rows, batch, owner=TARGET)
-        return self.frozen_points(frozen, sum(found[f.name] for f in self.reader.ids_of(name)))
+        summed = sum(found[f.name] for f in self.reader.ids_of(name))
+        return self.frozen_points(frozen, cast(jax.Array, summed))
 
     def frozen_points(self, frozen, summed: jax.Array) -> jax.Array:
         if TARGET not in frozen:
@@ -59,13 +61,13 @@ class Stage(nif_stage.Stage):
                 "init_from, as experiments/nif_complete_journey.py:codes does"
             )
         e = self.module.clone(codes=())
-        points = e.apply({"params": frozen[TARGET]}, summed, method=Generator.points)
+        points: Any = e.apply({"params": frozen[TARGET]}, summed, method=Generator.points)
         return jax.lax.stop_gradient(points)
 
     def named(self, params: Params, batch: Batch) -> jax.Array:
         """Log-probabilities of codes, float32 [B, K, levels, size]."""
         inputs, own = self.look_up(params.rows, batch), {"params": params.dense}
-        logits = self.module.apply(own, inputs, method=Generator.name_codes)
+        logits: Any = self.module.apply(own, inputs, method=Generator.name_codes)
         return jax.nn.log_softmax(logits, axis=-1)
 
     def code_pools(self, params: Params, batch: Batch, train: bool = False):
@@ -104,7 +106,7 @@ class Stage(nif_stage.Stage):
 
     def candidate_rows(self, rows, batch) -> jax.Array:
         """Summed frozen id embeddings of the candidates, [B, C, dim]."""
-        total = 0.0
+        total: Any = 0.0
         for _, c in self.reader.fields.items:
             total += take(rows[f"{TARGET}/{c.id_space}"], batch["pos"][c.name])
         return total

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ class Reader:
     def rows(self, rows: Rows, batch: Batch, name: str) -> jax.Array:
         """Summed id embeddings of a list's items [B, n, dim]."""
         found = embed_targets(self.schema, rows, batch, owner=self.owner)
-        return sum(found[f.name] for f in self.ids_of(name))
+        return cast(jax.Array, sum(found[f.name] for f in self.ids_of(name)))
 
     def pool(self, points: jax.Array, batch: Batch, name: str) -> Pool:
         """A list's items, given their T."""
@@ -142,11 +143,13 @@ class Stage:
 
     def flow(self, params: Params, batch: Batch, teacher=None) -> jax.Array:
         args = self.look_up(params.rows, batch), teacher
-        return self.module.apply({"params": params.dense}, *args, method=Generator.flow)
+        flow: Any = self.module.apply({"params": params.dense}, *args, method=Generator.flow)
+        return flow
 
     def points(self, params: Params, summed: jax.Array) -> jax.Array:
         summed = summed.astype(self.module.dtype)
-        return self.module.apply({"params": params.dense}, summed, method=Generator.points)
+        points: Any = self.module.apply({"params": params.dense}, summed, method=Generator.points)
+        return points
 
     def pools(self, params: Params, batch: Batch) -> tuple[Pool, Pool, Pool]:
         """Targets in their slots, uniform and rejected items."""
@@ -164,7 +167,9 @@ class Stage:
 
     def sampled(self, flow, pools, batch) -> Sampled:
         items = self.schema.space(self.reader.ids_of("next")[0].id_space).size - NUM_RESERVED
-        return flow_nce(flow, *pools, batch["group"][self.user_key], items, self.goal.tau)
+        targets, uniform, rejected = pools
+        user = batch["group"][self.user_key]
+        return flow_nce(flow, targets, uniform, rejected, user, items, self.goal.tau)
 
     def loss(self, params: Params, batch: Batch, rng: jax.Array):
         pools = self.pools(params, batch)

@@ -126,7 +126,7 @@ class AlignmentGate(nn.Module):
 
 def linear(module, features: int, use_bias: bool = False) -> nn.Dense:
     init = nn.initializers.glorot_uniform()  # TF's default [CODE]
-    types = dict(dtype=module.dtype, param_dtype=module.param_dtype)
+    types: dict[str, Any] = dict(dtype=module.dtype, param_dtype=module.param_dtype)
     return nn.Dense(features, use_bias=use_bias, kernel_init=init, **types)
 
 
@@ -161,7 +161,7 @@ class UnifiedAttentionBlock(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         self.norm1, self.norm2, self.norm3 = (make_norm(self.norm, **types) for _ in range(3))
         self.attention = SelfAttention(self.width, self.heads, self.pattern, **types)
         if self.af_net:

@@ -4,6 +4,7 @@ The equations and their sources are in recjax/models/tarq.py.
 """
 
 import math
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -68,7 +69,7 @@ def look_up(tables: jax.Array, codes: jax.Array) -> jax.Array:
     """sum_l T^l[z_l]: [B, L, K, D], int [B, C, L] -> [B, C, D]."""
     levels = range(tables.shape[1])
     found = [jnp.take_along_axis(tables[:, i], codes[..., i][..., None], axis=1) for i in levels]
-    return sum(found)
+    return cast(jax.Array, sum(found))
 
 
 def alignment(
@@ -86,7 +87,8 @@ def alignment(
     Returns:
       float32 [B, C], never negative.
     """
-    total, v, w = 0.0, c, jax.lax.stop_gradient(h_tar)
+    v, w = c, jax.lax.stop_gradient(h_tar)
+    total: Any = 0.0
     for level, book in enumerate(codebooks):
         table, z = tables[:, level], codes[..., level]
         log_p = nn.log_softmax(-rq.distances(v, book))
@@ -111,7 +113,7 @@ def read_tables(tables: jax.Array, codes: jax.Array, readout: jax.Array | None) 
     b, levels, width, size = tables.shape
     start = size * jnp.arange(b, dtype=jnp.int32)[:, None]  # all requests' tables end to end
     places = [codes[:, i].astype(jnp.int32) + start for i in range(levels)]
-    total = 0.0
+    total: Any = 0.0
     for r in range(width):
         flat = [tables[:, i, r].reshape(-1) for i in range(levels)]
         found = sum(
