@@ -206,7 +206,7 @@ def _write(
     manifest = {
         "format": FORMAT,
         "made_by": {
-            "recjax": _version("recjax"),
+            "recjax": version_of("recjax"),
             "jax": jax.__version__,
             "experiment": config.get("name", ""),
         },
@@ -392,7 +392,7 @@ def _stamp(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a checkout on the path, not installed

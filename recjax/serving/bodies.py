@@ -125,6 +125,9 @@ class Bodies:
     Attributes:
       lists: List of events -> its columns, "time" first.
       appended: The same for events that are stored, which counters may want to know more of.
+      candidates: Features of a candidate.
+      sections: Role -> features that have one value a request.
+      kinds: See below.
     """
 
     def __init__(
@@ -146,7 +149,8 @@ class Bodies:
         """
         self._max_events = max_events
         self._sections = {r: schema.select(r) for r in _SECTIONS if schema.select(r)}
-        self._candidates = [f.name for f in schema.select("candidate")]
+        self.sections = {r: [f.name for f in features] for r, features in self._sections.items()}
+        self.candidates = [f.name for f in schema.select("candidate")]
         self.lists = {
             name: ["time", *(f.name for f in schema.features if f.list == name)]
             for name in schema.lists
@@ -154,7 +158,7 @@ class Bodies:
         leading = [schema.select(r, kind="id")[:1] for r in ("profile", "candidate")]
         leading += [schema.select("history", kind="id", list=name)[:1] for name in schema.lists]
         self._never_null = {f.name for group in leading for f in group}
-        self._kinds = kinds
+        self.kinds = kinds
         self._types = {f.name: self._arrow(f) for f in schema.features if f.role != "label"}
         self._types |= {f"{name}/time": pa.list_(pa.int64()) for name in schema.lists}
         self._types |= {"time": pa.int64()} if schema.lists else {}
@@ -168,9 +172,9 @@ class Bodies:
         lists = _object("Lists", {name: NotRequired[t] for name, t in events.items()})
         self._append = TypeAdapter(_object("EventsRequest", {"user": _USER, "events": lists}))
         listed = {max_events: self.appended.values()}
-        sections = [[f.name for f in s] for s in self._sections.values()]
+        sections = list(self.sections.values())
         self._most_events = self._marks(listed)
-        self._most_score = self._marks({1: sections, max_candidates: [self._candidates], **listed})
+        self._most_score = self._marks({1: sections, max_candidates: [self.candidates], **listed})
 
     def _marks(self, rows: Mapping[int, Iterable[Sequence[str]]]) -> dict[str, int]:
         """The most of each mark that a body needs: {number of rows: [fields of each kind of row]}."""
@@ -215,7 +219,7 @@ class Bodies:
         if events:
             history = _object("History", {name: NotRequired[t] for name, t in events.items()})
             fields["history"] = NotRequired[history]
-        if self._candidates:
+        if self.candidates:
             values = {f.name: self._value(f) for f in schema.select("candidate")}
             fields["candidates"] = _rows_or_columns(
                 "Candidate", values, 1, max_candidates, self._kept
@@ -229,14 +233,14 @@ class Bodies:
             return Annotated[list[_FLOAT], size]
         if f.kind == "dense":
             return _FLOAT
-        one = _INTEGER if self._kinds[f.id_space] == "integer" else _STRING
+        one = _INTEGER if self.kinds[f.id_space] == "integer" else _STRING
         one = one if f.name in self._never_null else one | None
         return Annotated[list[one], Field(fail_fast=True)] if f.multi else one  # type: ignore[valid-type]  # made at run time
 
     def _arrow(self, f: Feature) -> pa.DataType:
         t = pa.float64()
         if f.kind == "id":
-            t = pa.int64() if self._kinds[f.id_space] == "integer" else pa.string()
+            t = pa.int64() if self.kinds[f.id_space] == "integer" else pa.string()
         if f.multi or f.vector:
             t = pa.list_(t)
         return pa.list_(t) if f.axes in ("BC", "BL") else t
@@ -246,9 +250,8 @@ class Bodies:
     def score(self, body: bytes) -> ScoreRequest:
         """Raises BodyError."""
         got = _read(self._score, body, self._most_score)
-        sections = {role: [f.name for f in s] for role, s in self._sections.items()}
-        _known(got, {*sections, *_SCORE_KEYS}, "")
-        for role, names in sections.items():
+        _known(got, {*self.sections, *_SCORE_KEYS}, "")
+        for role, names in self.sections.items():
             _known(got[role], {*names}, role)
         _known(got.get("history", {}), self.lists.keys(), "history")
         values = {n: v for role in self._sections for n, v in got[role].items()}
@@ -259,9 +262,9 @@ class Bodies:
             columns = _columns(events, self.lists[name], f"history.{name}")
             values |= {f"{name}/time" if n == "time" else n: v for n, v in columns.items()}
         candidates = 1
-        if self._candidates:
-            _known_in_list(got["candidates"], {*self._candidates}, "candidates")
-            sent = [n for n in self._candidates if n not in self._kept]
+        if self.candidates:
+            _known_in_list(got["candidates"], {*self.candidates}, "candidates")
+            sent = [n for n in self.candidates if n not in self._kept]
             sent += _sent_by_all(got["candidates"], self._kept)
             columns = _columns(got["candidates"], sent, "candidates")
             candidates = len(columns[sent[0]])
@@ -273,6 +276,10 @@ class Bodies:
                 "to use the events stored for that user"
             )
         return ScoreRequest(values, candidates, user, got.get("deadline_ms", 0))
+
+    def read(self, adapter: TypeAdapter, body: bytes) -> Any:
+        """Another form of a score request, no larger than one; raises BodyError."""
+        return _read(adapter, body, self._most_score)
 
     def events(self, body: bytes) -> EventsRequest:
         """Raises BodyError."""

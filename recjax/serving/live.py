@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -40,6 +41,12 @@ class Model:
     @property
     def stamp(self) -> str:
         return self.scorer.artifact.stamp
+
+    @property
+    def name(self) -> str:
+        """Of the experiment that made it, as far as a path can hold it; "default" for none."""
+        made = self.scorer.artifact.manifest["made_by"].get("experiment", "")
+        return re.sub(r"[^A-Za-z0-9._-]", "_", made) or "default"
 
     def bucket(self, candidates: int) -> int:
         return next(b for b in self.buckets if b >= candidates)

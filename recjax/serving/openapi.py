@@ -49,7 +49,7 @@ def document(
     """
     schemas = bodies.json_schemas()
     schemas["Scores"] = _scores(outputs)
-    schemas["Problem"] = _record(title="string", status="integer", detail="string")
+    schemas["Problem"] = _record(title="string", status="integer", detail="string", error="string")
     schemas["Ready"] = _record(stamp="string")
     asked = ["token"] if token else []
     score = _call("score", "Logits and probabilities", "Scores", (*_BODY, 503, 504), asked)

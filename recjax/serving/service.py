@@ -4,6 +4,7 @@
     POST /v1/events           {"user", "events": {list: [...]}} -> {"stamp", "stored": {list: events held}};
                               histories, causal counters and the prefix cache follow them
     POST /v1/artifact/reload  loads the artifact's directory again and switches when it is warm; only with a token of its own
+    /v2/...                   the open inference protocol (KServe v2); see kserve.py
     GET  /healthz /readyz /metrics /docs /openapi.json
 
 Faults are problem documents (RFC 9457) whose `detail` says what to change. A request is checked, completed and scored
@@ -19,6 +20,7 @@ import functools
 import hmac
 import logging
 import os
+import re
 import time
 from typing import Any
 
@@ -30,8 +32,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recjax.serving import live, logs, openapi, prefix
-from recjax.serving.artifact import ArtifactError
+from recjax.serving import kserve, live, logs, openapi, prefix
+from recjax.serving.artifact import ArtifactError, version_of
 from recjax.serving.batching import Batcher, DeadlinePassed, Overloaded
 from recjax.serving.bodies import BodyError, EventsRequest, ScoreRequest
 from recjax.serving.counters import Counters
@@ -43,8 +45,15 @@ from recjax.serving.telemetry import Telemetry
 LARGE = 1 << 16  # bytes of a body whose parsing takes turns
 BODIES = 64  # of the largest size, that may be on their way at a time
 RELOAD = "/v1/artifact/reload"
-SCORING = ("/v1/score",)  # paths that are refused at once when too many requests wait
-OPEN = ("/healthz", "/readyz")  # without the token: probes have none
+INFER = "/v2/models/{model}/infer"
+SCORING = ("/v1/score", INFER)  # paths that are refused at once when too many requests wait
+OPEN = (
+    "/healthz",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+)  # without the token: probes have none
+_MODEL = re.compile(r"^/v2/models/[^/]+")
 _log = logging.getLogger("recjax.serving")
 
 
@@ -157,6 +166,12 @@ class Service:
             Route("/v1/score", self._score, methods=["POST"]),
             Route("/v1/events", self._append, methods=["POST"]),
             Route(RELOAD, self._reload, methods=["POST"]),
+            Route("/v2", _server),
+            Route("/v2/health/live", _healthy),
+            Route("/v2/health/ready", self._readiness),
+            Route("/v2/models/{model}", self._model),
+            Route("/v2/models/{model}/ready", self._model_readiness),
+            Route(INFER, self._infer, methods=["POST"]),
             Route("/healthz", _healthy),
             Route("/readyz", self._readiness),
             Route("/metrics", self._metrics),
@@ -239,12 +254,26 @@ class Service:
         arrived = asyncio.get_running_loop().time()
         model = self._ready()
         asked = await self._parsed(request, model.bodies.score)
+        outputs = await self._outputs(model, asked, arrived)
+        return _json({"stamp": model.stamp, "outputs": outputs}, model.stamp)
+
+    async def _infer(self, request: Request) -> Response:
+        arrived = asyncio.get_running_loop().time()
+        model = self._named(request)
+        read = functools.partial(kserve.read, model.bodies)
+        asked, name = await self._parsed(request, read)
+        outputs = await self._outputs(model, asked, arrived)
+        return _json(kserve.answer(model.name, model.stamp, outputs, name), model.stamp)
+
+    async def _outputs(
+        self, model: live.Model, asked: ScoreRequest, arrived: float
+    ) -> dict[str, list]:
         allowed = min(asked.deadline_ms or self.limits.deadline_ms, self.limits.deadline_ms)
         values = self._complete(model, asked)
         group = model, model.bucket(asked.candidates), prefix.KEY in values
         outputs = await self._batcher.submit(group, values, arrived + allowed / 1e3)
         self.telemetry.candidates.inc(asked.candidates)
-        return _json({"stamp": model.stamp, "outputs": outputs}, model.stamp)
+        return outputs
 
     def _complete(self, model: live.Model, asked: ScoreRequest) -> dict[str, Any]:
         """With the time, and what was left out: the user's stored events, or none, and the counters as of now."""
@@ -345,6 +374,25 @@ class Service:
         if self.leaving:
             raise HTTPException(503, "this process is about to end; ask another one")
         return _json({"stamp": model.stamp}, model.stamp)
+
+    def _named(self, request: Request) -> live.Model:
+        model = self._ready()
+        name = request.path_params["model"]
+        if name != model.name:
+            raise HTTPException(404, f"there is no model {name!r}; ask for {model.name!r}")
+        return model
+
+    async def _model(self, request: Request) -> Response:
+        model = self._named(request)
+        scorer = model.scorer
+        about = kserve.describe(
+            model.name, model.stamp, scorer.schema, model.bodies, scorer.outputs
+        )
+        return _json(about, model.stamp)
+
+    async def _model_readiness(self, request: Request) -> Response:
+        self._named(request)
+        return await self._readiness(request)
 
     async def _metrics(self, _: Request) -> Response:
         text, kind = self.telemetry.render()
@@ -474,7 +522,7 @@ class Frame:
             await self._chosen(scope)(scope, receive, framed)
         finally:
             seconds = time.perf_counter() - start
-            path = scope["path"] if scope["path"] in self._paths else "other"
+            path = self._template(scope["path"]) or "other"
             self._service.telemetry.requests.labels(path, status).inc()
             self._service.telemetry.seconds.labels(path).observe(seconds)
             if self._service.log_requests:
@@ -487,11 +535,18 @@ class Frame:
         """The application, unless the request is refused before its body costs anything."""
         if denied := self._service.denied(scope):
             return denied
-        if scope["path"] not in self._paths:
+        path = self._template(scope["path"])
+        if not path:
             return problem(404, "there is no such path; /docs lists what there is")
-        if scope["path"] in SCORING and (busy := self._service.overloaded()):
+        if path in SCORING and (busy := self._service.overloaded()):
             return _overloaded(busy)
         return self._app
+
+    def _template(self, path: str) -> str:
+        """The path of a route that a path belongs to; "" for none."""
+        if path not in self._paths:
+            path = _MODEL.sub("/v2/models/{model}", path)
+        return path if path in self._paths else ""
 
     def _headers(self, message: Message, name: str) -> Iterator[tuple[bytes, bytes]]:
         yield b"x-request-id", name.encode()
@@ -504,6 +559,7 @@ class Frame:
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     body = {"title": "The request was not served", "status": status, "detail": detail}
+    body["error"] = detail  # where clients of the open inference protocol look
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
@@ -523,6 +579,10 @@ async def _http_problem(request: Request, e: HTTPException) -> Response:
     if e.status_code == 405:
         detail = f"{request.method} is not for this path; /docs says what is"
     return problem(e.status_code, detail, e.headers)
+
+
+async def _server(_: Request) -> Response:
+    return JSONResponse({"name": "recjax", "version": version_of("recjax"), "extensions": []})
 
 
 async def _healthy(_: Request) -> Response:
