@@ -14,7 +14,7 @@ from tests.serving.client import serving
 HERE = REPO / "tests" / "serving"
 
 
-def schemathesis(client, examples):
+def schemathesis(client, folder, examples):
     """(test cases, output) of the command; a failure is a finding."""
     command = shutil.which("schemathesis", path=os.path.dirname(sys.executable))
     if command is None:
@@ -28,6 +28,7 @@ def schemathesis(client, examples):
             "--generation-database=none", "--continue-on-failure",
         ],
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.serving.openapi_checks", "PYTHONPATH": str(REPO)},
+        cwd=folder,  # where it leaves a folder of its own
         capture_output=True,
         text=True,
     )  # fmt: skip
@@ -41,10 +42,10 @@ def client(exported):
         yield client
 
 
-def test_a_sample_of_requests(client):
-    assert schemathesis(client, 15)[0] >= 100
+def test_a_sample_of_requests(client, tmp_path):
+    assert schemathesis(client, tmp_path, 15)[0] >= 100
 
 
 @pytest.mark.slow
-def test_five_thousand_requests(client):
-    assert schemathesis(client, 2500)[0] >= 5000
+def test_five_thousand_requests(client, tmp_path):
+    assert schemathesis(client, tmp_path, 2500)[0] >= 5000
