@@ -6,12 +6,14 @@ only itself.
 """
 
 import codecs
+import collections
 from collections.abc import Iterator, Sequence
 import csv
 import dataclasses
 import glob
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -29,7 +31,7 @@ TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
 JSON = (".jsonl", ".ndjson", ".json")
 FORMATS = (".parquet", *(f + packed for f in TEXT + JSON for packed in ("", ".gz")))
 ROW = "__row"  # number of a row in its file, from 1
-DAMAGED = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error)
+DAMAGED = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -497,31 +499,40 @@ def read_table(file: str, key: str, columns: Sequence[str], form: TextForm) -> p
 
 
 def head(file: str, rows: int, form: TextForm) -> pl.DataFrame:
-    """The first rows of a file, columns of text files with the types their cells suggest."""
-    kind = kind_of(file)
+    """The first rows of a file, columns of text files with the types their cells suggest; of a damaged one as text."""
     try:
-        if kind == "parquet":
+        if kind_of(file) == "parquet":
             return pl.scan_parquet(file, glob=False).head(rows).collect()
-        if kind == "json":
+        if kind_of(file) == "json":
             _check_json(file)
-            lines = "".join(line for line, _ in zip(_lines(_plain(file, form)), range(rows), strict=False))  # fmt: skip
-            return pl.read_ndjson(io.BytesIO(lines.encode()), infer_schema_length=None, ignore_errors=True)  # fmt: skip
+            lines = itertools.islice(_lines(_plain(file, form)), rows)
+            good = "".join(line for line in lines if _is_object(line))
+            return pl.read_ndjson(io.BytesIO(good.encode()), infer_schema_length=None)
         plain = _plain(file, form)
-        if plain.source == file and "\ufffd" in "".join(line for line, _ in zip(_lines(plain), range(rows), strict=False)):  # fmt: skip
+        if plain.source == file and "\ufffd" in "".join(itertools.islice(_lines(plain), rows)):
             plain = _plain(file, form, rewrite=True)
-        names = _header(file, plain, form)
         return pl.read_csv(
             plain.readable,
             n_rows=rows,
             separator=plain.separator,
             has_header=not form.columns,
-            new_columns=names,
+            new_columns=_header(file, plain, form),
             infer_schema_length=rows,
             try_parse_dates=False,
             truncate_ragged_lines=True,
         )
     except DAMAGED as e:
-        raise DataError(f"{file} cannot be read ({e}); write it again") from e
+        if kind_of(file) == "parquet":
+            raise _no_parquet(file, e) from e
+        return _salvage(file, form)[0].drop(ROW).head(rows)
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is one JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def sniff(file: str) -> tuple[TextForm, list[str]]:
@@ -561,12 +572,13 @@ SEPARATORS = (",", ";", "\t", "|", "::")
 
 
 def _fields(lines: Sequence[str], separator: str) -> int:
-    """Fields of every line, if all have as many; 0 otherwise."""
+    """Fields of most lines, if nearly all have as many and the separator occurs; 0 otherwise."""
     if len(separator) > 1:
-        counts = {line.count(separator) + 1 for line in lines}
+        counts = collections.Counter(line.count(separator) + 1 for line in lines)
     else:
-        counts = {len(cells) for cells in csv.reader(lines, delimiter=separator)}
-    return counts.pop() if len(counts) == 1 else 0
+        counts = collections.Counter(len(c) for c in csv.reader(lines, delimiter=separator))
+    fields, often = max(counts.items(), key=lambda kv: kv[1], default=(0, 0))
+    return fields if fields > 1 and often >= 0.8 * counts.total() else 0
 
 
 def _salvage(

@@ -193,7 +193,7 @@ def _heads(x: pl.Series, m: LogMapping) -> str:
         return ""
     moment = _by_size(number, "auto") // SECOND
     odd = ~moment.is_between(EARLIEST, LATEST) | number.is_between(1_990_010_100, 2_030_010_100)
-    return "number" if odd.mean() > 0.5 else ""
+    return "number" if odd.fill_null(True).mean() > 0.5 else ""
 
 
 def _numbers(x: pl.Series, m: LogMapping) -> pl.Series:

@@ -88,11 +88,9 @@ def is_any(ids: pl.Series, values: Iterable[object]) -> pl.Series:
 def _spelled(x: pl.Series) -> pl.Series:
     """Floats: whole ones without a point, infinities and NaN null."""
     x = x.set(~x.is_finite(), None)
-    whole = (x == x.floor()).fill_null(True)
-    if not whole.all():
-        fraction = x.cast(pl.String)
-        return x.set(~whole, None).cast(pl.Int128).cast(pl.String).zip_with(whole, fraction)
-    return x.cast(pl.Int128, strict=False).cast(pl.String)
+    whole = ((x == x.floor()) & (x.abs() < 1e38)).fill_null(True)  # what 128 bits can hold
+    numbers = x.set(~whole, None).cast(pl.Int128).cast(pl.String)
+    return numbers if whole.all() else numbers.zip_with(whole, x.cast(pl.String))
 
 
 def _decoded(x: pl.Series) -> pl.Series:

@@ -16,6 +16,8 @@ import pytest
 
 from recjax.data.logs import prepare as logs
 from recjax.data.logs.report import report_text
+from recjax.data.logs.sources import list_files
+from recjax.data.logs.suggest import suggest
 from recjax.data.store.prepared import DataError, Prepared
 from tests.data.logs.test_same_data import content
 
@@ -311,3 +313,34 @@ def test_shards_read_a_kind_as_the_log_at_once_does(tmp_path, kind):
     for r in (shard.report, shards.report):
         assert [n[:3] for n in r["notes"]] == [n[:3] for n in whole.report["notes"]]
         assert r["quarantined"] == whole.report["quarantined"]
+
+
+def test_no_damage_ends_in_a_traceback(tmp_path):
+    """Bytes are cut, doubled and replaced: a damaged log is read in part or refused in a sentence."""
+    junk = (b'"', b"\0", b"\xff", b"\n", b",", b"{", b"1e400", b"\xef\xbb\xbf", b"-", b"9" * 40)
+    frame = plain().with_columns(price=pl.Series(["9.5", "é"] * 30))
+    ways = {"csv": text(frame), "jsonl": frame.write_ndjson().encode(), "parquet": parquet(frame, tmp_path)}  # fmt: skip
+    ways["csv.gz"] = gzip.compress(ways["csv"])
+    refused = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        kind = list(ways)[seed % len(ways)]
+        data = bytearray(ways[kind])
+        for _ in range(int(rng.integers(1, 4))):
+            at, piece = int(rng.integers(len(data))), junk[int(rng.integers(len(junk)))]
+            cut = [data[:at], data[:at] + piece * 9 + data[at:], data[:at] + piece + data[at + 1 :], data[:at] + data[at // 2 :]]  # fmt: skip
+            data = cut[int(rng.integers(len(cut)))] or data
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / f"log.{kind}").write_bytes(data)
+        (folder / "mapping.py").write_text(MAPPING + PRICED)
+        source, mapping = str(folder / f"log.{kind}"), str(folder / "mapping.py")
+        for do in (
+            lambda s=source, m=mapping, f=folder: logs.prepare(f / "out", source=s, mapping=m),
+            lambda s=source: suggest(list_files(s)),
+        ):
+            try:
+                do()
+            except DataError:
+                refused += 1
+    assert 20 < refused < 110
