@@ -152,6 +152,7 @@ MUTANTS: tuple[Mutant, ...] = (
         [
             "tests/embedding/test_capacity.py",
             "tests/embedding/test_sharded.py::test_the_planner_s_choices",
+            "tests/embedding/test_sharded.py::test_a_dense_sum_is_for_tables_no_larger_than_a_step_s_ids",
             "tests/embedding/test_sharded.py::test_capacity_covers_a_binomial_bucket",
         ],
         ("capacity_tail", "inv_cdf(chance / owners**2)", "inv_cdf(chance)"),
@@ -498,7 +499,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_in(
         "recjax/data/loading/order.py",
-        ["tests/data/loading/test_loader.py"],
+        ["tests/data/loading/test_order.py"],
         (
             "order_epoch",
             "np.random.default_rng([self.seed, epoch, self.partition]).permutation(",
@@ -510,6 +511,10 @@ MUTANTS: tuple[Mutant, ...] = (
             "rng = np.random.default_rng([self.seed, epoch, self.partition, order[k]])",
             "rng = np.random.default_rng([self.seed, epoch, self.partition])",
         ),
+    ),
+    *_in(
+        "recjax/data/loading/order.py",
+        ["tests/data/loading/test_loader.py"],
         ("order_pieces", "+ nth * candidates", "+ nth"),
     ),
     *_in(
