@@ -188,12 +188,17 @@ def refuse(report: Mapping[str, Any], m: LogMapping) -> None:
         remedy = "no negative could be drawn; the catalogue is too small for negatives_per_positive"
     else:
         remedy = "name another label, or let negatives be drawn with negatives = 'popular'"
-    raise DataError(f"label {name!r} is {rate:.0f} in every training row; {remedy}")
+    joined = "".join(f" ({n.text})" for n in map(_note, report["notes"]) if n.kind == "joined")
+    raise DataError(f"label {name!r} is {rate:.0f} in every training row; {remedy}{joined}")
+
+
+def _note(plain: list[Any]) -> Note:
+    return Note(*plain)
 
 
 def warnings_of(r: Mapping[str, Any]) -> list[str]:
     """What a reader of the report must not overlook."""
-    notes = [Note(*n) for n in r["notes"]]
+    notes = [_note(n) for n in r["notes"]]
     out = [n.text for n in notes if n.warning]
     lost = [n for n in notes if n.kind in LOSSES and n.count > MUCH * r["events"]]
     out += [f"{n.text}: more than a fifth of all; write the column in another way?" for n in lost]
@@ -309,7 +314,7 @@ def report_text(report: Mapping[str, Any]) -> str:
         f"bad rows: {r['quarantined'] or 'none'}; out of order: {r['out_of_order']:,} (sorted)",
         *r["quarantined_where"],
         f"nulls: {r['nulls'] or 'none'}",
-        *(f"note: {n.text}" for n in (Note(*n) for n in r["notes"]) if not n.warning),
+        *(f"note: {n.text}" for n in map(_note, r["notes"]) if not n.warning),
     ]
     for split, s in r["splits"].items():
         lines.append(

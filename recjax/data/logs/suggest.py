@@ -88,6 +88,7 @@ class Roles:
     weight: str = ""
     order: bool = False
     weighed: Sequence[str] = ()
+    doubted: Sequence[str] = ()
     owned: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def used(self) -> set[str]:
@@ -248,7 +249,9 @@ def _labels(frame: pl.DataFrame, free: list[str], r: Roles) -> tuple[tuple[str, 
         else:
             ranked.append((rank, c))
     sure = [c for rank, c in sorted(ranked, key=lambda rc: rc[0]) if rank < len(DONE)]
-    return tuple(sure or [c for _, c in ranked]), weighed
+    chosen = tuple(sure or [c for _, c in ranked])
+    r.doubted = [c for _, c in ranked if c not in chosen]
+    return chosen, weighed
 
 
 def _is_of(frame: pl.DataFrame, c: str, owner: str, named: bool) -> bool:
@@ -356,6 +359,8 @@ def _shares(frame: pl.DataFrame, column: str, r: Roles) -> bool:
 def side_of(frame: pl.DataFrame, c: str, r: Roles) -> str:
     """ "user", "item", "context", or why the column is left out."""
     x, name = frame[c], snake(c)
+    if c in r.doubted:
+        return "it may tell what happened: a label, or a column if it is known before the request"
     if name.startswith("device_"):
         return "context"
     if re.fullmatch(r"column_\d+", name):

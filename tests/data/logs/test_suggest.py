@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import os
+import pathlib
 
 import numpy as np
 import polars as pl
@@ -96,6 +98,37 @@ def test_what_is_suggested_prepares_and_means_what_it_should(tmp_path, kind):
     data = Prepared(logs.prepare(tmp_path / "out", source=source, mapping=mapping))
     assert not set(data.report["quarantined"]) - {"duplicate"}
     assert set(data.splits) == {"train", "validation", "test"}
+
+
+def needs(folder: str, name: str) -> str:
+    """A public file that the project's data folder holds."""
+    file = pathlib.Path(os.environ.get("RECJAX_DATA", ""), folder, name)
+    if not os.environ.get("RECJAX_DATA") or not file.exists():
+        pytest.skip(f"needs {folder}/{name} below RECJAX_DATA")
+    return str(file)
+
+
+def test_movielens_ratings_from_four_stars_on_are_liked(tmp_path):
+    file = needs("ml-latest-small", "ratings.csv.gz")
+    text = suggest([file]).replace("labels = []", 'labels = {"liked": "rating >= 4"}')
+    (tmp_path / "mapping.py").write_text(text.replace('"popular"', '"impressions"'))
+    made = logs.prepare(tmp_path / "out", source=file, mapping=str(tmp_path / "mapping.py"))
+    r = Prepared(made).report
+    liked = sum(s["label_rate"] * s["rows"] for s in r["splits"].values()) / r["events"]
+    assert r["events"] == 100_836 and liked == pytest.approx(0.4818, abs=1e-3)
+
+
+def test_kuairand_s_outcomes_are_labels_or_left_out_and_none_is_a_feature(tmp_path):
+    file = needs("kuairand-pure", "test.parquet")
+    (tmp_path / "mapping.py").write_text(suggest([file]))
+    m = load_mapping(tmp_path / "mapping.py")
+    assert m.labels[0] == "is_click" and m.scene == "tab" and m.time == "time_ms"
+    features = {*m.user_columns, *m.item_columns, *m.context_columns}
+    known = {"duration_ms", "author_id", "tag", "upload_dt", "video_duration", "freshness_days"}
+    assert features == known
+    made = logs.prepare(tmp_path / "out", source=file, mapping=str(tmp_path / "mapping.py"))
+    r = Prepared(made).report
+    assert r["rows"] == 133_545 and r["suspicious"] == [] and max(r["probes"].values()) < 0.7
 
 
 def test_candidates_for_the_label_are_listed(tmp_path):
