@@ -729,7 +729,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("joint_no_effect", "low, high = min(low, 0.0), max(high, 0.0)", "pass"),
         ("joint_wider", "wider = t / stats.norm.ppf(0.5 + level / 2)", "wider = 1.0"),
         ("joint_centre", "return reached + s.centre[i]", "return reached"),
-        ("joint_freedom", "max(parts.sum() ** 2 / total, 1.0)", "max(dofs)"),
+        ("joint_freedom", "max(kept.sum() ** 2 / total, 1.0)", "max(dofs)"),
     ),
     *_in(
         "scaling/law/support.py",
