@@ -661,6 +661,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_in(
         "recjax/metrics/uplift.py",
         [
+            "tests/metrics/test_metrics.py::test_an_effect_its_error_and_the_mean_over_arms_by_hand",
             "tests/models/test_ecup.py::test_figures_by_arm",
             "tests/models/test_ecup.py::test_audit_repairs_spoilt_nuisances",
             "tests/models/test_ecup.py::test_arms_that_are_not_comparable_are_not_judged",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recjax.evaluation.collector import Collector
-from recjax.metrics import classification, comparison, ranking
+from recjax.metrics import classification, comparison, ranking, uplift
 
 NAN = float("nan")
 
@@ -556,7 +556,16 @@ def test_losses_and_errors_are_better_when_small(metric):
 
 
 @pytest.mark.parametrize(
-    "metric", ["calibration", "auc_drop", "auc_error", "gauc_visit_groups", "slot_1", "sharpness"]
+    "metric",
+    [
+        "calibration",
+        "auc_drop",
+        "auc_user_gap",
+        "auc_error",
+        "gauc_visit_groups",
+        "slot_1",
+        "sharpness",
+    ],
 )
 def test_the_direction_of_an_unknown_name_is_not_guessed(metric):
     with pytest.raises(ValueError, match=f"'{metric}'.*larger_is_better"):
@@ -573,3 +582,26 @@ def test_bins_of_equal_weight_are_cut_in_the_middle_of_a_block():
 def test_predictions_that_are_not_finite_are_examples_too():
     z, y = np.array([0.0, 1.0, NAN], np.float32), np.array([0, 1, 1], np.float32)
     assert on_device(z, y)["examples"] == 3
+
+
+def test_a_half_width_is_student_s():
+    """Standard deviation 1 of three values, t of two degrees of freedom."""
+    assert comparison.half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3))
+    assert math.isnan(comparison.half_width([1.0]))
+
+
+def test_an_effect_its_error_and_the_mean_over_arms_by_hand():
+    """Variances of the two means: 2 (1/2)^2 (1/2)^2 and 4 (1/4)^2 (1/2)^2."""
+    treated, outcome = np.array([1, 1, 0, 0, 0, 0]), np.array([0, 1, 0, 0, 1, 1.0])
+    assert uplift.effect(treated, outcome) == pytest.approx((0.0, math.sqrt(3 / 16)))
+    arm = np.array([0, 1, 1, 1, 2])
+    assert uplift.averaged([1.0, 3.0], arm) == pytest.approx(1.5)
+    assert uplift.averaged([1.0, NAN], arm) == 1.0
+
+
+def test_a_folded_collector_counts_what_is_not_finite_and_leaves_out_what_has_no_weight():
+    folded = Collector(max_rows=1)
+    folded.add([0.0, 1.0, NAN, 5.0], [0, 1, 1, 1], [1, 1, 1, 0])
+    got = folded.compute()
+    assert not got["exact"] and got["examples"] == 3 and folded.count == 3
+    assert math.isnan(got["auc"]) and "1 predictions" in got["undefined"]

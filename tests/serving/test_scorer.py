@@ -176,3 +176,13 @@ def test_warm_compiles_the_buckets_before_traffic(loaded):
     scorer.score_requests([request()])
     assert scorer._program._cache_size() == before
     assert len(scorer.compiled) == 2
+
+
+def test_verify_measures_relative_to_the_largest_answer_and_a_nan_is_no_agreement(exported):
+    loaded = artifact.load(exported.path)
+    (largest,) = (np.abs(x).max() for n, x in loaded.check.items() if n.endswith("out/logits"))
+    loaded.parameters["dense/logits/bias"] += 0.01
+    assert Scorer(loaded).verify(tolerance=1.0) == pytest.approx(0.01 / largest, rel=1e-2)
+    loaded.parameters["dense/logits/bias"] += np.nan
+    with pytest.raises(ArtifactError, match="nan"):
+        Scorer(loaded).verify()
