@@ -37,6 +37,7 @@ LINES = ("user", "item", "time", "time_unit", "time_format", "action", "request"
 LINES += ("where", "user_table", "item_table", "negatives", "gap", "separator", "encoding")
 IDS = ("text", "stored")
 LATER = (
+    "joins",
     "event_files",
     "event_keys",
     "explode",
@@ -72,6 +73,8 @@ class LogMapping:
         column, or a condition like "rating >= 4"}. Empty: every row is a positive.
       label_missing: What an empty label cell means, 0 or 1 (a click joined to its impression leaves it empty where there was
         none); None: such a row is set aside.
+      joins: {file: key}: files that hold more columns of the log's rows, one row per key (the orders of ordered products), relative
+        to the mapping; the log has the key too. What they say counts as said by the row: it must not be a later outcome.
       event_files: {label: files}: an outcome that files of its own hold, "clicks/*.csv" relative to the mapping; the label (also
         named in `labels`) is 1 where one of their rows has the same `event_keys`.
       event_keys: Columns that a row and its outcome share, such as the request's and the item's.
@@ -130,6 +133,7 @@ class LogMapping:
     as_of: str = ""
     labels: Any = ()
     label_missing: int | None = None
+    joins: Any = ()
     event_files: Any = ()
     event_keys: tuple[str, ...] = ()
     explode: bool = False
@@ -184,7 +188,7 @@ class LogMapping:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 settle(name, {k: _values(f"{name}[{k!r}]", v) for k, v in value.items()})
-        for name in ("event_files", "multi", "buckets", "hashed"):
+        for name in ("joins", "event_files", "multi", "buckets", "hashed"):
             settle(name, dict(getattr(self, name)))
         settle("crosses", tuple((str(a), str(b)) for a, b in self.crosses))
         settle("history", dict(self.history))
@@ -380,7 +384,16 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
     for name in LINES:
         if not isinstance(given.get(name, ""), str):
             raise DataError(f"{file}: {name}={given[name]!r}; write it in quotation marks")
-    for name in ("split", "history", "movelines", "event_files", "multi", "buckets", "hashed"):
+    for name in (
+        "split",
+        "history",
+        "movelines",
+        "joins",
+        "event_files",
+        "multi",
+        "buckets",
+        "hashed",
+    ):
         if given.get(name) and not isinstance(given[name], Mapping):
             raise DataError(f"{file}: {name}={given[name]!r}; write {{name: value}}")
     for name in ("negatives_per_positive", "min_count", "seed", "utc_offset"):
@@ -388,6 +401,8 @@ def load_mapping(path: str | os.PathLike) -> LogMapping:
             raise DataError(
                 f"{file}: {name}={given[name]!r}; write a number, without quotation marks"
             )
+    if given.get("joins"):
+        given["joins"] = {str(folder / k): v for k, v in given["joins"].items()}
     if given.get("event_files"):
         given["event_files"] = {k: str(folder / v) for k, v in given["event_files"].items()}
     return LogMapping(**given)

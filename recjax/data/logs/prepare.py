@@ -94,6 +94,7 @@ def prepare(
     m, files = load_mapping(mapping), list_files(source)
     growth = Growth(head_room, extends, reclaim_days)
     tables = [t for t in (m.user_table, m.item_table) if t]
+    tables += m.joins
     tables += [f for pattern in m.event_files.values() for f in list_files(pattern)]
     options = {
         "mapping": m.as_json()
@@ -101,6 +102,7 @@ def prepare(
             "user_table": os.path.basename(m.user_table),
             "item_table": os.path.basename(m.item_table),
             **({"event_files": sorted(m.event_files)} if m.event_files else {}),
+            **({"joins": list(m.joins.values())} if m.joins else {}),
         },
         "source": fingerprint(files),
         "tables": fingerprint(tables),

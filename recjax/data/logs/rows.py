@@ -17,7 +17,7 @@ from recjax.data.logs.mapping import ORDER, SUFFIX, LogMapping
 from recjax.data.logs.notes import Note, added
 from recjax.data.logs.progress import phase, steps
 from recjax.data.logs.shapes import bucketed, check_weight, crossed, hashed, parts_of, shaped
-from recjax.data.logs.sources import ROW, check_column, columns_of, read_columns
+from recjax.data.logs.sources import ROW, check_column, columns_of, read_columns, read_table
 from recjax.data.logs.times import EARLIEST, LATEST, as_moment, settle, unit_of
 from recjax.data.logs.values import (
     EXACT,
@@ -102,6 +102,8 @@ def settled(files: Sequence[str], m: LogMapping) -> tuple[LogMapping, list[Note]
 
     def cells(file: str, rows: int) -> pl.Series:
         piece = (0, rows) if rows else None
+        if m.time not in columns_of(file, m.text_form):  # whoever lacks it is named later
+            file = next((f for f in m.joins if m.time in _joined_columns(f, m)), file)
         return read_columns(file, [m.time], m.text_form, piece).rows[m.time]
 
     return settle(m, list(files), cells)
@@ -118,11 +120,30 @@ def latest_second(m: LogMapping) -> int:
 def wanted_columns(files: Sequence[str], m: LogMapping) -> list[str]:
     """The columns to read from every file; raises DataError for one that no file has."""
     names = {file: columns_of(file, m.text_form) for file in files}
-    wanted = log_columns(m, {c for found in names.values() for c in found})
+    inside = {c for found in names.values() for c in found}
+    elsewhere = {c for f in m.joins for c in _joined_columns(f, m)} - inside
+    wanted = [c for c in log_columns(m, inside | elsewhere) if c not in elsewhere]
+    wanted = list(dict.fromkeys([*wanted, *m.joins.values()]))
     for file, found in names.items():
         for column in wanted:
             check_column(file, column, found, m.text_form)
     return wanted
+
+
+def _joined_columns(file: str, m: LogMapping) -> list[str]:
+    return columns_of(file, m.text_form.of_table())
+
+
+def _joined(frame: pl.DataFrame, m: LogMapping) -> pl.DataFrame:
+    """The rows with the columns that files of `joins` add; null where a file lacks the key."""
+    for file, key in m.joins.items():
+        there = _joined_columns(file, m)
+        more = [c for c in log_columns(m, {*there}) if c in there and c not in frame.columns]
+        table = read_table(file, key, more, m.text_form)
+        table = table.with_columns(as_id(table[key], m.missing)).unique(key, keep="first")
+        keyed = frame.with_columns(as_id(frame[key], m.missing))
+        frame = keyed.join(table, on=key, how="left", maintain_order="left")
+    return frame
 
 
 def log_columns(m: LogMapping, names: set[str]) -> list[str]:
@@ -154,7 +175,7 @@ def _usable(
     file: str, frame: pl.DataFrame, lines: pl.DataFrame, m: LogMapping, notes: list[Note]
 ) -> RawLog:
     read = frame.height + lines.height
-    frame = shaped(frame, m, notes)
+    frame = shaped(_joined(frame, m), m, notes)
     if m.where:
         holds = m.conditions[0].holds(frame, m.missing)
         notes.append(Note("where", "", int((~holds).sum()), m.where))

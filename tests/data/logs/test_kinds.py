@@ -137,6 +137,12 @@ def two_files() -> dict[str, bytes]:
     return {"log.csv": text(keyed.drop("click")), "clicks.csv": text(clicks)}
 
 
+def orders() -> dict[str, bytes]:
+    keyed = plain().with_columns(order=pl.int_range(60) + 500)
+    times = keyed.select(pl.col("order").cast(pl.Float64), "user_id", at="ts")
+    return {"log.csv": text(keyed.select("order", "item_id", "click")), "orders.csv": text(times.rename({"at": "ts"}))}  # fmt: skip
+
+
 def block(column: str, want):
     """Whether `want` holds for a column of the first training block."""
     return lambda data: want(data.block("train", 0)[column])
@@ -230,6 +236,7 @@ KINDS = {
     "JSON, one object a line": ("log.json", plain().write_ndjson().encode(), "", None),
     "JSON, one array": ("log.json", plain().write_json().encode(), "", None),
     "impressions in one file, clicks in another": ("log.csv", two_files(), KEYED, None),
+    "products in one file, their orders in another": ("log.csv", orders(), 'joins = {"orders.csv": "order"}\n', None),
     "clicks whose keys fit no impression": ("log.csv", {**two_files(), "clicks.csv": b"request,item_id\nr1,2\n"}, KEYED, None),
     'several items in a cell: "N1-0 N2-1"': ("log.csv", text(requests().select("user_id", "ts", pl.col("impressions").list.join(" ").alias("item_id"))), 'explode, taken = True, "suffix"\n', None),
     "a list of items, and one of those taken": ("log.parquet", requests(), 'explode, taken = True, "taken"\n', None),
@@ -300,7 +307,7 @@ def test_a_kind_is_read_or_refused_as_the_page_says(tmp_path, want, kind):
 
 SHARDED = ("day-first dates", "labels Y and N", "a short vector", "a price below zero under log1p", "sample weights", "numbers in buckets",
            "several values in a cell: Action|Sci Fi", "a cross of two columns", "impressions in one file, clicks in another",
-           "a list of items, and one of those taken", "rows that differ in the label only", "refunds, with where",
+           "a list of items, and one of those taken", "products in one file, their orders in another", "rows that differ in the label only", "refunds, with where",
            "one of several action values never occurs", "an order, but no times")  # fmt: skip
 
 
