@@ -68,6 +68,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *_in(
         "recjax/training/step.py",
         ["tests/training/test_step.py"],
+        ("bad_dense", "jnp.where(good, n, o)", "n"),
+        ("bad_rows", "m.only_if(good)", "m"),
         ("step_weight", "t + real(w * g, 0.0)", "t + real(g, 0.0)"),
         ("step_state", "state = jax.tree.map(real, state, before)", "pass"),
         ("step_parts", "part, jax.random.fold_in(rng, i))", "part, rng)"),
@@ -93,6 +95,17 @@ MUTANTS: tuple[Mutant, ...] = (
         ("select_mode", 'sign = 1 if rule.mode == "max" else -1', "sign = 1"),
         ("select_patience", "bad >= rule.patience", "bad > rule.patience"),
         ("select_equal", "sign * value > sign * best", "sign * value >= sign * best"),
+    ),
+    *_in(
+        "recjax/training/window.py",
+        ["tests/training/test_step.py"],
+        ("window_bad", "self.bad + ~good", "self.bad"),
+        ("window_first", "step + 1, self.first", "step, self.first"),
+    ),
+    *_in(
+        "recjax/training/step.py",
+        ["tests/training/test_keys.py"],
+        ("key_twice", 'stream(key, "loss", number)', 'stream(key, "after_step", number)'),
     ),
     # ----------------------------------------------------------------------------------- embedding
     *_in(
