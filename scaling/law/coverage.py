@@ -214,11 +214,34 @@ def _share(hits: Sequence[bool]) -> str:
     return f"{p:.2f}" + (f" ± {error:.2f}" if error > 0.02 else "")
 
 
+def outside(
+    rows: Sequence[Mapping], law: str, aim: tuple[float, float] = (0.85, 0.95)
+) -> list[str]:
+    """What covers less or more often than aimed at where the law is true, in words."""
+    short, wide = [], []
+    for name, design in LAWS[law].items():
+        own = [r["hits"] for r in rows if (r["law"], r["design"]) == (law, name)]
+        for c in COLUMNS if own and design.form != "broken" else ():
+            if c in own[0]:
+                share = sum(h[c] for h in own) / len(own)
+                where = f"{c} in {name!r} ({share:.2f})"
+                short += [where] * (share < aim[0])
+                wide += [where] * (share > aim[1])
+    return [
+        f"Less than {aim[0]}: {'; '.join(short) or 'nothing'}.",
+        f"More than {aim[1]}, wider than need be: {'; '.join(wide) or 'nothing'}.",
+    ]
+
+
 def document(rows: Sequence[Mapping], seconds: float) -> str:
-    parts = [f"# How often {LEVEL:.0%} intervals cover".replace("%", " %"), "", "    python -m scaling.law.coverage", "",
-             f"{platform.machine()}, {os.cpu_count()} cores, one process, {seconds:.2g} s a sweep in the mean. NumPy {np.__version__}."]  # fmt: skip
+    parts = [
+        f"# How often {100 * LEVEL:.0f} % intervals cover", "", "    OPENBLAS_NUM_THREADS=1 python -m scaling.law.coverage --table=scaling/law/coverage.md", "",
+        f"{platform.machine()}, {os.cpu_count()} cores, one process beside others, {seconds:.2g} s a sweep in the mean; NumPy {np.__version__}. After ± the binomial standard error, "
+        "where it is above 0.02. Designs and quantities: `scaling/law/coverage.py`. Where the form is wrong (broken power) no interval is promised, and the note of lack of "
+        "fit must be there; it is there too where points of a size share noise, which one order of the data does not tell from a wrong form.",
+    ]  # fmt: skip
     for law in LAWS:
-        parts += ["", f"## {law.capitalize()}", "", table(rows, law)]
+        parts += ["", f"## {law.capitalize()}", "", table(rows, law), "", *outside(rows, law)]
     return "\n".join(parts) + "\n"
 
 

@@ -245,6 +245,18 @@ def test_a_sample_of_the_coverage_command(tmp_path):
     assert "| flat | 1 |" in coverage.document(rows, 1.0)
 
 
+def test_coverage_that_falls_short_is_said():
+    row = dict(law="joint law", design="flat", notes=[])
+    rows = [
+        row | dict(sweep=i, hits={"E": i > 3, "4 x": True, "held out": i > 0}) for i in range(10)
+    ]
+    short, wide = coverage.outside(rows, "joint law")
+    assert short == "Less than 0.85: E in 'flat' (0.60)."
+    assert wide == "More than 0.95, wider than need be: 4 x in 'flat' (1.00)."
+    broken = [r | dict(design="broken power") for r in rows]
+    assert coverage.outside(broken, "joint law")[0] == "Less than 0.85: nothing."
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["independent noise", "shared by both", "ragged"])
 def test_ninety_percent_intervals_cover_about_that(name):
