@@ -84,3 +84,9 @@ def test_null_is_a_value_and_numbers_are_their_text():
     assert served.hashes([3])[0] == served.hashes(["3"])[0] != served.hashes([None])[0]
     column = pl.Series([None, 3, None, 4])
     np.testing.assert_array_equal(served._hash_column(column), served.hashes([None, 3, None, 4]))
+
+
+def test_the_snapshot_s_last_event_is_not_in_the_past_of_its_own_second():
+    counter = served.Counter.of(np.array([7, 7], np.uint64), np.array([5, 9]))
+    counts = [counter.before(np.array([7], np.uint64), t)[0].tolist() for t in (9, 10)]
+    assert counts == [[1], [2]]

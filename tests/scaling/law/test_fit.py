@@ -278,3 +278,16 @@ def test_control_seeds_as_units_cover_too_little_under_shared_noise():
         low, high = fit.fit_law(x, y, unit="seed").intervals["a"]
         covered += low <= 0.35 <= high
     assert covered / 200 < 0.85
+
+
+def test_sigma_is_what_three_parameters_leave():
+    x, y = sweep(3, seeds=1)
+    law = fit.fit_law(x, y)
+    rest = y - np.array([law.predict(size) for size in x])
+    assert law.sigma == pytest.approx(np.sqrt((rest**2).sum() / (len(x) - 3)), rel=1e-6)
+
+
+def test_new_runs_of_a_size_add_the_noise_of_its_mean_and_more_of_them_promise_nothing():
+    law = fit.fit_law(*sweep(1))
+    width = {n: np.diff(law.interval(1e6, seeds=n))[0] for n in (1, 3, 100)}
+    assert width[1] > 1.05 * width[3] and width[100] == pytest.approx(width[3])
