@@ -1,12 +1,13 @@
 """The laws against planted truth, brute force and simulated sweeps."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from scipy import optimize
 
-from scaling.law import fit, rivals
+from scaling.law import fit, projection, rivals
 from tests.messages import raises
 
 SIZES = np.array([1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
@@ -291,3 +292,14 @@ def test_new_runs_of_a_size_add_the_noise_of_its_mean_and_more_of_them_promise_n
     law = fit.fit_law(*sweep(1))
     width = {n: np.diff(law.interval(1e6, seeds=n))[0] for n in (1, 3, 100)}
     assert width[1] > 1.05 * width[3] and width[100] == pytest.approx(width[3])
+
+
+def test_huber_weights_begin_at_robust_standard_deviations():
+    """A residual beyond 1.345 x 1.4826 medians of the residuals weighs by that over itself."""
+    x, y = sweep(2, noise=0.003)
+    p = projection.problem(x, y, True)
+    w = projection.huber_weights(p, 1.345)
+    ceiling, gap, a, _ = projection.solve(dataclasses.replace(p, w=w))
+    rest = abs(y - ceiling + gap * p.basis(a))
+    np.testing.assert_allclose(w, np.minimum(1, 1.345 * 1.4826 * np.median(rest) / rest), atol=1e-3)
+    assert (w < 1).any()
