@@ -21,7 +21,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 
@@ -53,7 +53,8 @@ def prepare(
       DataError: The log is not as the mapping says; the message names the column or the rows.
     """
     with tempfile.TemporaryDirectory() as folder:
-        source, file = log, mapping
+        source: Any = log
+        file: Any = mapping
         if hasattr(log, "columns"):
             source = pathlib.Path(folder) / "log.parquet"
             log.to_parquet(source) if hasattr(log, "to_parquet") else log.write_parquet(source)
@@ -61,7 +62,7 @@ def prepare(
             file = pathlib.Path(folder) / "mapping.py"
             file.write_text("".join(f"{name} = {value!r}\n" for name, value in mapping.items()))
         path = logs.prepare(out, source=os.fspath(source), mapping=os.fspath(file), **options)
-    return open_data(_data_config(path))
+    return cast(PreparedData, open_data(_data_config(path)))
 
 
 def _data_config(path: str | os.PathLike) -> ConfigDict:

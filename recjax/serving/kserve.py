@@ -24,7 +24,7 @@ _KINDS = {"b": "BOOL", "f": "FP32", "i": "INT64", "u": "UINT64"}
 
 
 class _Tensor(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True)
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=3)]
     datatype: str
@@ -32,13 +32,13 @@ class _Tensor(TypedDict):
 
 
 class _Parameters(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True)
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
     user: NotRequired[str]
     deadline_ms: NotRequired[int]
 
 
 class _Infer(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True)
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
     inputs: Annotated[list[_Tensor], Field(max_length=1000, fail_fast=True)]
     id: NotRequired[str]
     parameters: NotRequired[_Parameters]
