@@ -51,10 +51,14 @@ def merge_duplicates(ids: jax.Array, grads: jax.Array, rows: int) -> Merged:
     return Merged(unique, grads)
 
 
-def _map(plan: Plan, fn: Callable, in_specs, out_specs, *args):
-    """shard_map without the replication check: a sum or gather over the axis makes what P() promises."""
+def _map(plan: Plan, fn: Callable, in_specs, out_specs, *args, check: bool = True):
+    """`fn` on every device; `check` holds it to what out_specs say is the same on all of them.
+
+    `exchange_ids` and `merge` cannot be held to it: they promise P() of what `all_gather` makes, whose result JAX
+    takes to differ between devices.
+    """
     return jax.shard_map(
-        fn, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        fn, mesh=plan.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check
     )(*args)
 
 
@@ -99,7 +103,8 @@ def exchange_ids(plan: Plan, batch: Batch) -> Batch:
         asked = _together({s: x[0] for s, x in send.items()}, 1, swap) if send else {}
         return asked, _together(ids, 1, share) if ids else {}
 
-    asked, everyone = _map(plan, body, (P(plan.axis), P(plan.axis)), (P(plan.axis), P()), ids, send)
+    split, out = (P(plan.axis), P(plan.axis)), (P(plan.axis), P())
+    asked, everyone = _map(plan, body, split, out, ids, send, check=False)
     return {**batch, "exchange": {**routed, "asked": asked, "everyone": everyone}}
 
 
@@ -217,7 +222,8 @@ def merge(
         return {t.path: _merge_one(at, t, paths[t.path], ready, grads) for t in tables}
 
     out = {t.path: _merged_spec(plan, t) for t in tables}
-    return _map(plan, body, (P(plan.axis), P(plan.axis), specs), out, grads, send, parts)
+    split = (P(plan.axis), P(plan.axis), specs)
+    return _map(plan, body, split, out, grads, send, parts, check=False)
 
 
 def _to_buckets(at: _Local, t: Table, send: dict, grads: jax.Array) -> jax.Array:
@@ -273,7 +279,7 @@ def apply(
             first = index * plan.block(t.id_space) if where.rule == "row" else 0
             keys: dict[str, Any] = dict(
                 first_row=first,
-                has_padding=(where.rule != "row") | (index == 0),
+                has_padding=index == 0 if where.rule == "row" else True,
                 ascending=where.exchange != "sum",
             )
             if where.rule == "column":
