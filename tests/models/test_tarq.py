@@ -246,7 +246,7 @@ def test_gradients_of_alignment():
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_which_parts_each_loss_trains(stopped):
-    """distill: the student alone; align: codebooks, the student and, unless stopped, the encoder; neither: the teacher."""
+    """distil: the student alone; align: codebooks, the student and, unless stopped, the encoder; neither: the teacher."""
     m = model()
     module = module_of(align_sg_item=stopped)
     batch = W.batch()
@@ -267,7 +267,7 @@ def test_which_parts_each_loss_trains(stopped):
 
     history = {"event", "self_attention"}
     encoder = {"encode_mlp", "encode_out"}
-    assert trained("distill") == {"student_attention", "quantizer", *history}
+    assert trained("distil") == {"student_attention", "quantizer", *history}
     align = {"student_attention", "quantizer", *history}
     assert trained("align") == (align if stopped else align | encoder)
     if not stopped:
