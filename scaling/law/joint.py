@@ -630,10 +630,16 @@ def _notes_of_runs(law: JointFit) -> list[Note]:
 
 def _notes_of_axis(law: JointFit, name: str, bound: str) -> list[Note]:
     if not law.found[name]:
+        small, large = law.spans[name]
+        middle = dict(zip(law.axes, np.exp(law._state.centre).tolist(), strict=True))
+        gain = law.gain(middle | {name: small}, middle | {name: large})
         return [
             Note(
                 "effect",
-                f"no effect of {name} was found from {count(law.spans[name][0])} to {count(law.spans[name][1])}",
+                f"the effect of {name} from {count(small)} to {count(large)} is not told apart from none: "
+                f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f}), since so few sizes cannot say how much of it "
+                "their points share by chance",
+                numbers=gain,
             )
         ]
     if not bound:

@@ -8,7 +8,7 @@ KINDS = {
     "points": "how many sizes, points and runs the fit rests on",
     "range": "too few sizes, or too narrow a range, to tell one curve from another",
     "bound": "a parameter lies on a bound of its search, so its value is the bound's and not the data's",
-    "effect": "no effect of a size was found",
+    "effect": "the effect of a size is not told apart from none",
     "lack of fit": "the law misses what was measured by more than the seeds scatter",
     "interaction": "what one size is worth depends on another",
     "set aside": "a trial was left out: it failed, diverged, or has no finite value",
