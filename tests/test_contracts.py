@@ -20,7 +20,7 @@ from recjax.schema import Feature, IdSpace, Schema, SchemaError
 from recjax.training import opening
 from recjax.training.loop import Trainer, train
 from recjax.trees import Params
-from tests import fakes
+from tests import fakes, messages
 from tests.messages import raises
 
 
@@ -446,5 +446,5 @@ def test_schema_round_trip():
 def test_open_data_names_an_unknown_set():
     c = configs.base()
     c.data.name = "nosuch"
-    with pytest.raises(ValueError, match="recjax.data.sets.nosuch"):
+    with messages.raises(ValueError, "recjax.data.sets.nosuch"):
         open_data(c.data)

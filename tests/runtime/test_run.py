@@ -13,6 +13,7 @@ import pytest
 
 from recjax.data.store.prepared import say_prepared
 from recjax.runtime.run import Interrupted, RunError, Stop, plain, read_jsonl, write_text
+from tests import messages
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -41,7 +42,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"ste')
     assert read_jsonl(tmp_path / "m.jsonl") == [{"step": 1}]
     (tmp_path / "m.jsonl").write_text('{"step"\n{"step": 2}\n')
-    with pytest.raises(RunError, match="line 1 is not JSON"):
+    with messages.raises(RunError, "line 1", "JSON"):
         read_jsonl(tmp_path / "m.jsonl")
 
 

@@ -18,7 +18,7 @@ from recjax.serving import artifact
 from recjax.serving.artifact import ArtifactError
 from recjax.serving.scorer import Scorer
 from recjax.system import Export
-from tests import fakes
+from tests import fakes, messages
 from tests.models import worlds
 from tests.serving.conftest import eager, export, system_and_trees, vocabularies
 
@@ -64,7 +64,7 @@ def test_an_accelerator_is_lowered_for_from_here(tmp_path):
 
 def test_an_artifact_for_another_platform_is_not_scored(tmp_path):
     made = export(tmp_path / "a", "pages", platforms=("tpu",))
-    with pytest.raises(ArtifactError, match="exported for tpu, this process runs on cpu"):
+    with messages.raises(ArtifactError, "tpu", "cpu"):
         Scorer(artifact.load(made.path))
 
 
@@ -187,21 +187,19 @@ def rewrite(copy, stamped=True, **changes):
 
 def test_a_changed_manifest_is_refused(copy):
     rewrite(copy, stamped=False, metadata={"keep_prob": 1.0})
-    with pytest.raises(ArtifactError, match="was changed after the export"):
+    with messages.raises(ArtifactError, "changed"):
         artifact.load(copy)
     (copy / "manifest.json").write_text('{"format": 1, "st')
-    with pytest.raises(ArtifactError, match="manifest.json is damaged"):
+    with messages.raises(ArtifactError, "manifest.json"):
         artifact.load(copy)
 
 
 def test_foreign_versions_are_refused(copy):
     rewrite(copy, format=99)
-    with pytest.raises(ArtifactError, match="format 99, this recjax reads 1; export it again"):
+    with messages.raises(ArtifactError, "99", "export"):
         artifact.load(copy)
     rewrite(copy, format=artifact.FORMAT, calling_convention=1000)
-    with pytest.raises(
-        ArtifactError, match="calling convention 1000.*serve with that jax, or export again"
-    ):
+    with messages.raises(ArtifactError, "1000", "jax", "export"):
         artifact.load(copy)
 
 
@@ -209,15 +207,15 @@ def test_a_manifest_cannot_point_outside(copy):
     (copy.parent / "secret").write_text("x")
     entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     rewrite(copy, files={"../secret": entry})
-    with pytest.raises(ArtifactError, match="secret is missing"):
+    with messages.raises(ArtifactError, "secret"):
         artifact.load(copy)
 
 
 def test_nothing_and_an_empty_folder_are_refused(tmp_path):
-    with pytest.raises(ArtifactError, match="does not exist.*give the path of a finished export"):
+    with messages.raises(ArtifactError, tmp_path / "none"):
         artifact.load(tmp_path / "none")
     (tmp_path / "half").mkdir()
-    with pytest.raises(ArtifactError, match="half-written or no artifact"):
+    with messages.raises(ArtifactError, tmp_path / "half"):
         artifact.load(tmp_path / "half")
 
 
@@ -250,7 +248,7 @@ def test_a_failed_export_cleans_up(tmp_path, monkeypatch):
 
 def test_an_artifact_is_replaced_only_on_request(tmp_path):
     export(tmp_path / "a", "pages")
-    with pytest.raises(ArtifactError, match="exists; give another path, or overwrite=True"):
+    with messages.raises(ArtifactError, "overwrite=True"):
         export(tmp_path / "a", "pages")
     before = artifact.load(tmp_path / "a").stamp
     export(tmp_path / "a", "pages", rows_format="int8", overwrite=True)
@@ -271,11 +269,11 @@ def test_a_folder_that_is_no_artifact_is_never_replaced(tmp_path):
 
 def test_what_cannot_be_exported_says_why(tmp_path):
     vocab = {"item": vocabulary_with(ids=[3, 3])}
-    with pytest.raises(ArtifactError, match="vocabulary 'item' has ids that are reserved, doubled"):
+    with messages.raises(ArtifactError, "'item'"):
         export(tmp_path / "a", "pages", vocab=vocab)
-    with pytest.raises(ArtifactError, match="no function 'rank'; it has score"):
+    with messages.raises(ArtifactError, "'rank'", "score"):
         export(tmp_path / "a", "pages", functions=["rank"])
-    with pytest.raises(ArtifactError, match="metadata holds something JSON cannot"):
+    with messages.raises(ArtifactError, "metadata", "JSON"):
         export(tmp_path / "a", "pages", metadata={"when": object()})
     assert os.listdir(tmp_path) == []
 

@@ -12,7 +12,7 @@ from recjax.data.store.writing import write_prepared
 from recjax.evaluation import score_files
 from recjax.serving import artifact, batch_scoring
 from recjax.serving.scorer import Scorer, probability
-from tests import fakes
+from tests import fakes, messages
 from tests.serving.conftest import export, vocabularies
 
 ROWS = 11
@@ -90,22 +90,22 @@ def test_lists_of_candidates_get_lists_of_scores(exported, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "words"),
     [
-        ({"drop": "item"}, "has no column 'item'; the model reads user, item"),
-        ({"drop": "history/time"}, "has no column 'history/time'"),
-        ({"item": [None] + ["a3"] * (ROWS - 1)}, "row 0: 'item' is null"),
-        ({"time": [1] * ROWS}, "has an event at .* not before the request at 1"),
-        ({"price": ["cheap"] * ROWS}, "column 'price' is .*string.*; it holds numbers"),
-        ({"user": ["u"] * ROWS}, "column 'user' holds .*string values"),
-        ({"logit": [0.0] * ROWS}, "already has a column 'logit'"),
-        ({"probability": [0.0] * ROWS}, "already has a column 'probability'"),
+        ({"drop": "item"}, ["'item'", "user, item"]),
+        ({"drop": "history/time"}, ["'history/time'"]),
+        ({"item": [None] + ["a3"] * (ROWS - 1)}, ["row 0", "'item'", "null"]),
+        ({"time": [1] * ROWS}, ["request at 1"]),
+        ({"price": ["cheap"] * ROWS}, ["'price'", "string", "numbers"]),
+        ({"user": ["u"] * ROWS}, ["'user'", "string"]),
+        ({"logit": [0.0] * ROWS}, ["'logit'"]),
+        ({"probability": [0.0] * ROWS}, ["'probability'"]),
     ],
 )
-def test_bad_files_are_one_sentence_and_no_output(exported, tmp_path, changes, message):
+def test_bad_files_are_one_sentence_and_no_output(exported, tmp_path, changes, words):
     drop = changes.pop("drop", [])
     raw_rows(**changes).drop(drop).write_parquet(tmp_path / "bad.parquet")
-    with pytest.raises(batch_scoring.ERRORS, match=message) as e:
+    with messages.raises(batch_scoring.ERRORS, "bad.parquet", *words) as e:
         batch_scoring.score(
             exported.path, tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=4
         )
@@ -117,7 +117,7 @@ def test_a_bad_row_late_in_the_file_is_named_and_leaves_no_output(exported, tmp_
     items = raw_rows()["item"].to_list()
     raw_rows(item=[*items[:9], None, items[10]]).write_parquet(tmp_path / "bad.parquet")
     (tmp_path / "out.parquet").write_text("an earlier result")
-    with pytest.raises(batch_scoring.ERRORS, match="bad.parquet: row 9: 'item' is null"):
+    with messages.raises(batch_scoring.ERRORS, "bad.parquet", "row 9", "'item'"):
         batch_scoring.score(
             exported.path, tmp_path / "bad.parquet", tmp_path / "out.parquet", chunk=4
         )
@@ -126,15 +126,13 @@ def test_a_bad_row_late_in_the_file_is_named_and_leaves_no_output(exported, tmp_
 
 
 def test_files_that_are_not_there_or_not_parquet(exported, tmp_path):
-    with pytest.raises(batch_scoring.ScoreError, match="none.parquet does not exist; --in names"):
+    with messages.raises(batch_scoring.ScoreError, "none.parquet", "--in"):
         batch_scoring.score(exported.path, tmp_path / "none.parquet", tmp_path / "out.parquet")
     (tmp_path / "text.parquet").write_text("not parquet at all")
-    with pytest.raises(batch_scoring.ScoreError, match="text.parquet is no parquet file"):
+    with messages.raises(batch_scoring.ScoreError, "text.parquet"):
         batch_scoring.score(exported.path, tmp_path / "text.parquet", tmp_path / "out.parquet")
     raw_rows().write_parquet(tmp_path / "in.parquet")
-    with pytest.raises(
-        batch_scoring.ScoreError, match="does not exist; make it, or give another --out"
-    ):
+    with messages.raises(batch_scoring.ScoreError, "--out"):
         batch_scoring.score(exported.path, tmp_path / "in.parquet", tmp_path / "no" / "out.parquet")
 
 
@@ -182,7 +180,7 @@ def test_a_prepared_split_scores_as_the_file(exported, prepared, raw_file, tmp_p
     assert mine.columns[:7] == ["row", "request", "time", "page", "click", "buy", "weight"]
     np.testing.assert_allclose(mine["logit"], theirs["logit"], atol=1e-6)
     np.testing.assert_array_equal(mine["page"], np.arange(ROWS) // 2)
-    with pytest.raises(batch_scoring.ERRORS, match="no split 'week'; there are test"):
+    with messages.raises(batch_scoring.ERRORS, "'week'", "test"):
         batch_scoring.score(exported.path, prepared, out, split="week")
 
 
@@ -248,5 +246,5 @@ def test_the_command(exported, raw_file, tmp_path, run_python):
 
 def test_a_broken_artifact_stops_the_command(raw_file, tmp_path):
     (tmp_path / "half").mkdir()
-    with pytest.raises(artifact.ArtifactError, match="half-written or no artifact"):
+    with pytest.raises(artifact.ArtifactError, match="artifact"):
         batch_scoring.score(tmp_path / "half", raw_file, tmp_path / "out.parquet")

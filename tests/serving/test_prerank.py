@@ -17,6 +17,7 @@ from recjax.serving.prerank import Preranker, answer, padded_size
 from recjax.serving.requests import RequestError
 from recjax.serving.scorer import Scorer
 from recjax.trees import Trees
+from tests import messages
 from tests.models.worlds import jit
 
 WORLD = dict(clusters=8, per_cluster=5, users=30, events=6, train=400, validation=40, test=40)
@@ -115,7 +116,7 @@ def test_raw_requests(made, preranker):
     assert logits == sorted(logits, reverse=True) and len({i["item"] for i in out["items"]}) == 5
     chosen = answer(preranker, request, 2, candidates=[7, 9, 11])
     assert {i["item"] for i in chosen["items"]} <= {7, 9, 11}
-    with pytest.raises(RequestError, match="item 999 .* is not among the"):
+    with messages.raises(RequestError, "999"):
         answer(preranker, request, 2, candidates=[7, 999])
     with pytest.raises(RequestError, match="3 candidates and k=4"):
         answer(preranker, request, 4, candidates=[7, 9, 11])
@@ -123,10 +124,10 @@ def test_raw_requests(made, preranker):
 
 def test_artifacts_that_cannot_prerank_say_why(made):
     without = dataclasses.replace(made.artifact, derived={})
-    with pytest.raises(artifacts.ArtifactError, match="holds no stored items; export it again"):
+    with messages.raises(artifacts.ArtifactError, "export"):
         Preranker(without)
     functions = {"score": made.artifact.functions["score"]}
-    with pytest.raises(artifacts.ArtifactError, match="has no function 'item'"):
+    with messages.raises(artifacts.ArtifactError, "'item'"):
         Preranker(dataclasses.replace(made.artifact, functions=functions))
 
 

@@ -5,7 +5,7 @@ from recjax.serving import artifact
 from recjax.serving.artifact import ArtifactError
 from recjax.serving.requests import RequestError
 from recjax.serving.scorer import Scorer, probability
-from tests import fakes
+from tests import fakes, messages
 from tests.serving.conftest import eager, export
 
 
@@ -142,11 +142,11 @@ def test_correction_for_kept_negatives_by_hand(scorer):
 def test_a_batch_without_a_leaf_or_of_another_length_is_refused(scorer):
     batch = fakes.batch_at(0, 2, 2)
     del batch["dense"]["price"]
-    with pytest.raises(RequestError, match="the batch has no 'dense/price'"):
+    with messages.raises(RequestError, "'dense/price'"):
         scorer.score(batch)
     batch = fakes.batch_at(0, 2, 2)
     batch["pos"]["item"] = batch["pos"]["item"] + 39
-    with pytest.raises(RequestError, match="'item' points past its list of unique ids"):
+    with messages.raises(RequestError, "'item'"):
         scorer.score(batch)
     batch = fakes.batch_at(0, 2, 2)
     batch["mask"]["history"] = batch["mask"]["history"][:, 1:]
@@ -157,15 +157,15 @@ def test_a_batch_without_a_leaf_or_of_another_length_is_refused(scorer):
 def test_verify_notices_another_answer(exported):
     loaded = artifact.load(exported.path)
     loaded.parameters["dense/logits/bias"] += 0.01
-    with pytest.raises(ArtifactError, match="is off by .* do not serve it"):
+    with messages.raises(ArtifactError, "do not serve"):
         Scorer(loaded).verify()
 
 
 def test_unknown_function_and_missing_vocabulary(exported, tmp_path):
-    with pytest.raises(ArtifactError, match="no function 'rank'; it has score"):
+    with messages.raises(ArtifactError, "'rank'", "score"):
         Scorer(artifact.load(exported.path), "rank")
     made = export(tmp_path / "a", "pages", vocab={})
-    with pytest.raises(ArtifactError, match="no vocabulary for id space 'user'.*export with vocab"):
+    with messages.raises(ArtifactError, "'user'", "vocab"):
         Scorer(artifact.load(made.path)).score_requests([request()])
 
 

@@ -21,6 +21,7 @@ from recjax.data.logs.values import NULLS
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.worlds.transactions import DAY, FIRST, transactions
 from recjax.schema import MISSING
+from tests import messages
 
 SPLIT = """split = {"validation": "2024-02-10", "test": "2024-02-20"}\n"""
 SHOP = 'user, item, time = "customer_id", "item_id", "timestamp"\nitem_columns = ["price"]\ndense = ["price"]\n'
@@ -598,43 +599,43 @@ def test_user_groups_come_first_when_asked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mapping", "message"),
+    ("mapping", "words"),
     [
-        ('user, item, time = "user", "item", "at"\nlabel = ["click"]', "did you mean 'labels'"),
-        ('user, item = "user", "item"', "time is empty"),
-        (FEED.replace('"at"', '"when"'), "no column 'when'; it has user, item, at"),
-        (FEED + 'negatives = "hard"', "negatives='hard'; use one of impressions"),
-        (FEED + 'dense = ["price"]', "'price' is dense or a vector of nothing"),
-        (FEED + 'split = {"test": "2031-01-01"}', "no request falls into 'test'"),
-        (FEED + 'split = {"test": 1.5}', "a fraction lies between 0 and 1"),
-        (FEED + 'gap = "1 day"', "write it as 1d"),
-        (FEED + "split = 0.1", "split=0.1; write {name: value}"),
-        (FEED + "scene = device", "is no mapping: NameError: name 'device' is not defined"),
-        (FEED + "gap = (", "mapping.py, line 4 is no mapping: SyntaxError"),
-        (FEED + 'min_count = "2"', "min_count='2'; write a number"),
-        (FEED + "request = 3", "request=3; write it in quotation marks"),
-        (FEED + 'where = "price"', "'price' is no condition; write it like quantity > 0"),
-        (FEED + 'where = "price > device"', "compares with what is no number or quoted text"),
-        (FEED + 'as_of = "tomorrow"', "'tomorrow' is not a date"),
-        (FEED + 'indicators = ["device"]', "indicators names 'device'; name it in dense"),
-        (FEED + 'time_format = "%Y-%"', "time_format='%Y-%' reads none of the times, such as"),
+        ('user, item, time = "user", "item", "at"\nlabel = ["click"]', ["'labels'"]),
+        ('user, item = "user", "item"', ["time"]),
+        (FEED.replace('"at"', '"when"'), ["'when'", "user, item, at"]),
+        (FEED + 'negatives = "hard"', ["negatives='hard'", "impressions"]),
+        (FEED + 'dense = ["price"]', ["'price'", "dense"]),
+        (FEED + 'split = {"test": "2031-01-01"}', ["'test'"]),
+        (FEED + 'split = {"test": 1.5}', ["1.5", "between 0 and 1"]),
+        (FEED + 'gap = "1 day"', ["gap", "1d"]),
+        (FEED + "split = 0.1", ["split=0.1", "{name: value}"]),
+        (FEED + "scene = device", ["mapping.py", "'device'"]),
+        (FEED + "gap = (", ["mapping.py", "line 4"]),
+        (FEED + 'min_count = "2"', ["min_count='2'", "number"]),
+        (FEED + "request = 3", ["request=3", "quotation marks"]),
+        (FEED + 'where = "price"', ["'price'", "quantity > 0"]),
+        (FEED + 'where = "price > device"', ["price > device", "quoted"]),
+        (FEED + 'as_of = "tomorrow"', ["'tomorrow'", "date"]),
+        (FEED + 'indicators = ["device"]', ["indicators", "'device'", "dense"]),
+        (FEED + 'time_format = "%Y-%"', ["time_format='%Y-%'"]),
         (
             FEED + 'item_table = "absent.csv"\nitem_columns = ["brand"]',
-            "there is no file .*absent.csv",
+            ["absent.csv"],
         ),
-        (FEED + 'history = {"bought": ["buy"]}', "set action to a column"),
+        (FEED + 'history = {"bought": ["buy"]}', ["action"]),
     ],
 )
-def test_a_wrong_mapping_is_refused_in_one_sentence(tmp_path, mapping, message):
-    with pytest.raises(DataError, match=message.replace("(", r"\(")):
+def test_a_wrong_mapping_is_refused_in_one_sentence(tmp_path, mapping, words):
+    with messages.raises(DataError, *words):
         prepare(tmp_path, feed(300), mapping + "\n")
 
 
 def test_absent_and_unknown_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no file matches"):
+    with messages.raises(DataError, "*.csv"):
         list_files(str(tmp_path / "*.csv"))
     (tmp_path / "log.xlsx").touch()
-    with pytest.raises(DataError, match="unknown format"):
+    with messages.raises(DataError, "log.xlsx"):
         list_files(str(tmp_path / "log.xlsx"))
     with pytest.raises(DataError, match="data.source"):
         logs.prepare(tmp_path)
@@ -756,7 +757,7 @@ def test_suggests_for_impressions_actions_and_ratings(tmp_path):
 
 
 def test_a_log_without_a_time_is_not_guessed(tmp_path):
-    with pytest.raises(DataError, match="looks like the time"):
+    with messages.raises(DataError, "time"):
         suggested(tmp_path, feed(50).drop("at"))
 
 
@@ -870,18 +871,18 @@ def test_pages_and_sessions_are_group_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mapping", "message"),
+    ("mapping", "words"),
     [
-        (FEED + 'movelines = {"moves": []}', "movelines carry the scene; set scene"),
+        (FEED + 'movelines = {"moves": []}', ["movelines", "scene"]),
         (
             FEED + 'scene = "device"\ncontext_columns = []\nmovelines = {"m": ["view"]}',
-            "movelines name action values; set action",
+            ["movelines", "action"],
         ),
-        (FEED + 'group = "page"', "group='page' needs it; set page"),
-        (FEED + 'session_gap = "half an hour"', "session_gap='half an hour'; write it as"),
-        (ACTED + 'movelines = {"bought": []}', "two lists are called 'bought'"),
+        (FEED + 'group = "page"', ["group='page'", "set page"]),
+        (FEED + 'session_gap = "half an hour"', ["session_gap='half an hour'"]),
+        (ACTED + 'movelines = {"bought": []}', ["'bought'"]),
     ],
 )
-def test_lists_and_groups_that_contradict_are_refused(tmp_path, mapping, message):
-    with pytest.raises(DataError, match=message):
+def test_lists_and_groups_that_contradict_are_refused(tmp_path, mapping, words):
+    with messages.raises(DataError, *words):
         prepare(tmp_path, acted(300), mapping + "\n")

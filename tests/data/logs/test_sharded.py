@@ -20,6 +20,7 @@ from recjax.data.logs.sources import list_files
 from recjax.data.logs.whole import find_last_rows, last_row_arrays
 from recjax.data.store.prepared import DataError, Prepared
 from recjax.data.worlds.transactions import DAY, FIRST, transactions
+from tests import messages
 
 SPLIT = 'split = {"validation": "2024-02-10", "test": "2024-02-20"}\n'
 SHOP = (
@@ -283,18 +284,18 @@ def test_a_log_column_may_hold_no_vector_of_a_shard(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("users", "tastes", "message"),
+    ("users", "tastes", "words"),
     [
-        (["x1", "x2"], ["1 2", "3 4"], "users.tsv: no 'user' of the log is in it"),
-        (["u1", "u2"], ["1 2", "3"], r"vectors of 'taste' have widths \[1, 2\]"),
-        (["u1", "u2"], [None, None], r"vectors of 'taste' have widths \[\]"),
+        (["x1", "x2"], ["1 2", "3 4"], ["users.tsv", "'user'"]),
+        (["u1", "u2"], ["1 2", "3"], ["'taste'", "[1, 2]"]),
+        (["u1", "u2"], [None, None], ["'taste'", "[]"]),
     ],
 )
-def test_shards_refuse_a_side_table_as_the_log_at_once_does(tmp_path, users, tastes, message):
+def test_shards_refuse_a_side_table_as_the_log_at_once_does(tmp_path, users, tastes, words):
     user_table(tmp_path, users, tastes)
     said = []
     for options in ({}, {"shards": 8}):
-        with pytest.raises(DataError, match=message) as e:
+        with messages.raises(DataError, *words) as e:
             prepare(tmp_path, "feed", SIDE, **options)
         said.append(str(e.value))
     assert said[0] == said[1]
@@ -307,7 +308,7 @@ def test_shards_refuse_a_log_as_the_log_at_once_is(tmp_path):
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1" * 9)
     (tmp_path / "mapping.py").write_text(SHOP.replace("user_columns", "context_columns") + SPLIT)
     for name, message in (
-        ("new.csv", "no positive of split 'test'"),
+        ("new.csv", "'test'"),
         ("damaged.parquet", "write it"),
     ):
         for n in (0, 3):
@@ -321,11 +322,11 @@ def test_shards_refuse_a_log_as_the_log_at_once_is(tmp_path):
 
 
 def test_strict_and_impossible_options_are_refused(tmp_path):
-    with pytest.raises(DataError, match="bad rows, refused by --strict"):
+    with messages.raises(DataError, "--strict"):
         prepare(tmp_path, "feed", shards=3, strict=True)
     with pytest.raises(DataError, match="every shard becomes a partition"):
         prepare(tmp_path, "feed", shards=3, partitions=2)
-    with pytest.raises(DataError, match="no request falls into 'test'"):
+    with messages.raises(DataError, "'test'"):
         prepare(tmp_path, "feed", 'split = {"test": "2031-01-01"}\n', shards=3)
 
 
@@ -397,5 +398,5 @@ def test_beam_makes_what_one_process_makes(tmp_path, kind):
 def test_without_beam_the_remedy_is_named(tmp_path):
     if importlib.util.find_spec("apache_beam"):
         pytest.skip("apache-beam is installed")
-    with pytest.raises(DataError, match="apache-beam is not installed"):
+    with messages.raises(DataError, "apache-beam"):
         prepare(tmp_path, "feed", shards=2, runner=sharded.BeamRunner())
