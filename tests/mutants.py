@@ -254,8 +254,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "recjax/layers/target_attention.py",
         ["tests/layers/test_target_attention.py"],
         ("unit_mask", "jnp.where(seen, scores, 0.0)", "scores"),
-        ("unit_difference", "[e, q, e - q, e * q]", "[e, q, e + q, e * q]"),
         ("unit_empty", "jnp.where(mask.any(1)[:, None, None], out, empty)", "out"),
+    ),
+    *_in(
+        "recjax/layers/pair_dense.py",
+        ["tests/layers/test_pair_dense.py"],
+        ("unit_difference", "[e, q, e - q, e * q]", "[e, q, e + q, e * q]"),
+        ("pair_of_event", "w_e + w_d", "w_e - w_d"),
+        ("pair_of_query", "w_q - w_d", "w_q + w_d"),
+        ("pair_bias", "(q @ own_q + bias)", "(q @ own_q)"),
+        ("pair_product", "(e[:, None] * q[:, :, None]) @ both", "0.0"),
     ),
     *_in(
         "recjax/layers/fields.py",

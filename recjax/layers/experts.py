@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax.layers.mlp import MLP
+from recjax.layers.pair_dense import EventPairs
 
 
 class Experts(nn.Module):
@@ -56,7 +57,7 @@ class AttentionGate(nn.Module):
     def __call__(self, events: jax.Array, context: jax.Array) -> jax.Array:
         """events [B, L, D], context [B, Q, D] -> float32 [B, Q, L, K], not masked."""
         types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        y = pairs(events, context)
+        y = EventPairs(events, context)
         votes = MLP(self.gate, name="gate", **types)(y, train=False)
         votes = nn.Dense(self.experts, name="votes", **types)(votes)
         counts = MLP(self.activation, name="activation", **types)(y, train=False)
@@ -83,11 +84,3 @@ class PlainGate(nn.Module):
         types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = MLP(self.widths, name="gate", **types)(x, train=False)
         return nn.Dense(self.experts, name="votes", **types)(x).astype(jnp.float32)
-
-
-def pairs(events: jax.Array, context: jax.Array) -> jax.Array:
-    """[B, L, D], [B, Q, D] -> [h_j; h_c; h_j - h_c; h_j h_c], [B, Q, L, 4 D]."""
-    h, c = events[:, None], context[:, :, None]
-    shape = jnp.broadcast_shapes(h.shape, c.shape)
-    h, c = jnp.broadcast_to(h, shape), jnp.broadcast_to(c, shape)
-    return jnp.concatenate([h, c, h - c, h * c], axis=-1)

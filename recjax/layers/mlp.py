@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax.layers.norm import make_norm
+from recjax.layers.pair_dense import EventPairs, PairDense
 
 # The released SUAN code uses 0.999, which a run of a few thousand steps never reaches.
 MOMENTUM = 0.99
@@ -127,18 +128,24 @@ class MLP(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, valid: jax.Array | None = None) -> jax.Array:
-        """x [..., D] -> [..., widths[-1]]; batch statistics count rows where `valid`, bool [...]."""
+    def __call__(
+        self, x: jax.Array | EventPairs, *, train: bool, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """x [..., D] -> [..., widths[-1]]; batch statistics count rows where `valid`, bool [...].
+
+        `EventPairs` of [B, L, D] and [B, C, D] give what their features [B, C, L, 4 D] give.
+        """
         types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(x)
+            dense = PairDense if isinstance(x, EventPairs) else nn.Dense
+            x = dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(x)
             if self.norm == "batch":
                 x = MaskedBatchNorm(name=f"norm_{i}", **types)(x, train=train, valid=valid)
             elif self.norm != "none":
                 x = make_norm(self.norm, name=f"norm_{i}", **types)(x)
             x = self._activate(x, i, train, valid)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return x
+        return x.features() if isinstance(x, EventPairs) else x  # pairs are left where no layer is
 
     def _activate(self, x, i, train, valid):
         if self.activation == "dice":

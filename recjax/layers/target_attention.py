@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from recjax.layers.attention import attend, masked_softmax, merge_heads, split_heads
 from recjax.layers.mlp import MLP
+from recjax.layers.pair_dense import EventPairs
 
 
 class ActivationUnit(nn.Module):
@@ -42,12 +43,9 @@ class ActivationUnit(nn.Module):
     ) -> jax.Array:
         """The unit's output for each pair, float32 [B, C, L], not masked."""
         types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        q, e = query[:, :, None], events[:, None]
-        shape = jnp.broadcast_shapes(q.shape, e.shape)  # [B, C, L, D]
-        q, e = jnp.broadcast_to(q, shape), jnp.broadcast_to(e, shape)
-        x = jnp.concatenate([e, q, e - q, e * q], axis=-1)
-        seen = jnp.broadcast_to(mask[:, None], shape[:-1])
-        x = MLP(self.widths, activation=self.activation, **types)(x, train=train, valid=seen)
+        seen = jnp.broadcast_to(mask[:, None], (*query.shape[:2], mask.shape[1]))  # [B, C, L]
+        mlp = MLP(self.widths, activation=self.activation, **types)
+        x = mlp(EventPairs(events, query), train=train, valid=seen)
         return nn.Dense(1, name="score", **types)(x)[..., 0].astype(jnp.float32)
 
 

@@ -40,8 +40,9 @@ from recjax.batch import part
 from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.contrast import info_nce, keep_events, other_users
-from recjax.layers.experts import AttentionGate, Experts, PlainGate, pairs
+from recjax.layers.experts import AttentionGate, Experts, PlainGate
 from recjax.layers.mlp import MLP
+from recjax.layers.pair_dense import EventPairs
 from recjax.models.parts import building
 from recjax.schema import Schema, SchemaError
 from recjax.system import Export, System, bce, mean, pointwise, weights_of
@@ -179,9 +180,8 @@ class AWMoE(nn.Module):
         """v [B, C, D]."""
         count = mask.sum(1).astype(self.dtype)
         if self.pooling == "attention":
-            scores = self.unit_score(self.unit(pairs(events, target), train=train))[
-                ..., 0
-            ]  # [B, C, L]
+            hidden = self.unit(EventPairs(events, target), train=train)
+            scores = self.unit_score(hidden)[..., 0]  # [B, C, L]
             user = jnp.einsum("bcl,bld->bcd", scores * mask[:, None], events)
         else:
             user = (events * mask[..., None]).sum(1) / jnp.maximum(count, 1)[:, None]
