@@ -363,3 +363,15 @@ def test_times_until_far_future_events_saturate_too():
     )
     mask, age = batch["mask"]["later"], batch["age"]["later"]
     assert mask.sum() == 8 and (age[mask] == -(2**31)).all() and not age[~mask].any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 300, 1 << 40, 1 << 62])
+@pytest.mark.parametrize("count", [0, 1, 2, 257])
+def test_sorted_unique_ids_are_numpys(rows, count):
+    """Also where id and place do not fit one int64 together."""
+    ids = np.random.default_rng(count).integers(0, rows, count)
+    ids[: count // 2] = ids[-1:]  # many repetitions of one
+    got, inverse = batches._unique_by_sorting(ids, rows)
+    want, places = np.unique(ids, return_inverse=True)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(inverse, places)
