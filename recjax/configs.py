@@ -77,6 +77,7 @@ def base() -> ConfigDict:
     # A step whose loss, gradients or state are not finite changes nothing. "stop" ends the run there; "skip" counts it and
     # goes on.
     c.train.on_non_finite = "stop"
+    c.train.log_to = ()  # wandb, mlflow: where the event file's numbers go besides
     c.train.profile = ""  # "10:20": a profiler trace of those steps, in the workdir's profile/
 
     c.eval = ConfigDict()
@@ -140,7 +141,7 @@ NOT_BELOW_ZERO = (
     "opt.weight_decay", "opt.clip", "train.recent", "train.recent_days", "train.examples", "eval.every", "eval.examples",
 )  # fmt: skip
 ONE_OF = {"train.on_non_finite": ("stop", "skip")}
-TEXTS = ("data.teachers", "eval.splits", "eval.final", "needs")
+TEXTS = ("data.teachers", "train.log_to", "eval.splits", "eval.final", "needs")
 
 
 def check(config: ConfigDict) -> ConfigDict:

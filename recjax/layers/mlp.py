@@ -137,7 +137,7 @@ class MLP(nn.Module):
         """
         types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i, width in enumerate(self.widths):
-            dense = PairDense if isinstance(x, EventPairs) else nn.Dense
+            dense: Any = PairDense if isinstance(x, EventPairs) else nn.Dense
             x = dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(x)
             if self.norm == "batch":
                 x = MaskedBatchNorm(name=f"norm_{i}", **types)(x, train=train, valid=valid)

@@ -32,6 +32,7 @@ USES: Mapping[str, Use] = {
     "train.log_every": Use.FREE,
     "train.checkpoint_every": Use.FREE,
     "train.keep": Use.FREE,
+    "train.log_to": Use.FREE | Use.PLACE,
     "train.profile": Use.FREE | Use.PLACE,
     "train.on_non_finite": Use.FREE | Use.PLACE,
     # Not FREE, for those are left out of the config.json of runs of several members that are there already.

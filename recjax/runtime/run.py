@@ -25,6 +25,7 @@ import numpy as np
 from recjax import models
 from recjax.data import canonical_name
 from recjax.runtime.identity import Use, may
+from recjax.runtime.trackers import Tracker, open_trackers
 
 
 def set_up() -> None:
@@ -181,6 +182,7 @@ class Run:
         self.config = plain(config)
         self._lock: IO | None = None
         self._writer = None
+        self._trackers: list[Tracker] = []
 
     def __enter__(self) -> "Run":
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -193,8 +195,9 @@ class Run:
         return self
 
     def __exit__(self, *exc):
-        if self._writer is not None:
-            self._writer.close()
+        for writer in (self._writer, *self._trackers):
+            if writer is not None:
+                writer.close()
         self._release()
 
     def _acquire(self):
@@ -249,6 +252,14 @@ class Run:
         """
         if jax.process_index() == 0 and not (self.dir / "config.json").exists():
             write_json(self.dir / "config.json", self.config)
+        if jax.process_index() == 0 and not self._trackers:
+            names = self.config.get("train", {}).get("log_to", ())
+            self._trackers = open_trackers(names, self.dir, flat(self.config))
+            if names:
+                write_json(
+                    self.dir / "trackers.json",
+                    {n: t.id for n, t in zip(names, self._trackers, strict=True)},
+                )
         path = self.dir / "metrics.jsonl"
         if path.exists() and jax.process_index() == 0:
             rows = [r for r in read_jsonl(path) if r["step"] <= step]
@@ -267,10 +278,12 @@ class Run:
         return row
 
     def scalars(self, step: int, prefix: str, values: dict) -> None:
-        """Numbers for the event file alone; process 0's."""
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._events().add_scalar(f"{prefix}/{name}", value, step)
+        """Numbers for the event file and the trackers alone; process 0's."""
+        told = {f"{prefix}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        for name, value in told.items():
+            self._events().add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(step, told)
 
     def _events(self):
         if self._writer is None:

@@ -94,7 +94,7 @@ class Assembler:
             request has too many candidates, or no level holds the unique ids.
         """
         # Sized for the largest level; pages never written are never allocated.
-        buffer = aligned_empty(max(s.nbytes for s in self._specs))
+        buffer = _memory(max(s.nbytes for s in self._specs))
         batch = unpack(buffer, self._fixed)
         placed = self._place(parts)
         self._fill(placed, batch)
@@ -108,7 +108,7 @@ class Assembler:
 
     def need(self, parts: Iterable[Part]) -> dict[str, int]:
         """id space -> most unique ids of any shard, to choose capacities by."""
-        pos = unpack(aligned_empty(self._fixed.nbytes), self._fixed).get("pos", {})
+        pos = unpack(_memory(self._fixed.nbytes), self._fixed).get("pos", {})
         placed = self._place(parts)
         return {s: max(map(len, self._unique(s, placed, pos))) for s in self.levels[-1]}
 
@@ -166,6 +166,17 @@ class Assembler:
             f"id space {space!r}: a shard of this batch has {need[space]} unique ids, the largest capacity is "
             f"{self.levels[-1][space]}; pass larger levels, or a smaller batch_size"
         )
+
+
+def _memory(nbytes: int) -> np.ndarray:
+    """`aligned_empty`; BatchError where the machine has no such room."""
+    try:
+        return aligned_empty(nbytes)
+    except MemoryError:
+        raise BatchError(
+            f"a batch takes {nbytes / 2**30:,.1f} GiB, more than this machine gives; lower train.batch or "
+            "eval.batch, data.history or data.candidates"
+        ) from None
 
 
 def _write_lists(out: np.ndarray, lists: list[np.ndarray], rows: int) -> None:
