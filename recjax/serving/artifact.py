@@ -67,6 +67,7 @@ class Artifact:
       derived: Name -> array.
       counters: Causal counters as of the snapshot's time; None without a snapshot.
       past: List -> histories as of then.
+      own: Of an own log's model, for `recjax.serving.own_log`: "mapping", and "known" of users and items; None for others.
     """
 
     path: pathlib.Path
@@ -79,6 +80,7 @@ class Artifact:
     derived: dict[str, np.ndarray]
     counters: Counters | None = None
     past: dict[str, Past] = dataclasses.field(default_factory=dict)
+    own: dict[str, Any] | None = None
 
     @property
     def stamp(self) -> str:

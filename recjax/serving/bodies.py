@@ -34,9 +34,12 @@ from pydantic import (
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from recjax.data.logs.served import LOG
 from recjax.schema import Feature, Schema
 from recjax.serving.artifact import Artifact, ArtifactError
 from recjax.serving.counters import Counters
+from recjax.serving.own_log import Field as OwnField
+from recjax.serving.own_log import OwnLog
 
 LAST_SECOND = 253_402_300_799  # of the year 9999; what is later is not in seconds
 MAX_TEXT = 1024
@@ -68,6 +71,26 @@ def _integers(least: int, most: int, **about: str) -> Any:
     return Annotated[int, GetPydanticSchema(lambda *_: bounded), WithJsonSchema(schema)]
 
 
+def _any_value() -> Any:
+    """An id, a category or a number of an own log: JSON's text, number, true, false or null; it is spelled later."""
+    either: Any = [
+        core_schema.str_schema(strict=True, max_length=MAX_TEXT),
+        core_schema.bool_schema(strict=True),
+        core_schema.int_schema(strict=True),
+        core_schema.float_schema(strict=True, allow_inf_nan=False),
+        core_schema.none_schema(),
+    ]
+    message = (
+        f"Input should be a number, true, false, null, or text of at most {MAX_TEXT} characters"
+    )
+    either = core_schema.union_schema(
+        either, mode="left_to_right", custom_error_type="value", custom_error_message=message
+    )
+    schema = {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_TEXT}
+    return Annotated[Any, GetPydanticSchema(lambda *_: either), WithJsonSchema(schema)]
+
+
+_VALUE = _any_value()
 _INTEGER = _integers(-(2**63), 2**63 - 1)
 _FLOAT = Annotated[float, Field(ge=-_MAX_FLOAT, le=_MAX_FLOAT)]
 _STRING = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -137,6 +160,7 @@ class Bodies:
         max_candidates: int,
         counters: Counters | None = None,
         max_events: int = 1000,
+        own: OwnLog | None = None,
     ):
         """What is read for one schema.
 
@@ -146,11 +170,15 @@ class Bodies:
           max_candidates: Of a request.
           counters: That the service keeps.
           max_events: Of a list, in a request.
+          own: Of an own log's model: fields are those that nobody else can know, and their values are spelled there.
         """
-        self._max_events = max_events
-        self._sections = {r: schema.select(r) for r in _SECTIONS if schema.select(r)}
+        self._max_events, self._own = max_events, own
+        fields: Mapping[str, Any] = (
+            own.sections if own else {r: schema.select(r) for r in (*_SECTIONS, "candidate")}
+        )
+        self._sections = {r: fields[r] for r in _SECTIONS if fields.get(r)}
         self.sections = {r: [f.name for f in features] for r, features in self._sections.items()}
-        self.candidates = [f.name for f in schema.select("candidate")]
+        self.candidates = [f.name for f in fields.get("candidate", ())]
         self.lists = {
             name: ["time", *(f.name for f in schema.features if f.list == name)]
             for name in schema.lists
@@ -164,22 +192,28 @@ class Bodies:
         self._types |= {"time": pa.int64()} if schema.lists else {}
         events = self._events(schema)
         self._kept = {n for s in counters.specs for n in s.features} if counters else set()
-        self._score = TypeAdapter(self._score_type(schema, events, max_candidates))
+        self._kept |= {f.name for f in own.sections["candidate"] if not f.needed} if own else set()
+        self._score = TypeAdapter(self._score_type(fields, events, max_candidates))
         self._fields = {f.name: f.multi or f.vector for f in schema.features}
         self.appended = dict(self.lists)
-        if counters and counters.specs:
+        if own:
+            self._fields |= {f.name: f.width for f in (*own.event, *sum(own.sections.values(), []))}
+            self.appended = {LOG: ["time", *(f.name for f in own.event)]}
+            events = {LOG: self._own_events(own)}
+        elif counters and counters.specs:
             self.appended[counters.list] = self._counted(schema, counters, events)
         lists = _object("Lists", {name: NotRequired[t] for name, t in events.items()})
-        self._append = TypeAdapter(_object("EventsRequest", {"user": _USER, "events": lists}))
-        listed = {max_events: self.appended.values()}
-        sections = list(self.sections.values())
-        self._most_events = self._marks(listed)
-        self._most_score = self._marks({1: sections, max_candidates: [self.candidates], **listed})
+        who = _VALUE if own else _USER
+        self._append = TypeAdapter(_object("EventsRequest", {"user": who, "events": lists}))
+        listed = [(max_events, self.appended.values()), (max_events, self.lists.values())]
+        asked = [(1, self.sections.values()), (max_candidates, [self.candidates])]
+        self._most_events = self._marks(listed[:1])
+        self._most_score = self._marks([*asked, *(listed if own else listed[:1])])
 
-    def _marks(self, rows: Mapping[int, Iterable[Sequence[str]]]) -> dict[str, int]:
-        """The most of each mark that a body needs: {number of rows: [fields of each kind of row]}."""
+    def _marks(self, rows: Iterable[tuple[int, Iterable[Sequence[str]]]]) -> dict[str, int]:
+        """The most of each mark that a body needs: (number of rows, fields of each kind of row)."""
         most = dict.fromkeys(",:{[", _FREE_MARKS)
-        for n, kinds in rows.items():
+        for n, kinds in rows:
             for names in kinds:
                 widths = [self._fields.get(name, 0) for name in names]
                 most[":"] += n * len(names)
@@ -195,6 +229,11 @@ class Bodies:
             out[name] = self._list(f"Event_{name}", {"time": _TIME, **fields})
         return out
 
+    def _own_events(self, own: OwnLog) -> Any:
+        self._may_lack = {f.name for f in own.event if not f.needed}
+        fields = {"time": _TIME, **{f.name: self._value(f) for f in own.event}}
+        return _rows_or_columns("Event_log", fields, 0, self._max_events, self._may_lack)
+
     def _list(self, name: str, fields: dict[str, Any]) -> Any:
         return _rows_or_columns(name, fields, 0, self._max_events)
 
@@ -208,26 +247,33 @@ class Bodies:
         events[counters.list] = self._list(f"Counted_{counters.list}", fields)
         return [*known, *(n for n in own if n not in known)]
 
-    def _score_type(self, schema: Schema, events: Mapping[str, Any], max_candidates: int) -> Any:
+    def _score_type(self, asked: Mapping[str, Any], events: Mapping[str, Any], most: int) -> Any:
+        own = self._own
         fields: dict[str, Any] = {
-            "time": NotRequired[_TIME],
-            "user": NotRequired[_USER],
+            "time": _TIME if own and own.ordered else NotRequired[_TIME],
+            "user": _VALUE if own else NotRequired[_USER],
             "deadline_ms": NotRequired[_DEADLINE],
         }
         for role, features in self._sections.items():
-            fields[role] = _object(role.title(), {f.name: self._value(f) for f in features})
+            values = {f.name: self._value(f) for f in features}
+            optional = {f.name for f in features if own and not f.needed}
+            section = _object(role.title(), {n: NotRequired[t] if n in optional else t for n, t in values.items()})  # fmt: skip
+            fields[role] = NotRequired[section] if optional == values.keys() else section
         if events:
             history = _object("History", {name: NotRequired[t] for name, t in events.items()})
             fields["history"] = NotRequired[history]
         if self.candidates:
-            values = {f.name: self._value(f) for f in schema.select("candidate")}
-            fields["candidates"] = _rows_or_columns(
-                "Candidate", values, 1, max_candidates, self._kept
-            )
+            values = {f.name: self._value(f) for f in asked["candidate"]}
+            fields["candidates"] = _rows_or_columns("Candidate", values, 1, most, self._kept)
         either = {"anyOf": [{"required": ["history"]}, {"required": ["user"]}]} if events else {}
         return _object("ScoreRequest", fields, **either)
 
-    def _value(self, f: Feature) -> Any:
+    def _value(self, f: Any) -> Any:
+        """The type of a feature's value, or of an own log's field."""
+        if self._own:
+            size = Field(max_length=MAX_TEXT, fail_fast=True)
+            is_wide = f.width if isinstance(f, OwnField) else f.multi or f.vector
+            return Annotated[list[_VALUE], size] | _VALUE if is_wide else _VALUE  # type: ignore[valid-type]
         if f.kind == "vector":
             size = Field(min_length=f.vector, max_length=f.vector, fail_fast=True)
             return Annotated[list[_FLOAT], size]
@@ -252,24 +298,25 @@ class Bodies:
         got = _read(self._score, body, self._most_score)
         _known(got, {*self.sections, *_SCORE_KEYS}, "")
         for role, names in self.sections.items():
-            _known(got[role], {*names}, role)
+            _known(got.get(role, {}), {*names}, role)
         _known(got.get("history", {}), self.lists.keys(), "history")
-        values = {n: v for role in self._sections for n, v in got[role].items()}
+        values = {n: v for role in self._sections for n, v in got.get(role, {}).items()}
         if "time" in got:
             values["time"] = got["time"]
         for name, events in got.get("history", {}).items():
-            _known_in_list(events, {*self.lists[name], *self.appended[name]}, f"history.{name}")
+            known = {*self.lists[name], *self.appended.get(name, ())}
+            _known_in_list(events, known, f"history.{name}")
             columns = _columns(events, self.lists[name], f"history.{name}")
             values |= {f"{name}/time" if n == "time" else n: v for n, v in columns.items()}
         candidates = 1
         if self.candidates:
             _known_in_list(got["candidates"], {*self.candidates}, "candidates")
             sent = [n for n in self.candidates if n not in self._kept]
-            sent += _sent_by_all(got["candidates"], self._kept)
+            sent += _sent_by_all(got["candidates"], self._kept, "candidates")
             columns = _columns(got["candidates"], sent, "candidates")
             candidates = len(columns[sent[0]])
             values |= columns
-        user = got.get("user", "")
+        user = self._own.user(got["user"]) if self._own else got.get("user", "")
         if self.lists and not user and "history" not in got:
             raise BodyError(
                 f"history is missing; give history with {_all(self.lists)} ({{}} for none), or user "
@@ -288,8 +335,17 @@ class Bodies:
         _known(got["events"], self.appended.keys(), "events")
         for name, events in got["events"].items():
             _known_in_list(events, {*self.appended[name]}, f"events.{name}")
+        if self._own:
+            return self._own_rows(self._own, got["user"], got["events"].get(LOG, []))
         lists = {n: _columns(e, self.appended[n], f"events.{n}") for n, e in got["events"].items()}
         return EventsRequest(got["user"], lists)
+
+    def _own_rows(self, own: OwnLog, user: Any, rows: Any) -> EventsRequest:
+        """Rows of an own log, in the lists they belong to."""
+        sent = [n for n in self.appended[LOG] if n not in self._may_lack]
+        sent += _sent_by_all(rows, self._may_lack, f"events.{LOG}") if rows else []
+        who = own.user(user)
+        return EventsRequest(who, own.events(who, _columns(rows, sent, f"events.{LOG}")))
 
     def columns(
         self, requests: Sequence[Mapping[str, Any]], names: Iterable[str] = ()
@@ -347,16 +403,16 @@ def _rows_or_columns(
     return Annotated[rows | _object(f"{name}_columns", columns), Field(union_mode="left_to_right")]
 
 
-def _sent_by_all(candidates: Any, optional: set[str]) -> list[str]:
-    """The optional fields that were sent: for every candidate, or for none."""
-    if isinstance(candidates, dict):
-        return [n for n in candidates if n in optional]
-    sent = [n for n in candidates[0] if n in optional]
-    for i, row in enumerate(candidates):
+def _sent_by_all(rows: Any, optional: set[str], where: str) -> list[str]:
+    """The optional fields that were sent: in every row (of candidates, of events), or in none."""
+    if isinstance(rows, dict):
+        return [n for n in rows if n in optional]
+    sent = [n for n in rows[0] if n in optional]
+    for i, row in enumerate(rows):
         if differs := set(sent) ^ (row.keys() & optional):
             raise BodyError(
-                f"candidates[{i}] and candidates[0] do not both have {sorted(differs)[0]!r}; send it for all "
-                "candidates, or for none to use the counters kept here"
+                f"{where}[{i}] and {where}[0] do not both have {sorted(differs)[0]!r}; send it for all {where}, or for none "
+                "to use what is kept here"
             )
     return sent
 

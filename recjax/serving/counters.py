@@ -146,6 +146,7 @@ class Counters:
       specs: What is counted.
       list: The list of events they count.
       until: Seconds; what happened until then is in the snapshot.
+      each: What was counted, spec by spec.
       added: Events counted since.
     """
 
@@ -157,7 +158,7 @@ class Counters:
         until: int,
     ):
         self.specs, self.list, self.until, self.added = tuple(specs), list, until, 0
-        self._counters = tuple(counters)
+        self.each = tuple(counters)
 
     @classmethod
     def snapshot(
@@ -171,8 +172,11 @@ class Counters:
         frame = frame.filter(pl.col("time") <= until)
         fields = dict.fromkeys(name for s in specs for name in s.event)
         columns = {name: _hash_column(frame[name]) for name in fields}
-        time = frame["time"].to_numpy()
-        made = [Counter.of(_key(s.event, columns, len(time)), time) for s in specs]
+        time, made = frame["time"].to_numpy(), []
+        for s in specs:
+            keys = _key(s.event, columns, len(time))
+            counts = frame[s.where].to_numpy() if s.where else slice(None)
+            made.append(Counter.of(keys[counts], time[counts]))
         return cls(specs, made, list, until)
 
     @property
@@ -186,11 +190,14 @@ class Counters:
         new = [i for i, t in enumerate(events["time"]) if t > self.until]
         if not new:
             return
-        columns = {n: hashes(events[n][i] for i in new) for n in self.fields}
+        fields = {n for s in self.specs for n in s.event} - {USER}
+        columns = {n: hashes(events[n][i] for i in new) for n in fields}
         columns[USER] = hashes([user])
-        times = [events["time"][i] for i in new]
-        for spec, counter in zip(self.specs, self._counters, strict=True):
-            counter.add(_key(spec.event, columns, len(new)), times)
+        times = np.array([events["time"][i] for i in new])
+        for spec, counter in zip(self.specs, self.each, strict=True):
+            keys = _key(spec.event, columns, len(new))
+            counts = np.array([not spec.where or events[spec.where][i] for i in new], bool)
+            counter.add(keys[counts], times[counts].tolist())
         self.added += len(new)
 
     def fill(self, values: Mapping[str, Any], candidates: int) -> dict[str, list[float]]:
@@ -204,7 +211,7 @@ class Counters:
         names = dict.fromkeys(n for s in wanted for n in s.request)
         columns = {n: hashes(v if isinstance(v := values[n], list) else [v]) for n in names}
         out: dict[str, list[float]] = {}
-        for spec, counter in zip(self.specs, self._counters, strict=True):
+        for spec, counter in zip(self.specs, self.each, strict=True):
             if spec in wanted:
                 got = counter.before(_key(spec.request, columns, candidates), values["time"])
                 for name, x in zip(spec.features, got, strict=True):
@@ -216,7 +223,7 @@ class Counters:
         """Count feature -> {"keys", "count", "last"}, to be stored."""
         return {
             s.features[0]: {"keys": c.keys, "count": c.count, "last": c.last}
-            for s, c in zip(self.specs, self._counters, strict=True)
+            for s, c in zip(self.specs, self.each, strict=True)
         }
 
     def restricted(self, names: Iterable[str], features: Iterable[str]) -> "Counters":
@@ -224,7 +231,7 @@ class Counters:
         names, features = set(names), set(features)
         pairs = [
             (s, Counter(c.keys, c.count, c.last))
-            for s, c in zip(self.specs, self._counters, strict=True)
+            for s, c in zip(self.specs, self.each, strict=True)
             if set(s.request) <= names and features.intersection(s.features)
         ]
         return Counters([s for s, _ in pairs], [c for _, c in pairs], self.list, self.until)

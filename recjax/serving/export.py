@@ -12,15 +12,17 @@ import os
 import sys
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from recjax import command
 from recjax.data import module_of
 from recjax.data.loading.layout import BatchError
+from recjax.data.logs import served
 from recjax.data.store.event_log import EventLog
 from recjax.data.store.sampling import keep_probability
 from recjax.runtime.run import set_up
+from recjax.schema import Schema
 from recjax.serving import artifact, catalogue
 from recjax.serving.quantize import FORMATS
 from recjax.training.opening import open_run
@@ -54,6 +56,8 @@ def export_run(
     if system.export_view is not None:
         system, trees = system.export_view(trees)
     log = _event_log(config, data) if snapshot else None
+    if snapshot and log is None:
+        logging.warning("%s", _no_snapshot(system.schema))
     batch = next(iter(data.batches(config.data.train, 64)))
     stored = catalogue.derive(system, data.prepared, batch) if hasattr(data, "prepared") else None
     return artifact.export_artifact(
@@ -77,8 +81,20 @@ def _event_log(config: ConfigDict, data) -> EventLog | None:
     try:
         make = getattr(module_of(config.data.name), "event_log", None)
     except BatchError:  # the module of an own data set that this machine does not have
-        return None
-    return make(data.prepared, config.data.source) if make else None
+        make = None
+    if make:
+        return make(data.prepared, config.data.source)
+    prepared = getattr(data, "prepared", None)
+    return served.event_log(prepared) if prepared and served.is_served(prepared) else None
+
+
+def _no_snapshot(schema: Schema) -> str:
+    counters = [f.name for f in schema.select("candidate", kind="dense")]
+    what = ", ".join([*(f"history {n!r}" for n in schema.lists), *map(repr, counters)])
+    return (
+        f"the data bring no event log, so the artifact has no snapshot: clients send {what or 'all features'} with every "
+        "request; own logs that an earlier version prepared have one once they are prepared again"
+    )
 
 
 def main(_) -> None:

@@ -17,6 +17,7 @@ from recjax.serving import artifact as artifacts
 from recjax.serving import bodies, prefix
 from recjax.serving.artifact import ArtifactError
 from recjax.serving.counters import Counters
+from recjax.serving.own_log import OwnCounters, OwnLog
 from recjax.serving.prefix import PrefixCache
 from recjax.serving.requests import RequestError
 from recjax.serving.scorer import Scorer
@@ -30,6 +31,7 @@ class Model:
       buckets: Of candidates.
       counters: As of the artifact's snapshot, those of the features the model reads; None without any.
       prefix: For requests that stand on stored events; None where the artifact has no such functions.
+      own: Of an own log's model: what requests may leave out; None for others.
     """
 
     scorer: Scorer
@@ -37,6 +39,7 @@ class Model:
     buckets: tuple[int, ...]
     counters: Counters | None = None
     prefix: PrefixCache | None = None
+    own: OwnLog | None = None
 
     @property
     def stamp(self) -> str:
@@ -138,13 +141,17 @@ def _load(
         if "/out/" in name and not np.isfinite(x).all():
             raise ArtifactError(f"{path}: {name.split('/out/')[1]!r} is not finite; train again")
     kinds = bodies.kinds(scorer.artifact, scorer.schema)
-    counters = _counters(scorer)
+    counters, own = _counters(scorer), None
+    if scorer.artifact.own:
+        own = OwnLog(**scorer.artifact.own, schema=scorer.schema)
+        counters = OwnCounters(own, counters, scorer.artifact.manifest["snapshot"]["until"])
     model = Model(
         scorer,
-        bodies.Bodies(scorer.schema, kinds, max(candidates), counters, max_events),
+        bodies.Bodies(scorer.schema, kinds, max(candidates), counters, max_events, own),
         tuple(sorted(candidates)),
         counters,
         _prefix_cache(scorer, requests, candidates, prefix_bytes),
+        own,
     )
     model.looked_up()  # builds the vocabularies' look-ups now, not in the first request
     scorer.warm()

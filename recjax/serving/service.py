@@ -278,6 +278,8 @@ class Service:
     def _complete(self, model: live.Model, asked: ScoreRequest) -> dict[str, Any]:
         """With the time, and what was left out: the user's stored events, or none, and the counters as of now."""
         values = {"time": int(time.time()), **asked.values}
+        if model.own:
+            values = model.own.complete(values, asked.user, asked.candidates)
         stored = []
         for name, columns in model.bodies.lists.items():
             if f"{name}/time" not in values:
@@ -289,6 +291,8 @@ class Service:
                     model.scorer.history[name],
                     model.scorer.artifact.past.get(name),
                 )
+                if model.own:
+                    got = model.own.in_session(name, got, values["time"])
                 values |= {f"{name}/time" if n == "time" else n: v for n, v in got.items()}
                 stored.append((name, len(got["time"]), got["time"][-1:]))
                 continue

@@ -348,8 +348,7 @@ def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarra
     """Codes from 0 of everything a counter may count; 0 is null or nowhere."""
     if not e.mapping.counters:
         return {}
-    crossed = [f for f in features if f.kind == "id" and f.role == "candidate" and f.name != "item"]
-    wanted = ["user_id", "item", *(f.name for f in crossed[:CROSSED]), "scene"]
+    wanted = key_fields(features)
     out = {}
     for f in features:
         if f.name in wanted:
@@ -357,6 +356,19 @@ def _counter_keys(e: Events, features: list[Field]) -> dict[str, tuple[np.ndarra
             everywhere = e.whole.values.get(f.values.name) if e.whole else None
             out[f.name] = np.append(codes(f.values, everywhere)[1] + 1, 0), f.where
     return out
+
+
+def key_fields(features: Iterable[Field | Feature]) -> list[str]:
+    """Names of the features that counters count, in the features' order."""
+    features = list(features)
+    crossed = [f.name for f in features if _crossable(f)][:CROSSED]
+    wanted = ("user_id", "item", *crossed, "scene")
+    return [f.name for f in features if f.name in wanted]
+
+
+def _crossable(f: Field | Feature) -> bool:
+    several = isinstance(f, Feature) and f.multi
+    return f.kind == "id" and f.role == "candidate" and f.name != "item" and not several
 
 
 def counter_list(keys: Mapping[str, Any], kind: str) -> list[Counter]:

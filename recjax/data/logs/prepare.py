@@ -31,7 +31,7 @@ from absl import logging
 import numpy as np
 import polars as pl
 
-from recjax.data.logs import report, sharded
+from recjax.data.logs import report, served, sharded
 from recjax.data.logs.events import Events, Places, catalogue_of, impressions
 from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
 from recjax.data.logs.mapping import LogMapping, load_mapping
@@ -247,7 +247,8 @@ def write_log(
     with phase("draw negatives" if m.sampled else "find impressions"):
         places = impressions(e, drawn)
     with phase("vocabularies, histories and counters"):
-        x = encode(e, fields(e, notes=notes), partitions, growth, notes)
+        found_fields = fields(e, notes=notes)
+        x = encode(e, found_fields, partitions, growth, notes)
     log = dataclasses.replace(log, notes=(*log.notes, *notes))
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
     with phase("report"):
@@ -272,6 +273,7 @@ def write_log(
             options=options,
             version=version,
             builder=builder,
+            more=served.writer(m, [lambda: served.rows_of(e, found_fields)]),
             **layout,
         )
 
@@ -298,6 +300,7 @@ def _write_shards(folder: pathlib.Path, job: sharded.Job, options) -> pathlib.Pa
         },
         options=options,
         version=VERSION,
+        more=served.writer(job.mapping, job.served()),
     )
 
 

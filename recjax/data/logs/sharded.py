@@ -38,7 +38,7 @@ import polars as pl
 
 from recjax.data.loading.mixed import side_by_side
 from recjax.data.logs import features as log_features
-from recjax.data.logs import shard_report
+from recjax.data.logs import served, shard_report
 from recjax.data.logs.events import (
     Events,
     catalogue_of,
@@ -262,7 +262,10 @@ class Job:
     def make(self, p: int) -> None:
         e, found = self.events(p), {}
         places = impressions(e, found)
-        x = log_features.encode(e, log_features.fields(e), 1)
+        features = log_features.fields(e)
+        x = log_features.encode(e, features, 1)
+        if self.mapping.ids == "text":
+            self.folder.save_frame(f"made/{p}-served", served.rows_of(e, features))
         schema = log_features.make_schema(e, x)
         timelines = {name: [t[0].columns] for name, t in x.timelines.items()}
         for name, parts in timelines.items():
@@ -437,6 +440,11 @@ class Job:
             block["row"] = np.arange(row, row + len(block["time"]), dtype=np.int32)
             row += len(block["time"])
             yield block | {PARTITION: np.int32(p)}
+
+    def served(self) -> list[Callable[[], pl.DataFrame]]:
+        """The rows of each shard, as serving wants them."""
+        n = range(len(self.parts))
+        return [functools.partial(self.folder.frame, f"made/{p}-served") for p in n]
 
     def timelines(self, lists: Sequence[str]) -> dict[str, list["TimelineFile"]]:
         n = range(len(self.parts))

@@ -56,6 +56,7 @@ def write_prepared(
     unit: str = "impression",
     seed: int = 0,
     builder: "type[BlockBuilder] | None" = None,
+    more: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """Writes a prepared data set and returns its directory; does nothing when it is already there.
 
@@ -81,6 +82,7 @@ def write_prepared(
       unit: What the training permutation moves: "impression", or "request" (its rows stay together).
       seed: Of that permutation.
       builder: A subclass of `BlockBuilder` that documents the data.
+      more: Writes further files into the folder, before it is sealed and appears.
 
     Raises:
       DataError: A column is missing, of another length or type, or a history reaches past its timeline.
@@ -106,6 +108,7 @@ def write_prepared(
         options=options,
         version=version,
         builder=builder,
+        more=more,
     )
 
 
@@ -123,6 +126,7 @@ def write_blocks(
     version: str,
     vectors: Columns | None = None,
     builder: "type[BlockBuilder] | None" = None,
+    more: Callable[[pathlib.Path], None] | None = None,
 ) -> pathlib.Path:
     """`write_prepared` for splits that are blocks already (`split_blocks`), read one at a time."""
     path = prepared_path(out_dir, name, options, version)
@@ -146,6 +150,7 @@ def write_blocks(
         vocab=vocab or {},
         vectors=vectors or {},
         report=report or {},
+        more=more,
     )
     make_builder = functools.partial(
         builder or BlockBuilder,
@@ -321,7 +326,7 @@ def _build(path: pathlib.Path, make_builder: Callable[[], BlockBuilder]) -> None
 
 
 def _write_extras(
-    folder: pathlib.Path, *, schema: Schema, timelines, vocab, vectors, report
+    folder: pathlib.Path, *, schema: Schema, timelines, vocab, vectors, report, more
 ) -> None:
     (folder / "schema.json").write_text(schema.to_json())
     (folder / "report.json").write_text(json.dumps(report, indent=1))
@@ -342,3 +347,5 @@ def _write_extras(
                     at / f"{file_name(column)}.npy",
                     np.asarray(part[column]).astype(dtypes[column], copy=False),
                 )
+    if more is not None:
+        more(folder)
