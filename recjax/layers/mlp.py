@@ -136,16 +136,17 @@ class MLP(nn.Module):
         `EventPairs` of [B, L, D] and [B, C, D] give what their features [B, C, L, 4 D] give.
         """
         types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        h: Any = x
         for i, width in enumerate(self.widths):
-            dense: Any = PairDense if isinstance(x, EventPairs) else nn.Dense
-            x = dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(x)
+            dense: Any = PairDense if isinstance(h, EventPairs) else nn.Dense
+            h = dense(width, kernel_init=self.kernel_init, name=f"dense_{i}", **types)(h)
             if self.norm == "batch":
-                x = MaskedBatchNorm(name=f"norm_{i}", **types)(x, train=train, valid=valid)
+                h = MaskedBatchNorm(name=f"norm_{i}", **types)(h, train=train, valid=valid)
             elif self.norm != "none":
-                x = make_norm(self.norm, name=f"norm_{i}", **types)(x)
-            x = self._activate(x, i, train, valid)
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return x.features() if isinstance(x, EventPairs) else x  # pairs are left where no layer is
+                h = make_norm(self.norm, name=f"norm_{i}", **types)(h)
+            h = self._activate(h, i, train, valid)
+            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        return h.features() if isinstance(h, EventPairs) else h  # pairs are left where no layer is
 
     def _activate(self, x, i, train, valid):
         if self.activation == "dice":
