@@ -704,7 +704,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # ------------------------------------------------------------------------------------- scaling
     *_in(
         "scaling/law/fit.py",
-        ["tests/scaling/law/test_fit.py"],
+        ["tests/scaling/law/test_by_hand.py", "tests/scaling/law/test_fit.py"],
         ("law_sigma", "math.sqrt(rss / dof)", "math.sqrt(rss / len(p.x))"),
         (
             "law_threshold",
@@ -739,14 +739,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_in(
         "scaling/law/components.py",
-        ["tests/scaling/law/test_joint.py", "tests/scaling/law/test_fit.py"],
+        [
+            "tests/scaling/law/test_by_hand.py",
+            "tests/scaling/law/test_joint.py",
+            "tests/scaling/law/test_fit.py",
+        ],
         ("noise_bias", "1e-14)) + 1 / dof, dof))", "1e-14)), dof))"),
         ("noise_restricted", "dof = len(rest) - x.shape[1]", "dof = len(rest)"),
         ("noise_alone", "if same.sum() > len(labels) else np.zeros_like(same)", ""),
     ),
     *_in(
         "scaling/law/joint.py",
-        ["tests/scaling/law/test_joint.py"],
+        ["tests/scaling/law/test_by_hand.py", "tests/scaling/law/test_joint.py"],
         ("joint_new_runs", "parts = [size, run / seeds,", "parts = [size / seeds, run / seeds,"),
         ("joint_no_effect", "low, high = min(low, 0.0), max(high, 0.0)", "pass"),
         ("joint_wider", "wider = t / stats.norm.ppf(0.5 + level / 2)", "wider = 1.0"),

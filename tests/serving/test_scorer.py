@@ -149,6 +149,12 @@ def test_a_batch_without_a_leaf_or_of_another_length_is_refused(scorer):
     with messages.raises(RequestError, "'item'"):
         scorer.score(batch)
     batch = fakes.batch_at(0, 2, 2)
+    used = int((batch["ids"]["item"][0] < fakes.SCHEMA.space("item").rows).sum())
+    for past in (used, -1):  # the first place that is not there, and one before the first
+        batch["pos"]["item"] = np.full_like(batch["pos"]["item"], past)
+        with messages.raises(RequestError, "'item'"):
+            scorer.score(batch)
+    batch = fakes.batch_at(0, 2, 2)
     batch["mask"]["history"] = batch["mask"]["history"][:, 1:]
     with pytest.raises(RequestError, match=r"'mask/history' has shape \(2, 5\)"):
         scorer.score(batch)
