@@ -45,11 +45,17 @@ def test_the_documents_name_the_commands():
     assert len(COMMANDS) > 30
 
 
+def source_of(spec) -> Path:
+    """What `python -m` runs: of a package, its __main__.py."""
+    path = Path(spec.origin)
+    return path.with_name("__main__.py") if path.name == "__init__.py" else path
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_it_runs_as_a_module(name):
     spec = importlib.util.find_spec(name)
     assert spec is not None, f"{COMMANDS[name]} names python -m {name}, which does not exist"
-    assert '__name__ == "__main__"' in Path(spec.origin).read_text(), f"{name} is no command"
+    assert '__name__ == "__main__"' in source_of(spec).read_text(), f"{name} is no command"
 
 
 LINE = re.compile(rf"python -m ((?:{OWN})(?:\.\w+)+)((?:[^\n`\\]|\\\n|\\\\\n)*)")
@@ -62,7 +68,7 @@ PASS_ON = {
 
 def defined(module: str) -> set[str]:
     """Flags of a command, by its source."""
-    source = Path(importlib.util.find_spec(module).origin).read_text()
+    source = source_of(importlib.util.find_spec(module)).read_text()
     found = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source), *re.findall(r'"--(\w+)"', source)}
     found |= {"config"} if "define_flag(" in source else set()
     return found | (defined(PASS_ON[module]) if module in PASS_ON else set())

@@ -186,7 +186,9 @@ def main(argv: list[str]) -> int:
         if name in ("run", "agent"):
             one.add_argument("--feature", default="", help="only features that begin so")
         if name in ("run", "label", "agree", "gate"):
-            one.add_argument("--out", default="runs/acceptance", help="folder of results and evidence")
+            one.add_argument(
+                "--out", default="runs/acceptance", help="folder of results and evidence"
+            )
         if name == "run":
             one.add_argument("--repeat", type=int, default=1)
         if name == "label":
