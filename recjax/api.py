@@ -81,6 +81,7 @@ def config(model: str, **options: Any) -> ConfigDict:
     c = configs.base()
     c.data.name = "logs"
     c.model.update(name=model, table=dict(dim=8, optimizer="lazy_adam", lr=1e-2), **options)
+    c.train.min_steps = 500  # batch and epochs follow the log's size
     c.eval.final = ("validation", "test")
     return c
 

@@ -70,6 +70,8 @@ def base() -> ConfigDict:
     c.train.online = ""  # "1d": train a day, evaluate the next, go on
     c.train.examples = 0  # prefix of the training permutation (of `recent`, if set); 0 is all
     c.train.epochs = 1
+    # Where rows, batch and epochs give fewer steps, the batch becomes smaller and then the epochs more (recjax.training.sizing)
+    c.train.min_steps = 0
     c.train.microbatches = 1  # gradient accumulation, exact
     c.train.log_every = 100
     c.train.checkpoint_every = 2000  # steps
@@ -138,7 +140,7 @@ ABOVE_ZERO = (
 )  # fmt: skip
 NOT_BELOW_ZERO = (
     "seed", "data.workers", "data.shuffle_seed", "data.history", "opt.lr", "opt.group_lr", "opt.warmup_steps",
-    "opt.weight_decay", "opt.clip", "train.recent", "train.recent_days", "train.examples", "eval.every", "eval.examples",
+    "opt.weight_decay", "opt.clip", "train.min_steps", "train.recent", "train.recent_days", "train.examples", "eval.every", "eval.examples",
 )  # fmt: skip
 ONE_OF = {"train.on_non_finite": ("stop", "skip")}
 TEXTS = ("data.teachers", "train.log_to", "eval.splits", "eval.final", "needs")

@@ -256,9 +256,10 @@ class Bodies:
         }
         for role, features in self._sections.items():
             values = {f.name: self._value(f) for f in features}
-            optional = {f.name for f in features if own and not f.needed}
-            section = _object(role.title(), {n: NotRequired[t] if n in optional else t for n, t in values.items()})  # fmt: skip
-            fields[role] = NotRequired[section] if optional == values.keys() else section
+            if own:  # `_own_needs` names all that is missing at once
+                values = {n: NotRequired[t] for n, t in values.items()}
+            section = _object(role.title(), values)
+            fields[role] = NotRequired[section] if own else section
         if events:
             history = _object("History", {name: NotRequired[t] for name, t in events.items()})
             fields["history"] = NotRequired[history]
@@ -300,6 +301,7 @@ class Bodies:
         for role, names in self.sections.items():
             _known(got.get(role, {}), {*names}, role)
         _known(got.get("history", {}), self.lists.keys(), "history")
+        self._own_needs(got)
         values = {n: v for role in self._sections for n, v in got.get(role, {}).items()}
         if "time" in got:
             values["time"] = got["time"]
@@ -323,6 +325,21 @@ class Bodies:
                 "to use the events stored for that user"
             )
         return ScoreRequest(values, candidates, user, got.get("deadline_ms", 0))
+
+    def _own_needs(self, got: Mapping[str, Any]) -> None:
+        """Raises BodyError where an own log's request lacks what nobody else can know."""
+        fields = {r: f for r, f in self._sections.items() if self._own}
+        missing = [
+            f"{role}.{f.name}"
+            for role, features in fields.items()
+            for f in features
+            if f.needed and f.name not in got.get(role, {})
+        ]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            raise BodyError(
+                f"{_all(missing)} {verb} missing; it does not follow from user, time and candidates, so send it"
+            )
 
     def read(self, adapter: TypeAdapter, body: bytes) -> Any:
         """Another form of a score request, no larger than one; raises BodyError."""

@@ -113,6 +113,8 @@ def main(_) -> None:
         sys.exit(f"error: {e}")
     size = sum(f["bytes"] for f in manifest["files"].values())
     print(f"{_OUT.value}: {manifest['stamp'][:12]}, {size / 2**20:.1f} MiB")
+    if own := manifest.get("snapshot", {}).get("own"):
+        print(f"a request needs {', '.join(own['needs'])}; the rest follows, or is kept up to date")
 
 
 if __name__ == "__main__":

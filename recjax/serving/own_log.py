@@ -116,6 +116,12 @@ class OwnLog:
         }
         self.event = self._event_fields()
 
+    def needs(self) -> list[str]:
+        """What a request must say, as paths."""
+        fields = {"candidates" if r == "candidate" else r: f for r, f in self.sections.items()}
+        asked = [f"{role}.{f.name}" for role, some in fields.items() for f in some if f.needed]
+        return ["user", *(["time"] if self.ordered else []), *asked]
+
     def _says_missing(self, c: Column) -> bool:
         return f"{c.name}{IS_MISSING}" in self._features
 

@@ -14,6 +14,7 @@ from recjax.schema import Schema
 from recjax.serving import files
 from recjax.serving.counters import Counter, Counters
 from recjax.serving.events import Past
+from recjax.serving.own_log import OwnLog
 
 
 def write(
@@ -43,8 +44,10 @@ def write(
         frame = _last_events(past, made, length)
         about["lists"][name] = out.frame(f"snapshot/past_{i}.parquet", frame)
     if log.mapping is not None:
-        known = {side: out.frame(f"snapshot/{side}.parquet", _known(past, k)) for side, k in log.known.items()}  # fmt: skip
-        about["own"] = {"mapping": dict(log.mapping), "known": known}
+        known = {side: _known(past, k) for side, k in log.known.items()}
+        needs = OwnLog(log.mapping, known, schema).needs()
+        files_of = {s: out.frame(f"snapshot/{s}.parquet", f) for s, f in known.items()}
+        about["own"] = {"mapping": dict(log.mapping), "known": files_of, "needs": needs}
     return about
 
 
@@ -88,7 +91,8 @@ def read(path: pathlib.Path, about: Mapping[str, Any] | None) -> dict[str, Any]:
     past = {n: Past(files.read_frame(path / f), about["until"]) for n, f in _past(about).items()}
     own = dict(about["own"]) if "own" in about else None
     if own:
-        own["known"] = {s: files.read_frame(path / f) for s, f in own["known"].items()}
+        frames = {s: files.read_frame(path / f) for s, f in own["known"].items()}
+        own = {"mapping": own["mapping"], "known": frames}
     counters = Counters(specs, made, about["list"], about["until"])
     return {"counters": counters, "past": past, "own": own}
 

@@ -25,7 +25,7 @@ from recjax.runtime import checkpoint, hosts
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import Run, RunError, Stop, compiled
 from recjax.system import parameter_counts
-from recjax.training import progress, transfer
+from recjax.training import progress, sizing, transfer
 from recjax.training.progress import Clock
 from recjax.training.step import forward_flops, make_step
 from recjax.training.window import Window
@@ -57,12 +57,13 @@ class Core:
     zeros: Callable[[], Window]
 
     def __init__(self, config: ConfigDict, run: Run, stop: Stop):
-        self.config, self.run, self.stop = config, run, stop
+        self.run, self.stop = run, stop
         self.compiled = compiled()
         self.mesh = meshes.make()
         meshes.check_batch_size(self.mesh, config.train.batch, config.train.microbatches)
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         self.data = open_data(config.data, **share)
+        self.config = config = sizing.sized(config, self.data, self.mesh.size)
         transfer.check_splits(config, self.data)
         self.system = models.build(self.data.schema, config.model)
         transfer.check_stages(config, self.data, self.system)

@@ -107,7 +107,7 @@ class Trainer(Core):
     def __init__(self, config: ConfigDict, run: Run, stop: Stop, scored: Scored | None = None):
         self.scored = scored
         super().__init__(config, run, stop)
-        self.at = eval_steps(config, self.total)
+        self.at = eval_steps(self.config, self.total)
         self.periods = {p.step: p for p in self.train_batches(0).periods}
         self.popularity: dict[str, float | None] = {}
 
@@ -237,6 +237,8 @@ class Trainer(Core):
             wall_s=self.clock.wall,
             compiled=compiled() - self.compiled,
             step=self.step,
+            batch=c.train.batch,
+            epochs=c.train.epochs,
             seed=c.seed,
             popularity=self.popularity,
             **provenance(),

@@ -213,6 +213,12 @@ def test_drawn_negatives_and_actions_score_over_http_as_offline(tmp_path):
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+def test_the_artifact_says_what_a_request_needs(shown):
+    own = artifact.load(shown[0] / "a").manifest["snapshot"]["own"]
+    asked = {f"context.{n}" for n in ("scene", "device", "query", "load", "os")}
+    assert set(own["needs"]) == {"user", "candidates.item", *asked}
+
+
 def test_what_only_the_request_knows_is_asked_for_by_name(shown):
     good = {"user": 3, "time": 1_800_000_000, "candidates": {"item": ["1"]}}
     context = {"scene": 1, "device": "tv", "os": "a", "query": "q", "load": 0.5}
@@ -224,8 +230,11 @@ def test_what_only_the_request_knows_is_asked_for_by_name(shown):
             assert answer.status_code == 422, answer.text
             return answer.json()["detail"]
 
-        assert "'context'" in fault(context=None)
-        assert "'device', 'load'" in fault(context={"scene": 1, "query": "q", "os": "a"})
+        every = fault(context=None)
+        assert all(f"'context.{n}'" in every for n in context)
+        assert "'context.device', 'context.load'" in fault(
+            context={"scene": 1, "query": "q", "os": "a"}
+        )
         assert "'user'" in fault(user=None) and "'user'" in fault(user="NULL ")
         assert "'item'" in fault(candidates={"item": ["1", None]})
         assert "'load'" in fault(context={**context, "load": "much"})

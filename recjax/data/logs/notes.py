@@ -9,6 +9,7 @@ KINDS: Mapping[str, tuple[bool, str]] = {
     "encoding": (True, "{column} is not UTF-8; it was read as {example} (set encoding in the mapping if names look wrong)"),
     "dates": (False, "times of {column!r} are read as {example}"),
     "units": (True, "{column!r} mixes units: {count:,} numbers are read as {example}"),
+    "coarse": (True, "{count:,} times of {column!r} have lost digits on their way, such as {example!r}; export them as whole numbers or as text"),
     "early": (True, "{count:,} rows lie before 1990 by {column!r}, the first {example}: is it a time, and are time_unit or time_format right?"),
     "late": (True, "{count:,} rows lie after this clock's present by {column!r}, the last {example}; set as_of to a date to set later rows aside"),
     "null": (False, "{count:,} cells of {column!r} count as missing, such as {example!r}"),

@@ -36,7 +36,7 @@ from recjax.data.logs.events import Events, Places, catalogue_of, impressions
 from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
 from recjax.data.logs.mapping import LogMapping, load_mapping
 from recjax.data.logs.progress import phase
-from recjax.data.logs.rows import RawLog, read_log
+from recjax.data.logs.rows import RawLog, describe, read_log
 from recjax.data.logs.sources import fingerprint, list_files
 from recjax.data.store.growth import NEW, Growth
 from recjax.data.store.prepared import DataError, Prepared, is_prepared, prepared_path, say_prepared
@@ -241,7 +241,14 @@ def write_log(
       growth: How the vocabularies begin, or go on from earlier ones.
       lenient: Take a training split with one label only.
     """
-    e = Events.of(log, m)
+    try:
+        e = Events.of(log, m)
+    except DataError as error:
+        if 2 * log.bad.height < log.read:
+            raise
+        raise DataError(
+            f"{error}\n{log.bad.height:,} of {log.read:,} rows were set aside:\n{describe(log.bad)}"
+        ) from None
     notes = report.never(m, report.actions_of(e))
     drawn: dict[str, Any] = {}
     with phase("draw negatives" if m.sampled else "find impressions"):

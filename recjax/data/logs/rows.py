@@ -37,6 +37,7 @@ FILE, REASON, COLUMN, MOMENT = "__file", "__reason", "__column", "__moment"
 PLACE = "__place"  # of a row in a log that is read in pieces (`recjax.data.logs.sharded`)
 BAD_SHOWN = 8
 DAY = 86_400
+NO_LABEL = "not a label in [0, 1]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,10 @@ def nothing_left(m: LogMapping, files: int, bad: pl.DataFrame) -> DataError:
     if bad.height and (bad["reason"] == "not a time").all():
         cell = json.loads(bad["record"][0]).get(m.time)
         hint = f"\ntime_format={m.time_format!r} reads none of the times, such as {cell!r}; write a strptime pattern that does"
+    if bad.height and (bad["reason"] == NO_LABEL).all():
+        column = bad["column"][0]
+        cell = json.loads(bad["record"][0]).get(column)
+        hint = f"\n{column!r} holds cells such as {cell!r}; say which are positives: labels = {{'taken': \"{column} == {cell!r}\"}}"
     if not bad.height:
         hint = f"\nwhere = {m.where!r} leaves out every row" if m.where else "\nthey hold no row"
     return DataError(f"no usable row in {files} files:\n{describe(bad)}{hint}")
@@ -230,7 +235,7 @@ def _typed(frame: pl.DataFrame, m: LogMapping, notes: list[Note]) -> pl.DataFram
     ]
     for column in m.label_columns:
         out[column] = label = _label(frame[column], m, notes)
-        problems.append((column, "not a label in [0, 1]", label.is_null()))
+        problems.append((column, NO_LABEL, label.is_null()))
     for name, condition in m.label_conditions.items():
         if name in frame.columns:
             raise DataError(f"mapping: label {name!r} is called like a column; rename the label")
@@ -269,7 +274,9 @@ def _note(kind: str, column: str, cells: pl.Series) -> Note:
 
 
 def _note_units(x: pl.Series, m: LogMapping, notes: list[Note]) -> None:
-    """Numbers of several units in one column of times."""
+    """Numbers of several units in one column of times, and such as have lost digits."""
+    coarse = x.filter(_lost_seconds(x))
+    notes.append(_note("coarse", m.time, coarse))
     if m.time_unit != "auto" or m.time_format or x.dtype.is_temporal():
         return
     number = (as_id(x, m.missing) if x.dtype == pl.String else x).cast(pl.Float64, strict=False)
@@ -277,6 +284,17 @@ def _note_units(x: pl.Series, m: LogMapping, notes: list[Note]) -> None:
     counts = unit_of(number).value_counts(sort=True)
     for unit, n in counts.rows()[1:]:
         notes.append(Note("units", m.time, n, unit))
+
+
+def _lost_seconds(x: pl.Series) -> pl.Series:
+    """Which times are numbers that are rounded to more than a second: 1.709e+09, or float32."""
+    if x.dtype == pl.Float32:
+        return (x.abs() > 2.0**24).fill_null(False)
+    if x.dtype != pl.String or not x.str.contains(r"\d[eE]").any():
+        return pl.Series(np.zeros(len(x), bool))
+    parts = x.str.extract_groups(r"^\s*\d(?:\.(\d*))?[eE]\+?(\d+)\s*$").struct.unnest()
+    digits = parts["1"].str.len_chars().fill_null(0).cast(pl.Int64)
+    return (digits < pl.Series([9] * len(x)).zip_with(parts["2"].cast(pl.Int64) >= 9, parts["2"].cast(pl.Int64))).fill_null(False)  # fmt: skip
 
 
 def _label(x: pl.Series, m: LogMapping, notes: list[Note]) -> pl.Series:

@@ -39,6 +39,12 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # UTF-32's begins as UTF-16's does, so it is asked first
+PACKERS = {
+    "ZIP (as spreadsheets are)": b"PK\x03\x04",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ",
+    "Zstandard": b"\x28\xb5\x2f\xfd",
+}
 UNUSED = "\x1f"  # stands for a separator of several characters
 SNIFFED = 1 << 16
 BAD_LINES = {"file": pl.String, "row": pl.UInt32, "column": pl.String, "reason": pl.String, "record": pl.String}  # fmt: skip
@@ -141,7 +147,12 @@ def fingerprint(files: Sequence[str]) -> list[list[Any]]:
 def _open(file: str) -> Any:
     """The bytes of a file, local or in a bucket, unpacked if they are packed, whatever it is called."""
     stream = epath.Path(file).open("rb")
-    packed = stream.read(2) == b"\x1f\x8b"
+    head = stream.read(6)
+    if packer := next((n for n, mark in PACKERS.items() if head.startswith(mark)), ""):
+        raise DataError(
+            f"{file} is packed with {packer}, which is not read; unpack it, or pack it with gzip"
+        )
+    packed = head.startswith(b"\x1f\x8b")
     stream.seek(0)
     return gzip.GzipFile(fileobj=stream) if packed else stream
 

@@ -18,11 +18,14 @@ from recjax.data.logs.values import as_id, as_label, as_number, as_text, is_miss
 from recjax.data.store.prepared import DataError
 
 ROWS = 20_000  # looked at, of the first file
-USER = r"(user|user_?pseudo|customer|client|member|visitor|household|shopper|buyer|account|person|uid|cust)"
+USER = (
+    r"(user|user_?pseudo|customer|client|member|visitor|household|hh|shopper|buyer|account|person|uid|cust|reviewer|player|"
+    r"viewer|reader|listener|passenger|guest|student|learner|subscriber|msno)"
+)
 DEVICE = r"(device|cookie|session|browser|visit|ip)"  # stands for the user where none is named
 ITEM = (
     r"(item|product|article|sku|stock_?code|goods|movie|video|book|isbn|asin|listing|offer|content|news|ad|"
-    r"artist|track|song|album|hotel|recipe|game|restaurant|creative)"
+    r"artist|track|song|album|hotel|recipe|game|restaurant|creative|job|course|upc|property|post|merchant)"
 )
 TIME = (
     r"(at|when|time|timestamp|datetime|date|ts|unix|day|hour|.*(_time|_ts|_at|_date|_timestamp|"
@@ -31,10 +34,15 @@ TIME = (
 DONE = (  # names of outcomes, the ones to train on first
     r"(click(ed|s)?|label|target|y|clk)",
     r"(conver(sion|sions|ted|t)|attributed|install(ed)?)",
-    r"(purchase[ds]?|bought|buy|order(ed)?|paid|transaction)",
+    r"(purchase[ds]?|bought|buy|(re)?order(ed)?|paid|transact(ion|ed)|book(ed|ing)?|sold|reserved|checkout)",
+    r"(outcome|engage(d|ment)?|completed?|subscribed|sign(ed)?_?up|register(ed)?|open(ed)?|play(ed)?|download(ed)?|appl(y|ied))",
     r"(liked?|follow(ed)?|shared?|forward(ed)?|long_view|watched|added_to_cart|add_to_cart|cart|saved|responded|response)",
 )
 MAYBE = r"((is|has|was)_\w+)"
+KNOWN_BEFORE = (  # what such a column says of a request, a user or an item: no outcome
+    r"(is|has|was)_(week_?(end|day)|holiday|mobile|desktop|app|web|new|returning|premium|member|logged_?in|guest|bot|test|promo\w*|"
+    r"sale|discount\w*|sponsored|organic|night|male|female|active|first|prime|available|in_stock|featured|personalized)"
+)
 REQUEST = (
     r"(request|page_?view|page|basket|order|invoice|transaction|visit|session|impression|"
     r"query|search)"
@@ -232,11 +240,16 @@ def _lists(frame: pl.DataFrame, r: Roles) -> tuple[str, str] | None:
 
 def _labels(frame: pl.DataFrame, free: list[str], r: Roles) -> tuple[tuple[str, ...], list[str]]:
     """Columns that say whether it happened, the one to train on first, and what was weighed against each."""
-    ranked, weighed = [], []
+    ranked: list[tuple[int, str]] = []
+    weighed: list[str] = []
+    unnamed: list[str] = []  # of 0 and 1, by a name that tells nothing
     for c in free:
-        name = re.sub(r"^(is|has|was|did)_", "", snake(c))
+        name = re.sub(r"^(is|has|was|did)_|_(flag|ind|indicator|yn)$", "", snake(c))
         rank = next((i for i, names in enumerate(DONE) if re.fullmatch(names, name)), len(DONE))
-        if rank == len(DONE) and not re.fullmatch(MAYBE, snake(c)) or not _is_binary(frame[c]):
+        if not _is_binary(frame[c]) or re.fullmatch(KNOWN_BEFORE, snake(c)):
+            continue
+        if rank == len(DONE) and not re.fullmatch(MAYBE, snake(c)):
+            unnamed += [c] if _varies(frame, c, r) else []
             continue
         owner = next(
             (o for o in (r.user, r.item) if o and _is_of(frame, c, o, rank < len(DONE))), ""
@@ -251,7 +264,16 @@ def _labels(frame: pl.DataFrame, free: list[str], r: Roles) -> tuple[tuple[str, 
     sure = [c for rank, c in sorted(ranked, key=lambda rc: rc[0]) if rank < len(DONE)]
     chosen = tuple(sure or [c for _, c in ranked])
     r.doubted = [c for _, c in ranked if c not in chosen]
+    if not chosen:  # one of them may be the outcome: as a feature it would tell the label
+        r.doubted += unnamed
+        weighed += [f"{c!r}, whose name tells nothing" for c in unnamed]
     return chosen, weighed
+
+
+def _varies(frame: pl.DataFrame, c: str, r: Roles) -> bool:
+    """Whether a 0/1 column says neither who the user nor what the item is."""
+    named = re.fullmatch(f"{OF_USER}|{OF_ITEM}|{OF_CONTEXT}", snake(c))
+    return not named and not any(o and _is_of(frame, c, o, False) for o in (r.user, r.item))
 
 
 def _is_of(frame: pl.DataFrame, c: str, owner: str, named: bool) -> bool:

@@ -25,6 +25,7 @@ DATES = (
     "%d-%b-%y",
     "%d %B %Y",
     "%b %d, %Y",
+    "%b %d %Y",
     "%B %d, %Y",
     "%a, %d %b %Y",
 )
@@ -34,6 +35,19 @@ FORMS = (
     *(d + c for d in DATES[1:] for c in CLOCKS),
     "%a, %d %b %Y %H:%M:%S %#z",  # RFC 2822
     "%a %b %d %H:%M:%S %Y",  # C
+)
+# Ways to write the same, and what they become.
+OTHER_WAYS = (
+    (
+        r"^(\d{4})(\d\d)(\d\d)T(\d\d):?(\d\d)(?::?(\d\d))?",
+        "${1}-${2}-${3} ${4}:${5}:0${6}",
+    ),  # ISO 8601, basic
+    (r"^(\d{4}-\d\d-\d\d \d\d:\d\d):0(\d\d)", "${1}:${2}"),
+    (r"(:\d\d),(\d+)", "${1}.${2}"),  # Python's logging
+    (r"^(\d{4}-\d\d-\d\d[T ]\d\d)$", "${1}:00"),  # the hour alone
+    (r"(\d)([AaPp])\.?([Mm])\.?$", "${1} ${2}${3}"),
+    (r"^(\d{1,2}[- ][A-Za-z]{3}[- ])([0-6]\d)(\D|$)", "${1}20${2}${3}"),  # 01-Mar-24
+    (r"^(\d{1,2}[- ][A-Za-z]{3}[- ])([7-9]\d)(\D|$)", "${1}19${2}${3}"),
 )
 NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 THREE = r"^(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4}|\d{2})(?:$|[ T,])"  # day and month, in either order
@@ -120,7 +134,9 @@ def _by_format(text: pl.Series, form: str) -> pl.Series:
 
 def _plain(text: pl.Series, order: str) -> pl.Series:
     """Text with the year first and a dash between, and no name of UTC."""
-    text = text.str.replace(r"\s*\(?(?:UTC|GMT)\)?$|Z$", "")
+    text = text.str.replace(r"\s*\(?(?:UTC|GMT)\)?$|\s*Z$", "")
+    for form, plain in OTHER_WAYS:
+        text = text.str.replace(form, plain)
     text = text.str.replace(r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "${1}-${2}-${3}")
     text = text.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})T", "${1} ")
     day, month = ("${1}", "${2}") if order == DAY_FIRST else ("${2}", "${1}")

@@ -17,8 +17,16 @@ NULLS = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A")
     + ("NA", "NULL", "NaN", "None", "n/a", "nan", "null", "\\N", "-", "inf", "-inf", "Infinity", "-Infinity")
 )  # fmt: skip
-TRUE = ("1", "true", "t", "yes", "y")
-FALSE = ("0", "false", "f", "no", "n", "-1")  # -1 beside +1 says "not taken" in many public sets
+TRUE = ("1", "true", "t", "yes", "y", "on")
+FALSE = (
+    "0",
+    "false",
+    "f",
+    "no",
+    "n",
+    "off",
+    "-1",
+)  # -1 beside +1 says "not taken" in many public sets
 WHOLE_FLOAT = r"^(-?(?:0|[1-9]\d*))\.0+$"  # "17.0": a whole number that a program held as a float
 LOST_DIGITS = r"^-?\d\.\d+[eE]\+?\d+$"  # "1.23457E+17": an id that a spreadsheet or a float wrote
 EXACT = 2.0**53  # above it floats skip whole numbers
@@ -115,6 +123,7 @@ def as_number(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
     """Float64; null where there is no number that float32 can hold. Text and booleans too."""
     if x.dtype.is_nested():
         return pl.Series(x.name, [None] * len(x), dtype=pl.Float64)
+    x = _plain_text(x)
     if x.dtype == pl.String:
         x = x.str.strip_chars()
         low = x.str.to_lowercase().replace({"true": "1", "false": "0"})
@@ -123,8 +132,16 @@ def as_number(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
     return number.set(~(number.abs() <= LARGEST).fill_null(False), None)
 
 
+def _plain_text(x: pl.Series) -> pl.Series:
+    """Categories and bytes as text."""
+    if x.dtype == pl.Binary:
+        return _decoded(x)
+    return x.cast(pl.String) if x.dtype in (pl.Categorical, pl.Enum) else x
+
+
 def as_label(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
-    """Float64 from 0 to 1: numbers, and Y/N, yes/no, T/F, true/false, -1/+1; null elsewhere."""
+    """Float64 from 0 to 1: numbers, and Y/N, yes/no, on/off, T/F, true/false, -1/+1; null elsewhere."""
+    x = _plain_text(x)
     if x.dtype == pl.String:
         low = as_text(x, nulls).str.to_lowercase()
         words = {w: "1" for w in TRUE} | {w: "0" for w in FALSE}
@@ -136,6 +153,7 @@ def as_label(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
 
 def is_missing(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
     """Which cells say nothing at all, rather than something that cannot be read; bool."""
+    x = _plain_text(x)
     if x.dtype == pl.String:
         return as_text(x, nulls).is_null()
     return x.is_null() | x.is_nan() if x.dtype.is_float() else x.is_null()
@@ -143,6 +161,7 @@ def is_missing(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
 
 def as_vector(x: pl.Series, nulls: Collection[str] = NULLS) -> pl.Series:
     """List(Float32) of lists, arrays, or text like "[0.1, 0.2]"; null where a part is no finite number."""
+    x = _plain_text(x)
     if x.dtype == pl.String:
         text = as_text(x, nulls).str.strip_chars(" []()").str.replace_all(r"[,;|\s]+", " ")
         x = text.set(text == "", None).str.split(" ").alias(x.name)

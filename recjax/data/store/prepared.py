@@ -7,6 +7,7 @@ One directory holds everything and appears by one rename, so it is either whole 
     timelines/<list>/part-00000/<column>.npy      `time`, one column per list feature, `start` (offsets per user)
     vocab/<id space>.parquet                      value, id, count
     vectors/<id space>.npy                        float32 [rows, width], of spaces whose ids stand for vectors
+    served/...                                    of own logs: their rows in raw values, for serving (`recjax.data.logs.served`)
     report.json  files.json                       what was found; size and SHA-256 of every other file
 
 One TFDS record is one *block* of about `block_size` impressions: a dict of 1-D arrays (a vector or multi-hot

@@ -146,3 +146,38 @@ def test_dates_that_nothing_orders_are_left_to_the_reader(tmp_path):
     (tmp_path / "mapping.py").write_text(text)
     with pytest.raises(DataError, match="with the day or the month first"):
         logs.prepare(tmp_path, source=str(tmp_path / "log.csv"), mapping=str(tmp_path / "mapping.py"))  # fmt: skip
+
+
+OUTCOMES = (
+    "booking",
+    "click_flag",
+    "is_booked",
+    "reordered",
+    "Engagement",
+    "outcome",
+    "completed",
+    "did_click",
+)
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_an_outcome_is_the_label_whatever_it_is_called(tmp_path, name):
+    m = suggested(tmp_path, {name: CLICK})
+    assert m.labels == (name,) and name not in m.context_columns
+
+
+def test_a_column_of_0_and_1_by_a_strange_name_is_no_feature_of_a_log_without_label(tmp_path):
+    """It may be the outcome; beside a label it is what it says it is. What a name says of the request is no label."""
+    odd = {"zz": CLICK, "is_weekend": (RNG.random(N) < 0.3).astype(int)}
+    m = suggested(tmp_path, odd)
+    assert not m.labels and m.context_columns == ("is_weekend",)
+    assert "'zz'" in (tmp_path / "mapping.py").read_text()
+    m = suggested(tmp_path, odd | {"click": 1 - CLICK})
+    assert m.labels == ("click",) and set(m.context_columns) == {"zz", "is_weekend"}
+
+
+def suggested(folder, more):
+    columns = {"user_id": USER, "item_id": ITEM, "ts": TIME, **more}
+    pl.DataFrame(columns).write_csv(folder / "log.csv")
+    (folder / "mapping.py").write_text(suggest(list_files(str(folder / "log.csv"))))
+    return load_mapping(folder / "mapping.py")
