@@ -89,6 +89,16 @@ def per_candidate(x: jax.Array, candidates: int) -> jax.Array:
     return jnp.broadcast_to(x[:, None], (x.shape[0], candidates, x.shape[1]))
 
 
+def pooled_lists(schema: Schema, inputs: Inputs) -> list[jax.Array]:
+    """Each history id field averaged over its events, [B, d] each; zeros without events."""
+    out = []
+    for f in schema.select("history", kind="id"):
+        seen = inputs.mask[f.list][..., None]
+        total = jnp.where(seen, inputs.emb[f.name], 0).sum(1)
+        out.append(total / jnp.maximum(seen.sum(1), 1).astype(total.dtype))
+    return out
+
+
 def stack_ids(schema: Schema, inputs: Inputs, *roles: str) -> jax.Array | None:
     """Id features of per-request roles as tokens, [B, n, d], or None when there are none."""
     parts = [inputs.emb[f.name] for f in schema.select(*roles, kind="id")]
@@ -174,3 +184,23 @@ class OtherFeatures(nn.Module):
             )
         norm = MaskedBatchNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="numbers")
         return norm(x.astype(jnp.float32), train=train, valid=valid)
+
+
+class Flat(nn.Module):
+    """Everything a model without attention reads, [B, C, *]: what DIN reads, each history field averaged."""
+
+    schema: Schema
+    norm: str = "batchnorm"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, *, train: bool) -> jax.Array:
+        roles = ("candidate", "context", "profile", "trigger")
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        other = OtherFeatures(self.schema, self.norm, roles, name="other", **types)(
+            inputs, train=train
+        )
+        parts = [] if other is None else [other]
+        parts += [per_candidate(x, inputs.candidates) for x in pooled_lists(self.schema, inputs)]
+        return jnp.concatenate(parts, axis=-1)

@@ -36,6 +36,10 @@ CONFIGS = {
         name="tarq", width=8, levels=2, codes=6, tower=(8,), encoder=(8,), teacher_head=(8,)
     ),
     "qin": dict(name="qin", vectors="none", table=dict(dim=8), layers=1, dense_norm="identity"),
+    "dcnv2": dict(name="dcnv2", layers=2, **HEAD),
+    "dcnv2 mix": dict(name="dcnv2", rank=4, experts=2, structure="stacked", **HEAD),
+    "mmoe": dict(name="mmoe", experts=3, own=1, expert=(8,), labels=["click", "like"]),
+    "wukong": dict(name="wukong", layers=2, rows=3, rank=3, mlp=(8,), width=8, **HEAD),
     "distillation": dict(
         name="distillation_online", teacher=dict(name="din", **HEAD), student=LIGHT
     ),

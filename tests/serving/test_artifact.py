@@ -36,10 +36,13 @@ def test_exported_equals_eager(kind, tmp_path):
     assert np.std(got["logits"]) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["suan", "din", "logistic"])
+SMALL = {"suan": {"blocks": 1}, "dcnv2": {"layers": 1}, "wukong": {"layers": 1, "mlp": (8,)}}
+
+
+@pytest.mark.parametrize("name", ["suan", "din", "logistic", "dcnv2", "mmoe", "wukong"])
 def test_models_export_with_symbolic_sizes(name, tmp_path):
     pytest.importorskip(f"recjax.models.{name}", reason="not written yet")
-    small = {"suan": {"blocks": 1}}.get(name, {})
+    small = SMALL.get(name, {})
     system = models.build(worlds.SCHEMA, {"name": name, **small})
     model = worlds.make(system, worlds.world())
     options = dict(batch=worlds.world().batch(), config={}, rows_format="float32")

@@ -1,7 +1,8 @@
 """What the `build` functions of the model files share: options checked, tables and heads made of a schema."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import inspect
 import typing
 from typing import Any
@@ -10,10 +11,15 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from recjax import configs
+from recjax.batch import Batch
+from recjax.inputs import Inputs, embed
 from recjax.layers import fields
 from recjax.layers.mlp import ACTIVATIONS, NORMS
 from recjax.schema import Schema, SchemaError, Table
 from recjax.system import CountsAs, System, pointwise, with_correlation
+from recjax.trees import Rows
+
+LookUp = Callable[[Rows, Batch], Inputs]
 
 
 def plain(value: Any) -> Any:
@@ -123,20 +129,26 @@ def ranker(
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     labels: Iterable[str] | None = None,
+    auxiliary: Iterable[str] = (),
+    more_tables: Sequence[Table] = (),
+    around: Callable[[LookUp, Any], LookUp] | None = None,
     **options,
 ) -> System:
-    """The system of a module that scores a candidate against a history, and says how much each event counts.
+    """The system of a module that ranks candidates; one with a `correlation` says how much each event counts, too.
 
     Args:
       name: Of the model, for messages.
-      module_type: Has the fields schema, outputs, history, head_norm, head_activation, dense_norm, dtype, param_dtype and a
-        method `correlation`.
-      schema: Needs a history list with an id space that a candidate feature shares, and a label.
+      module_type: Has the fields schema, outputs, head_norm, head_activation, dense_norm, dtype, param_dtype; perhaps
+        `history`, the list that it compares candidates with, and a method `correlation`.
+      schema: Needs a label; for a module with `history`, a history list with an id space that a candidate feature shares.
       counts_as: See `System`.
       table: To `Schema.tables`.
       compute_dtype: Of activations.
       param_dtype: Of dense parameters.
       labels: One output each, "logits" for the first; default: the schema's first.
+      auxiliary: Further outputs of the module, trained and measured on the first label.
+      more_tables: Of other owners than the model's, for `around`.
+      around: (look_up, module) -> look_up, where the module wants more than `embed` gives.
       **options: The module's other fields.
     """
     accepted = module_options(module_type, ("schema", "outputs", "dtype", "param_dtype"))
@@ -146,20 +158,25 @@ def ranker(
     dtypes: dict[str, Any] = dict(
         dtype=jnp.dtype(compute_dtype), param_dtype=jnp.dtype(param_dtype)
     )
-    options["history"] = fields.history_list(schema, options.get("history", ""))
+    if "history" in accepted:
+        options["history"] = fields.history_list(schema, options.get("history", ""))
     module = module_type(schema=schema, outputs=tuple(heads), **dtypes, **options)
     check_choice(name, "head_norm", module.head_norm, NORMS)
     check_choice(name, "head_activation", module.head_activation, ACTIVATIONS)
     check_choice(name, "dense_norm", module.dense_norm, ("batchnorm", "identity"))
-    fields.check_shared_fields(name, schema, module.history)
-    owner = tables[0].owner
+    if "history" in accepted:
+        fields.check_shared_fields(name, schema, module.history)
+    look_up: LookUp = functools.partial(embed, schema, owner=tables[0].owner, dtype=module.dtype)
+    if around is not None:
+        look_up = around(look_up, module)
     system = pointwise(
         schema,
         module,
-        tables,
-        heads=heads,
-        compute_dtype=module.dtype,
-        owner=owner,
+        (*tables, *more_tables),
+        heads=heads | dict.fromkeys(auxiliary, heads["logits"]),
+        look_up=look_up,
         counts_as=counts_as,
     )
-    return with_correlation(system, module, owner)
+    if not hasattr(module, "correlation"):
+        return system
+    return with_correlation(system, module, look_up=look_up)
