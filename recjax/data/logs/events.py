@@ -9,7 +9,7 @@ import polars as pl
 
 from recjax.data.logs import negatives
 from recjax.data.logs.mapping import SESSION, LogMapping
-from recjax.data.logs.rows import MOMENT, RawLog
+from recjax.data.logs.rows import MOMENT, WEIGHT, RawLog
 from recjax.data.logs.values import is_any
 from recjax.data.logs.whole import Whole
 from recjax.data.store import histories
@@ -65,6 +65,7 @@ class Events:
         split, splits = _split(m, asked, begins)
         if not whole:
             check_splits(m, split, splits, asked)
+            check_weights(m, float(weights_of(log.rows, m)[split == 0].sum()))
         labels = _labels(log.rows, m)
         return cls(
             m,
@@ -163,6 +164,19 @@ def check_splits(m: LogMapping, split: np.ndarray, splits: tuple[str, ...], aske
                 f"no request falls into {name!r} with split={m.split!r} and gap={m.gap!r}; the log's times go from "
                 f"{np.datetime64(int(asked.min()), 's')} to {np.datetime64(int(asked.max()), 's')}"
             )
+
+
+def weights_of(rows: pl.DataFrame, m: LogMapping) -> np.ndarray:
+    """What each row counts, float64 [N]."""
+    return rows[WEIGHT].to_numpy() if m.weight else np.ones(rows.height)
+
+
+def check_weights(m: LogMapping, total: float) -> None:
+    """Raises DataError where the weights of the training rows, `total` together, leave nothing to learn from."""
+    if m.weight and not total > 0:
+        raise DataError(
+            f"weight {m.weight!r} is 0 in every training row; name another column, or none"
+        )
 
 
 def _labels(rows: pl.DataFrame, m: LogMapping) -> dict[str, np.ndarray]:

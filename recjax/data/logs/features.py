@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
+import os
 import re
 from typing import Any
 
@@ -154,9 +155,16 @@ def _side_table(
         typed |= {c: as_feature(table[c], m, notes) for c in columns}
     except DataError as e:
         raise DataError(f"{file}: {e}") from None
-    once = pl.DataFrame(typed).unique(key, keep="first", maintain_order=True)
+    every = pl.DataFrame(typed).drop_nulls(key)
+    once = every.unique(key, keep="first", maintain_order=True)
+    again = every.unique(maintain_order=True)  # rows that differ from the first of their key
+    again = again.filter(~again[key].is_first_distinct())
+    notes.append(Note("twice", os.path.basename(file), again.height, str(again[key].first())))
     joined = pl.DataFrame({key: values}).join(once, on=key, how="left", maintain_order="left")
-    known = int(values.is_in(typed[key].implode()).sum())
+    strangers = values.filter(~values.is_in(typed[key].implode()))
+    known = len(values) - len(strangers)
+    if 0 < known < len(strangers):
+        notes.append(Note("strangers", os.path.basename(file), 1, str(strangers[0])))
     logging.info("%s knows %d of %d values of %s", file, known, len(values), key)
     return joined, known
 

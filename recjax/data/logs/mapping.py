@@ -209,12 +209,17 @@ class LogMapping:
         _check_choice("ids", self.ids, IDS)
         if self.as_of:
             seconds_of(self.as_of)
+        if self.seed < 0 or self.min_count < 0:
+            raise DataError("mapping: seed and min_count are whole numbers, 0 or more")
+        if abs(self.utc_offset) > 14:
+            raise DataError(f"mapping: utc_offset={self.utc_offset!r} is in hours, from -12 to 14")
         for column, transform in self.dense.items():
             _check_choice(f"dense[{column!r}]", transform, TRANSFORMS)
         sides = (*self.user_columns, *self.item_columns, *self.context_columns)
         for column in sides:
             if sides.count(column) > 1:
                 raise DataError(f"mapping: column {column!r} is named twice; keep one of them")
+        self._check_meanings(sides)
         for column in (*self.dense, *self.vectors):
             if column not in sides:
                 raise DataError(
@@ -235,6 +240,39 @@ class LogMapping:
         if self.sampled and self.negatives_per_positive < 1:
             raise DataError("mapping: negatives_per_positive must be 1 or more")
         self._check_split()
+
+    def _check_meanings(self, sides: tuple[str, ...]) -> None:
+        """One column has one meaning: what says who, what or when is no label, and what the label is made of no feature."""
+        meant: dict[str, str] = {}
+        outcomes = {c: "a label" for c in self.read_labels}
+        for column, what in [
+            (self.user, "user"),
+            (self.item, "item"),
+            (self.time, "time"),
+            *outcomes.items(),
+        ]:
+            if column in meant and meant[column] != what:
+                raise DataError(
+                    f"mapping: {column!r} is {meant[column]} and {what}; name another column"
+                )
+            meant[column] = what
+        made_of = {
+            c: f"labels[{n!r}] is made of"
+            for n, x in self.label_conditions.items()
+            for c in x.columns
+        }
+        made_of |= {self.action: "labels are made of"} if self.label_actions else {}
+        made_of |= {self.taken: "the label is made of"} if self.taken not in ("", SUFFIX) else {}
+        used = [*sides, *(c for pair in self.crosses for c in pair)]
+        for column in used:
+            told = made_of.get(column) or ("is a label" if column in self.label_names else "")
+            if told:
+                raise DataError(
+                    f"mapping: {column!r} is a feature, but {told} {'it' if column in made_of else ''}".rstrip()
+                    + "; a feature that tells the label must be left out"
+                )
+        if self.request in outcomes or self.scene in outcomes:
+            raise DataError("mapping: request or scene is a label's column; name another one")
 
     def _check_shapes(self, sides: tuple[str, ...]) -> None:
         for what in ("multi", "buckets", "hashed"):

@@ -27,6 +27,8 @@ KINDS: Mapping[str, tuple[bool, str]] = {
         "{count:,} rows of the log are among the {example} of event_files[{column!r}]",
     ),
     "where": (False, "{count:,} rows are left out by where = {example!r}"),
+    "twice": (True, "{column} has {count:,} more rows of keys that it has already, with other values, such as {example!r}: the first counts"),
+    "strangers": (True, "{column} knows less than half of the log's keys; it lacks {example!r}, for instance: is it the right table, and are keys spelled alike?"),
     "hidden": (True, "{count:,} rows of {column} match no row of the log"),
     "absent": (True, "{column} names {example}"),
 }  # fmt: skip

@@ -35,6 +35,7 @@ from recjax.data.logs import report, served, sharded
 from recjax.data.logs.events import Events, Places, catalogue_of, impressions
 from recjax.data.logs.features import Encoded, columns, encode, fields, make_schema
 from recjax.data.logs.mapping import LogMapping, load_mapping
+from recjax.data.logs.notes import added
 from recjax.data.logs.progress import phase
 from recjax.data.logs.rows import RawLog, describe, read_log
 from recjax.data.logs.sources import fingerprint, list_files
@@ -256,7 +257,7 @@ def write_log(
     with phase("vocabularies, histories and counters"):
         found_fields = fields(e, notes=notes)
         x = encode(e, found_fields, partitions, growth, notes)
-    log = dataclasses.replace(log, notes=(*log.notes, *notes))
+    log = dataclasses.replace(log, notes=tuple(added([*log.notes, *notes])))
     make = {name: functools.partial(_columns_of, e, x, at) for name, at in places.items()}
     with phase("report"):
         what = report.make_report(log, e, x, places, drawn) | dict(found or {})

@@ -202,6 +202,11 @@ def warnings_of(r: Mapping[str, Any]) -> list[str]:
     out = [n.text for n in notes if n.warning]
     lost = [n for n in notes if n.kind in LOSSES and n.count > MUCH * r["events"]]
     out += [f"{n.text}: more than a fifth of all; write the column in another way?" for n in lost]
+    for side in ("user", "item"):
+        if not r["vocabularies"].get(side, 1):
+            out.append(
+                f"no {side} occurs min_count times in training, so all are one; lower min_count"
+            )
     future = r["quarantined"].get("in the future", 0)
     if future:
         until = f"as_of = {r['as_of']!r}" if r["as_of"] else "the year 2100"

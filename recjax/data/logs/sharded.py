@@ -43,12 +43,14 @@ from recjax.data.logs.events import (
     Events,
     catalogue_of,
     check_splits,
+    check_weights,
     codes,
     events_at,
     impressions,
     in_catalogue,
     requests_of,
     split_begins,
+    weights_of,
 )
 from recjax.data.logs.mapping import LogMapping
 from recjax.data.logs.notes import Note
@@ -237,6 +239,7 @@ class Job:
         spaces |= {f.space: log_features.min_count(f, e) for f in recorded}
         widths = {f.name: log_features.widths(f) for f in features if f.kind == "vector"}
         counted = {"spaces": spaces, "positive": bool(e.positive.all()), "actions": actions_of(e)}
+        counted["weight"] = float(weights_of(e.rows, self.mapping)[e.trained].sum())
         counted["notes"] = [n.plain() for n in notes]
         self.folder.save_json(f"count/{p}.json", counted | {"known": known, "widths": widths})
         offered, n = np.unique(e.item[in_catalogue(e)], return_counts=True)
@@ -357,6 +360,7 @@ class Job:
         """Vocabularies, widths of vectors, catalogue and which items training knows."""
         n = range(len(self.parts))
         counted = [self.folder.json(f"count/{p}.json") for p in n]
+        check_weights(self.mapping, sum(c["weight"] for c in counted))
         for side in counted[0]["known"]:
             of_all = sum(c["known"][side] for c in counted)
             log_features.check_known(self.mapping, {side: of_all})

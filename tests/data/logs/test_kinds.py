@@ -153,6 +153,8 @@ def named(column: str, *want: str):
 
 
 KEYED = 'event_files = {"click": "clicks.csv"}\nevent_keys = ["request", "item_id"]\n'
+TABLE = 'item_columns, item_table = ["brand"], "items.csv"\n'
+ITEMS = pl.DataFrame({"item_id": np.arange(100, 107), "brand": list("abcdefg")})
 TAGS = ["Action|Sci Fi", "Sci Fi", "", "Action|Drama|Sci Fi"] * 15
 
 
@@ -224,6 +226,11 @@ KINDS = {
     "a cross of two columns": ("log.csv", text(plain().with_columns(a=pl.lit("x"), b=pl.Series(["y", "z"] * 30))), 'crosses = [("a", "b")]\n', named("a_x_b", "x|y", "x|z")),
     "sample weights": ("log.csv", text(plain().with_columns(w=pl.Series([0.5, 2.0] * 30))), 'weight = "w"\n', block("weight", lambda x: set(x.tolist()) == {0.5, 2.0})),
     "a weight that is none": ("log.csv", text(plain().with_columns(w=pl.Series(["-1", "x", "", *["1"] * 57]))), 'weight = "w"\n', rows(quarantined={"not a weight": 3})),
+    "weights that are 0 in every training row": ("log.csv", text(plain().with_columns(w=pl.Series([0] * 48 + [1] * 12))), 'weight = "w"\n', None),
+    "values too rare for min_count, all of them": ("log.csv", text(plain()), MAPPING.replace("= 1", "= 1000"), rows(events=60)),
+    "a feature that is the label": ("log.csv", text(plain()), 'item_columns = ["click"]\n', None),
+    "a feature that the label is made of": ("log.csv", text(plain().with_columns(rating=1 + 4 * plain()["click"])), 'labels = {"liked": "rating >= 4"}\ncontext_columns = ["rating"]\n', None),
+    "one column as user and as item": ("log.csv", text(plain()), 'item = "user_id"\n', None),
     "a byte order mark": ("log.csv", b"\xef\xbb\xbf" + text(plain()), "", None),
     "UTF-16": ("log.csv", text(plain()).decode().encode("utf-16"), "", None),
     "Latin-1": ("log.csv", text(big("Müller", "Möller")).decode().encode("latin-1"), "", users("Müller", "Möller")),
@@ -255,6 +262,9 @@ KINDS = {
     "an order, but no times": ("log.csv", text(plain().with_columns(ts=pl.int_range(60) + 1)), 'time_unit = "order"\n', lambda d: "hour" not in {f.name for f in d.schema.features} and d.splits["train"] == 48),
     "a device where there is no user": ("log.csv", text(plain()).replace(b"user_id", b"device_id"), MAPPING.replace("user_id", "device_id"), None),
     "a column that is not there": ("log.csv", text(plain().drop("click")), "", None),
+    "a side table with two rows of one key": ("log.csv", {"log.csv": text(plain()), "items.csv": text(ITEMS) + b"100,z\n"}, TABLE, named("brand", *"abcdefg")),
+    "a side table that knows few keys": ("log.csv", {"log.csv": text(plain()), "items.csv": text(ITEMS[:3])}, TABLE, named("brand", *"abc")),
+    "a side table that knows none": ("log.csv", {"log.csv": text(plain()), "items.csv": text(ITEMS.with_columns(pl.col("item_id") + 900))}, TABLE, None),
 }  # fmt: skip
 
 
