@@ -26,7 +26,6 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
-from launch import flops
 from launch.abstract_data import AbstractData
 from launch.chips import CHIPS, Chip
 from recjax import command, configs, embedding, models
@@ -34,6 +33,7 @@ from recjax.batch import Batch
 from recjax.data import open_data
 from recjax.embedding import hlo
 from recjax.embedding.placement import SMALL, Skew
+from recjax.runtime import flops
 from recjax.runtime import mesh as meshes
 from recjax.runtime.run import write_text
 from recjax.training.step import init_trees, make_step, settings, zero_window
@@ -145,13 +145,7 @@ def _batch(data, config: ConfigDict, shards: int) -> tuple[Batch, dict[str, Skew
         return first[0], embedding.measure(first, data.schema, shards)
     layout = data.layout(c.train.batch, shards)
     worst = layout.worst()
-    batch: Any = {k: {} for k in ("ids", "pos", "dense", "mask", "age", "label", "group")}
-    for path, (dtype, shape) in layout.fields(worst).items():
-        *outer, name = path
-        inner = batch[outer[0]] if outer else batch
-        inner[name] = jax.ShapeDtypeStruct(shape, dtype)
-    del batch["level"]
-    return batch, {s: Skew.uniform(u, shards) for s, u in worst.items()}
+    return layout.blank(), {s: Skew.uniform(u, shards) for s, u in worst.items()}
 
 
 # ---- what the compiler says -------------------------------------------------------------------------------------
@@ -198,7 +192,7 @@ def describe(config: ConfigDict, topology: str) -> dict:
     )  # fmt: skip
     moved = _collectives(program.as_text(), n)
     counted = _uncounted_loops(config, mesh, cost)
-    analytic = flops.of(step.fn, *step.args) / n
+    analytic = flops.of(step.fn, *step.args, products_only=True) / n
     seconds = _seconds(chip, max(counted["flops"], analytic), counted["bytes accessed"], moved)
     bound = max(seconds, key=seconds.get) if seconds else None
     return out | dict(

@@ -95,6 +95,8 @@ class System:
       kept: Outputs [B, C, ...] that `measure` also sees.
       stages_apart: Whether data with stages (`recjax.data.loading.stages`) must have them in windows of time of their
         own: an earlier stage of this model would otherwise have seen the labels that this one is judged by.
+      earlier: (rows, batch) -> frozen parameters of the shapes that an earlier stage leaves, to count what scoring costs before
+        that stage has run; None: there is no earlier stage.
       export_view: trees -> (system, trees) to export in this system's place: of a pair, the student alone.
     """
 
@@ -115,6 +117,7 @@ class System:
     measure: Callable[[dict[str, Any]], dict[str, float]] | None = None
     kept: tuple[str, ...] = ()
     stages_apart: bool = False
+    earlier: Callable[[Rows, Batch], Tree] | None = None
     export_view: Callable[[Trees], tuple["System", Trees]] | None = None
 
 

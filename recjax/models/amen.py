@@ -322,6 +322,14 @@ class Stage:
         variables = dict(self.module.init(rng, inputs, flow))
         return variables.pop("params"), variables
 
+    def earlier(self, rows: Rows, batch: Batch) -> dict:
+        """A generator of the shapes that stage 1 leaves."""
+        if self.generator is None:
+            return {}
+        _, inputs = self.both(rows, batch)
+        made = self.generator.init(jax.random.key(0), inputs, method=Generator.flow)
+        return {"generator": made["params"]}
+
     def logits(self, params: Params, inputs, of_generator) -> jax.Array:
         flow = self.flow(params.frozen, of_generator)
         out: Any = self.module.apply(params.variables, inputs, flow)
@@ -498,4 +506,5 @@ def build(
         measure=mean_difference if did else None,
         kept=("did", "did_defined") if did else (),
         stages_apart=generator is not None,
+        earlier=stage.earlier,
     )

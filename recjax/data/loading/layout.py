@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,17 @@ class Layout:
         }
         fields |= {("group", key): (np.int32, batch) for key in self.schema.groups}
         return fields | {("ids", s): (np.int32, (self.shards, u)) for s, u in capacity.items()}
+
+    def blank(self) -> dict[str, Any]:
+        """A batch of zeros in the worst capacity, which takes no memory: for programs that are traced or compiled only."""
+        batch: dict[str, Any] = {
+            k: {} for k in ("ids", "pos", "dense", "mask", "age", "label", "group")
+        }
+        for (*outer, name), (dtype, shape) in self.fields(self.worst()).items():
+            inner = batch[outer[0]] if outer else batch
+            inner[name] = np.broadcast_to(np.zeros((), dtype), shape)
+        del batch["level"]
+        return batch
 
 
 def capacity_levels(
