@@ -145,7 +145,8 @@ def _batch(data, config: ConfigDict, shards: int) -> tuple[Batch, dict[str, Skew
         return first[0], embedding.measure(first, data.schema, shards)
     layout = data.layout(c.train.batch, shards)
     worst = layout.worst()
-    return layout.blank(), {s: Skew.uniform(u, shards) for s, u in worst.items()}
+    batch: Any = layout.blank()
+    return batch, {s: Skew.uniform(u, shards) for s, u in worst.items()}
 
 
 # ---- what the compiler says -------------------------------------------------------------------------------------

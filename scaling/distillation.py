@@ -21,7 +21,7 @@ from recjax.runtime.run import flat, plain, read_json
 from recjax.training.inference import teach
 from recjax.training.loop import train
 from scaling.plan import together
-from scaling.plan.grades import LADDER
+from scaling.plan.grades import named
 from scaling.report.context import Distillation, Paired
 
 MODES = ("offline", "online")
@@ -102,7 +102,7 @@ def light(model: Mapping[str, Any], grade: str, options: Mapping[str, Any]) -> d
     """The experiment's model as a LightSUAN of a grade, scored in parallel (gate_pool "causal")."""
     return {
         **model,
-        **LADDER[grade].options(),
+        **named(grade).options(),
         "name": "lightsuan",
         "gate_pool": "causal",
         **options,
@@ -115,7 +115,7 @@ def configs_of(base: ConfigDict, spec: Spec, soft: Mapping[str, float], seed: in
     config.seed, config.train.examples, config.eval.at_examples = seed, spec.examples, ()
     student = light(base.model.to_dict(), spec.student, spec.student_options)
     if spec.mode == "online":
-        teacher = {**base.model.to_dict(), **LADDER[spec.teacher].options()}
+        teacher = {**base.model.to_dict(), **named(spec.teacher).options()}
         model = dict(name="distillation_online", teacher=teacher, student=student, **soft)
     elif soft["weight"]:
         model = dict(name="distillation_offline", student=student, **soft)

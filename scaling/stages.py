@@ -19,7 +19,7 @@ from scaling.cache import cached
 from scaling.law import decisions, fit, laws
 from scaling.plan import rows as trial_rows
 from scaling.plan import study, sweep
-from scaling.plan.grades import LADDER, SIZES
+from scaling.plan.counts import SIZES
 from scaling.plan.rows import Row
 from scaling.report.context import Command, Context, Latency
 
@@ -187,7 +187,7 @@ def grade_table(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     for r in rows:
         if trial_rows.on_ladder(r) and not r.get("variant"):
             first.setdefault(r["grade"], {k: r[k] for k in names if k in r})
-    return {g: first[g] for g in LADDER if g in first}
+    return {g: first[g] for g in trial_rows.ladder_of(rows) if g in first}
 
 
 def commands(about: About, root: epath.Path, served: epath.Path | None) -> list[Command]:

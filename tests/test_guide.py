@@ -9,13 +9,17 @@ import shlex
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from recjax import configs, models
+from recjax.data import open_data
 from recjax.data.store.writing import write_prepared
 from recjax.inputs import Inputs
 from recjax.schema import NUM_RESERVED, Feature, IdSpace, Schema
+from scaling.law import laws
+from scaling.plan import study, sweep
 from tests.messages import raises
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "add_your_own_model.md"
@@ -112,3 +116,23 @@ def test_the_model_ignores_masked_events_and_other_candidates(project, monkeypat
     other = logits(item=emb["item"].at[:, 1].add(1.0))
     np.testing.assert_allclose(other[:, [0, 2]], base[:, [0, 2]], atol=1e-6)
     assert abs(other - base)[:, 1].max() > 1e-3
+
+
+def test_the_guide_s_model_is_swept_and_has_a_law(project, monkeypatch):
+    """A model that recjax knows nothing of: a ladder of its own, counted, trained, fitted."""
+    monkeypatch.syspath_prepend(project)
+    experiment = configs.load(str(project / "mymodels/attention_complete_journey.py"))
+    experiment.data.dir = str(planted(project / "swept"))
+    experiment.eval.examples, experiment.train.batch = 500, 256
+    experiment.eval.splits = experiment.eval.final = ("test",)
+    ladder = {"narrow": {"width": 8}, "wide": {"width": 24}}
+    points = (512, 1024, 1536, 2048)
+    plan = study.Plan.of(ConfigDict(dict(ladder=ladder, seeds=(0,), examples=points)))
+    data = open_data(experiment.data)
+    trials = study.trials(plan, experiment, data.schema, data.identity["hash"])
+    rows = sweep.run_sweep(trials, project / "sweep")
+    assert {(r["grade"], r["examples"]) for r in rows} == {(g, n) for g in ladder for n in points}
+    size = {r["grade"]: r["n_blocks"] for r in rows}
+    assert size["wide"] == 3 * size["narrow"]  # projections of the candidate and of events
+    found = laws.fit_all(rows, draws=10)
+    assert {f["where"]["grade"] for f in found["axes"]["examples"]} == set(ladder)

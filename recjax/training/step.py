@@ -10,6 +10,7 @@ import numpy as np
 
 from recjax import embedding
 from recjax.batch import Batch
+from recjax.runtime import flops
 from recjax.system import System
 from recjax.training import optim
 from recjax.training.keys import stream
@@ -224,12 +225,11 @@ def zero_window(
 def forward_flops(
     system: System, trees: Trees, batch: Batch, plan: embedding.Plan | None = None
 ) -> float:
-    """FLOPs of scoring one example, as the compiler counts them (a scan body counts once)."""
+    """FLOPs of scoring one example, a loop's body times its length (`recjax.runtime.flops`)."""
 
     def forward(trees, batch):
         rows = embedding.gather(system.tables, trees.tables, batch, plan)
         return system.outputs(trees.params(rows), batch)
 
-    cost = jax.jit(forward).lower(trees, batch).cost_analysis() or {}
     examples = batch["valid"].size if "valid" in batch else 1
-    return float(cost.get("flops", 0.0)) / examples
+    return flops.of(forward, trees, batch) / examples

@@ -3,7 +3,7 @@
     python -m scaling.run --config=scaling/configs/nif_complete_journey.py --workdir=scaling/studies/nif                # stage 1
     python -m scaling.run --config=scaling/configs/nif_complete_journey.py:stage2 --workdir=scaling/studies/nif_stage2  # stage 2
 
-Stage 1: InfoNCE (`nce_loss`, the law's metric) and hr10 on the cut-offs of weeks 35-36, against grade (`scaling.plan.flow_grades`) and the
+Stage 1: InfoNCE (`nce_loss`, the law's metric) and hr10 on the cut-offs of weeks 35-36, against grade (`scaling.plan.grades`) and the
 number of cut-offs seen in one pass; points are the ends of cooldowns. nce_loss and hr10 are within evaluation batches of 256,
 so they mean the same at every point.
 

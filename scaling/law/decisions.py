@@ -16,8 +16,8 @@ from recjax.runtime.run import read_json
 from scaling.law import laws, notes
 from scaling.law.fit import FitError, count
 from scaling.law.joint import JointFit
-from scaling.plan.grades import LADDER, TRAIN_FACTOR
-from scaling.plan.rows import Row, base_rows, on_ladder
+from scaling.plan.counts import TRAIN_FACTOR
+from scaling.plan.rows import Row, base_rows, ladder_of, on_ladder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Option:
 
 def options(rows: Iterable[Row]) -> list[Option]:
     """The rungs and lengths that the sweep measured; costs between them are not guessed."""
-    found = {}
-    for r in base_rows(list(rows)):
+    found, rows = {}, list(rows)
+    for r in base_rows(rows):
         if on_ladder(r):
             key = r["grade"], r["history"]
             found[key] = Option(*key, r["n_blocks"], r["flops_per_example"])
-    order = list(LADDER)
+    order = ladder_of(rows)
     return sorted(found.values(), key=lambda o: (order.index(o.grade), o.history))
 
 

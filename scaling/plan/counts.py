@@ -77,14 +77,14 @@ def _counted(schema: Schema) -> dict[str, Size]:
     return {}
 
 
-def of_system(system: System, batch: Batch, model: Mapping[str, Any]) -> Size:
+def of_system(system: System, batch: Any, model: Mapping[str, Any]) -> Size:
     """The numbers of a system on batches of these shapes; `model` names it in messages."""
-    rows = {
+    rows: Any = {
         t.path: jax.ShapeDtypeStruct((*batch["ids"][t.id_space].shape, t.dim), jnp.dtype(t.dtype))
         for t in system.tables
     }
     dense, state = jax.eval_shape(lambda r, b: system.init(jax.random.key(0), r, b), rows, batch)
-    own = parameter_counts(system, dense)
+    own: Any = parameter_counts(system, dense)
     if own["n_blocks"] is None:
         raise ValueError(
             f"model {model.get('name')!r} does not say what its parameters count as, so there is no law in its size: "

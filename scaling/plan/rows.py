@@ -25,14 +25,14 @@ class TrialRow(TypedDict, total=False):
       parent: The run that a cooldown was forked from, else None.
       kind: One of `KINDS`, or a name that the plan sets trials apart by.
       examples: Labelled examples trained on.
-      grade: Of scaling.plan.grades.LADDER.
-      blocks, width: Of the model; the grade's unless the plan has others.
+      grade: Of the study's ladder, or of scaling.plan.grades.LADDER; the model's name where it has none.
+      blocks, width: Of the model; the grade's unless the plan has others. Absent where a study's own ladder says all.
       history: Events of history.
       seed: Of initial values and the order of later epochs.
       lr: Dense learning rate.
       variant: What the plan changes about the model, "key=value, ..."; "" is the model itself.
       data: Hash of the prepared data.
-      n_blocks, n_head, n_dense, n_embedding: Parameters (`scaling.plan.grades`).
+      n_blocks, n_head, n_dense, n_embedding: Parameters (`scaling.plan.counts`).
       flops_per_example: Forward, one candidate.
     """
 
@@ -100,8 +100,17 @@ def kinds_apart(rows: Sequence[Row]) -> list[str]:
 
 def on_ladder(row: Row) -> bool:
     """Whether the row's model has the shape of its grade."""
-    rung = LADDER.get(row.get("grade", ""))
-    if rung is None:
+    if "grade" not in row:
         return False
+    rung = LADDER.get(row["grade"])
+    if rung is None:  # of a study's own ladder
+        return "blocks" not in row and "width" not in row
     shape = row.get("blocks", rung.blocks), row.get("width", rung.width)
     return shape == (rung.blocks, rung.width)
+
+
+def ladder_of(rows: Iterable[Row]) -> list[str]:
+    """The grades of rows on the ladder, smallest first."""
+    size = {r["grade"]: r.get("n_dense", 0) for r in rows if on_ladder(r)}
+    known = {g: i for i, g in enumerate(LADDER)}
+    return sorted(size, key=lambda g: (size[g], known.get(g, 0), g))

@@ -18,7 +18,7 @@ from recjax.data import open_data
 from recjax.runtime.identity import Use, may
 from recjax.runtime.run import read_json, write_json
 from recjax.schema import Schema
-from scaling.plan import grades, sweep
+from scaling.plan import counts, grades, sweep
 
 FILE = "sweep.json"  # the study's config, in the sweep's directory
 
@@ -27,7 +27,7 @@ class PlanRow(TypedDict, total=False):
     """What a row of a plan may say beside keys of the experiment's config.
 
     Attributes:
-      grade: Of scaling.plan.grades.LADDER.
+      grade: Of the plan's ladder, or of scaling.plan.grades.LADDER; without one the model is the experiment's own.
       blocks, width: In place of the grade's.
       seed: Of the trial.
       history: Events of history; default: the experiment's.
@@ -55,21 +55,27 @@ class Plan:
       rows: `PlanRow`s with keys of the config among them.
       members: How many trials of one shape may share a program.
       lr_exponent: Of the rule for dense rates (`scaling.plan.grades.learning_rate`).
+      ladder: grade -> options of the model; None: the ladder that comes with the model.
     """
 
     rows: Sequence[Mapping[str, Any]]
     members: int = 1
     lr_exponent: float = 0.0
+    ladder: grades.Ladder | None = None
 
     @classmethod
     def of(cls, section: ConfigDict) -> "Plan":
         """`trials` of the section, or every one of its `grades` with every seed over one list of points."""
+        ladder = section.ladder.to_dict() if section.get("ladder") else None
         if "trials" in section:
             rows = [dict(row) for row in section.trials]
         else:
             points = [tuple(section.examples)]
-            rows = product(grade=section.grades, seed=section.seeds, examples=points)
-        return cls(rows, section.get("members", 1), section.get("lr_exponent", 0.0))
+            names = section.get("grades", tuple(ladder or ()))
+            rows = product(seed=section.seeds, examples=points)
+            if names:
+                rows = product(grade=names, seed=section.seeds, examples=points)
+        return cls(rows, section.get("members", 1), section.get("lr_exponent", 0.0), ladder)
 
 
 # ---- rows
@@ -133,13 +139,12 @@ def trial(
     other: Callable[[ConfigDict], tuple[Schema, str]],
 ) -> sweep.Trial:
     """One row's trial. Its dense rate is `grades.learning_rate`'s unless the row names opt.lr."""
-    grade = grades.named(row["grade"])
-    grade = dataclasses.replace(grade, **{k: row[k] for k in ("blocks", "width") if k in row})
     c = ConfigDict(experiment.to_dict())
     c.seed = row["seed"]
     history = set_history(c, row)
-    c.model.update(grades.options(grade, row.get("model.name", c.model.name)))
-    c.opt.lr = grades.learning_rate(grade, c.opt.lr, plan.lr_exponent)
+    rung = grades.climb(c, row, plan.ladder)
+    if plan.lr_exponent:
+        c.opt.lr = grades.learning_rate(_width(c, rung), c.opt.lr, plan.lr_exponent)
     c.eval.at_examples = tuple(row["examples"])
     c.train.examples = max(row["examples"])
     own = {k: v for k, v in row.items() if k not in PlanRow.__annotations__}
@@ -148,18 +153,35 @@ def trial(
     if any(k.startswith("data.") for k in own):
         schema, data = other(c.data)
     columns = dict(
-        grade=row["grade"],
-        blocks=grade.blocks,
-        width=grade.width,
+        **rung,
         seed=c.seed,
         history=history,
         lr=c.opt.lr,
         kind=row.get("kind", "pass"),
         variant=", ".join(f"{k}={v}" for k, v in own.items() if not may(k, Use.RECIPE)),
         data=data,
-        **grades.count(schema, c.model, c.data.history),
+        **count(schema, c),
     )
     return sweep.Trial(c, columns, row.get("cooldown", 0.0))
+
+
+def count(schema: Schema, config: ConfigDict) -> counts.Size:
+    """What a trial's model is in numbers."""
+    made = lambda: next(iter(open_data(config.data).batches(config.data.train, config.train.batch)))  # noqa: E731
+    return counts.count(
+        schema, config.model, config.data.history, None if schema.id_spaces else made
+    )
+
+
+def _width(config: ConfigDict, rung: Mapping[str, Any]) -> int:
+    """What the rule for dense rates goes by."""
+    width = rung.get("width", config.model.get("width"))
+    if not isinstance(width, int):
+        raise KeyError(
+            "sweep.lr_exponent scales the dense rate by model.width, which this model has not; set it to 0 and give rates as "
+            "opt.lr, in rows or in the ladder"
+        )
+    return width
 
 
 def set_history(config: ConfigDict, row: Mapping[str, Any]) -> int:

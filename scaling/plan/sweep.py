@@ -37,7 +37,7 @@ from recjax.runtime.run import (
 )
 from recjax.training.loop import train
 from scaling.plan import together
-from scaling.plan.grades import SIZES
+from scaling.plan.counts import SIZES
 from scaling.plan.rows import FILE, Row, TrialRow
 
 

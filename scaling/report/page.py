@@ -22,8 +22,8 @@ from markupsafe import Markup
 from recjax.runtime.run import write_text
 from scaling.law.fit import count
 from scaling.law.laws import NAMES
-from scaling.plan.grades import TRAIN_FACTOR
-from scaling.plan.rows import Row, base_rows, measured_kind, on_ladder
+from scaling.plan.counts import TRAIN_FACTOR
+from scaling.plan.rows import Row, base_rows, ladder_of, measured_kind, on_ladder
 from scaling.report import charts
 from scaling.report.context import Context, Distillation
 
@@ -244,16 +244,10 @@ def grade_grid(trials: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
             and r.get("history") in (None, usual)
         ):
             found.setdefault(key, []).append(float(y))
-    grades, sizes = (sorted({k[i] for k in found}, key=_rank) for i in (0, 1))
+    order = {g: i for i, g in enumerate(ladder_of(trials))}
+    grades = sorted({g for g, _ in found}, key=lambda g: (order.get(g, -1), str(g)))
+    sizes = sorted({n for _, n in found})
     return {"grades": grades, "examples": sizes, "cells": {k: spread(v) for k, v in found.items()}}
-
-
-def _rank(value: Any) -> tuple:
-    """Grades are numbers in text."""
-    try:
-        return 0, float(value), ""
-    except ValueError:
-        return 1, 0.0, value
 
 
 def distillation_rows(found: Distillation | None, metric: str) -> dict[str, Any]:

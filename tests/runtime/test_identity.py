@@ -8,7 +8,7 @@ import pytest
 from recjax import configs
 from recjax.runtime.identity import USES, Use, keys, may, without
 from recjax.runtime.run import flat, plain
-from scaling.plan import grades, study, sweep
+from scaling.plan import counts, study, sweep
 from scaling.plan import rows as trial_rows
 from tests.models import worlds
 
@@ -35,7 +35,7 @@ def test_a_key_has_its_own_uses_and_its_section_s():
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in STUDIES.glob("*/sweep.json")))
 def test_finished_trials_of_committed_studies_keep_their_hashes(name, monkeypatch):
     """Else the same command would train them again."""
-    monkeypatch.setattr(grades, "count", lambda *_: {})  # counts are no part of a trial's identity
+    monkeypatch.setattr(counts, "count", lambda *_: {})  # counts are no part of a trial's identity
     rows = trial_rows.read(STUDIES / name)
     config = study.saved(epath.Path(STUDIES / name))
     (data,) = {r["data"] for r in rows}

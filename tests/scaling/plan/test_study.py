@@ -1,16 +1,18 @@
 """Rows of a plan into trials."""
 
+from ml_collections import ConfigDict
 import pytest
 
 from scaling.configs import complete_journey, quickstart, row_optimizers
-from scaling.plan import study, sweep
+from scaling.plan import counts, rows, study, sweep
 from scaling.plan.grades import LADDER
+from tests.messages import raises
 from tests.models import worlds
 
 
-def config(rows):
+def config(plan):
     c = complete_journey.get_config()
-    c.sweep.trials = tuple(rows)
+    c.sweep.trials = tuple(plan)
     c.experiment.opt.lr = 2e-3
     c.sweep.lr_exponent = 0.5
     return c
@@ -21,8 +23,8 @@ def trials(c, *data):
 
 
 def only(**row):
-    rows = [dict(grade="0", seed=1, examples=(100, 300), **row)]
-    return trials(config(rows), worlds.SCHEMA, "hash")[0]
+    plan = [dict(grade="0", seed=1, examples=(100, 300), **row)]
+    return trials(config(plan), worlds.SCHEMA, "hash")[0]
 
 
 def test_a_row_sets_its_axes_and_names_them():
@@ -45,11 +47,11 @@ def test_dotted_keys_set_the_experiment_and_make_a_variant():
 
 def test_other_data_makes_another_trial_wherever_it_lies():
     """The path is no part of a trial, so the data's own hash must tell two of them apart."""
-    rows = [dict(grade="0", seed=1, examples=(100,), kind="other", **{"data.dir": d}) for d in "ab"]
-    moved = dict(rows[0], **{"data.dir": "c"})
+    plan = [dict(grade="0", seed=1, examples=(100,), kind="other", **{"data.dir": d}) for d in "ab"]
+    moved = dict(plan[0], **{"data.dir": "c"})
     hashes = {"a": "one", "b": "two", "c": "one"}
     other = lambda data: (worlds.SCHEMA, hashes[data.dir])  # noqa: E731
-    a, b, c = trials(config([*rows, moved]), worlds.SCHEMA, "hash", other)
+    a, b, c = trials(config([*plan, moved]), worlds.SCHEMA, "hash", other)
     assert a.run != b.run and a.run == c.run
     assert (a.columns["data"], b.columns["data"]) == ("one", "two")
 
@@ -60,11 +62,45 @@ def test_shapes_off_the_ladder_keep_its_rate_rule():
     assert only(**{"opt.lr": 0.5}).columns["lr"] == 0.5
 
 
+OWN = {"small": {"attention": (8,)}, "large": {"attention": (32, 16)}}
+
+
+def of_din(**section):
+    c = config([])
+    c.experiment.model = ConfigDict(dict(name="din", head=(16,)))
+    c.sweep = ConfigDict(dict(section))
+    return trials(c, worlds.SCHEMA, "hash")
+
+
+def test_any_model_climbs_a_ladder_of_its_own():
+    """A plain dict of options, every grade with every seed; without one, the experiment's model."""
+    found = of_din(ladder=OWN, seeds=(0, 1), examples=(100, 300))
+    assert {(t.columns["grade"], t.columns["seed"]) for t in found} == {
+        (g, s) for g in OWN for s in (0, 1)
+    }
+    n = {t.columns["grade"]: t.columns["n_blocks"] for t in found}
+    assert n["large"] > n["small"] > 0 and all("blocks" not in t.columns for t in found)
+    assert rows.ladder_of([t.columns for t in found]) == ["small", "large"]
+    (alone,) = of_din(seeds=(0,), examples=(100, 300))
+    assert alone.columns["grade"] == "din" and rows.on_ladder(alone.columns)
+
+
+@pytest.mark.parametrize("section, words", [
+    (dict(ladder={"a": {"atention": (8,)}}), ("'din'", "'atention'")),
+    (dict(ladder=OWN, lr_exponent=0.5), ("sweep.lr_exponent", "model.width")),
+    (dict(grades=("0",)), ("'din'", "sweep.ladder")),
+])  # fmt: skip
+def test_a_ladder_that_does_not_fit_the_model_is_named(section, words):
+    with raises((ValueError, KeyError), *words):
+        of_din(seeds=(0,), examples=(100,), **section)
+
+
 @pytest.mark.parametrize("make, arg", [
     (complete_journey, ""), (complete_journey, "gpu"), (quickstart, ""), (row_optimizers, ""), (row_optimizers, "long"),
 ])  # fmt: skip
-def test_committed_plans_are_whole(make, arg):
+def test_committed_plans_are_whole(make, arg, monkeypatch):
     """Every trial once, of known grades; seeds of a cell share a program."""
+    monkeypatch.setattr(counts, "count", lambda *_: {})
     c = make.get_config(arg)
     found = trials(c, worlds.SCHEMA, "hash", lambda data: (worlds.SCHEMA, "hash"))
     assert len({t.run for t in found}) == len(found)
@@ -72,7 +108,8 @@ def test_committed_plans_are_whole(make, arg):
     assert sum(map(len, groups)) == len(found)
     assert all(len({t.columns["grade"] for t in g}) == 1 for g in groups)
     if make is complete_journey:
-        n = sorted({t.columns["n_blocks"] for t in found if t.columns["kind"] == "pass"})
+        shapes = {(t.columns["blocks"], t.columns["width"]) for t in found if t.columns["kind"] == "pass"}  # fmt: skip
+        n = sorted(blocks * width**2 for blocks, width in shapes)
         assert n[-1] / n[0] >= (1e4 if arg == "gpu" else 1e2)
     if make is complete_journey and not arg:
         assert {10, 20, 50, 100, 200} == {t.columns["history"] for t in found}
