@@ -7,6 +7,11 @@ IMAGE holds the checkout as its working directory, with recjax[tpu] installed. A
 JobSet controller must be installed in the cluster), or runs `xpk workload create`. GKE tells every pod of a slice who
 the others are (TPU_WORKER_ID, TPU_WORKER_HOSTNAMES), and JAX reads that. A pod that fails restarts the whole set, and
 the same command goes on from the last checkpoint.
+
+    python -m launch.jobset --sweep=8 --name=study --image=IMAGE --topology=v5e:1x1 -- --config=scaling/configs/FILE.py --workdir=/shared/DIR
+
+A sweep instead: an indexed job of eight pods, each `python -m scaling.run --shard=i/8` on one shared directory (a mounted file
+system: `--claim` names its volume claim, and the workdir lies below /shared), a pod that fails started again by itself.
 """
 
 from collections.abc import Sequence
@@ -28,6 +33,49 @@ SAVE_SECONDS = 300  # between SIGTERM and SIGKILL
 
 def train_command(args: Sequence[str]) -> list[str]:
     return ["python", "-m", "recjax.train", *args]
+
+
+SHARED = "/shared"  # where the pods of a sweep find the volume
+
+
+def sweep_command(pods: int, args: Sequence[str]) -> list[str]:
+    """A pod's command: its shard by the index that Kubernetes gives it. Arguments are the shell's own, and so are not read by it."""
+    run = f'exec python -m scaling.run --shard="$JOB_COMPLETION_INDEX/{pods}" "$@"'
+    return ["bash", "-c", run, "sweep", *args]
+
+
+def sweep_manifest(
+    name: str, image: str, topology: str, args: Sequence[str], restarts: int, pods: int, claim: str
+) -> dict:
+    """The JobSet of a sweep: one indexed job, in which a pod is restarted alone."""
+    if slice_of(topology)[2] > 1:
+        raise ValueError(
+            f"--sweep trains each trial on one host, and --topology={topology} has more"
+        )
+    if any(a.startswith(("--shard", "--processes")) for a in args):
+        raise ValueError(
+            "--sweep gives each pod its --shard; leave --shard and --processes out of the arguments"
+        )
+    made = manifest(name, image, topology, args, 0)
+    job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job |= {
+        "parallelism": pods,
+        "completions": pods,
+        "completionMode": "Indexed",
+        "backoffLimitPerIndex": restarts,
+        "maxFailedIndexes": pods,
+    }
+    del job["backoffLimit"]
+    pod = job["template"]["spec"]
+    pod["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": claim}}]
+    pod["containers"][0] |= {
+        "name": "sweep",
+        "command": sweep_command(pods, args),
+        "volumeMounts": [{"name": "shared", "mountPath": SHARED}],
+    }
+    made["spec"]["replicatedJobs"][0]["name"] = "sweep"
+    del made["metadata"]["annotations"]  # pods need not lie side by side
+    return made
 
 
 def slice_of(topology: str) -> tuple[str, str, int, int]:
@@ -100,11 +148,18 @@ def xpk(
 def main(argv: Sequence[str]) -> None:
     common = _NAME.value, _IMAGE.value, _TOPOLOGY.value
     try:
+        if _SWEEP.value and _XPK.value:
+            raise ValueError("--sweep makes a JobSet; leave --xpk out")
         if _XPK.value:
             what, text = xpk(*common, _CLUSTER.value, argv[1:], _RESTARTS.value), None
         else:
             what = ["kubectl", "apply", "-f", "-"]
-            text = json.dumps(manifest(*common, argv[1:], _RESTARTS.value), indent=1)
+            made = (
+                sweep_manifest(*common, argv[1:], _RESTARTS.value, _SWEEP.value, _CLAIM.value)
+                if _SWEEP.value
+                else manifest(*common, argv[1:], _RESTARTS.value)
+            )
+            text = json.dumps(made, indent=1)
     except ValueError as e:
         sys.exit(f"launch.jobset: {e}")
     if _DRY_RUN.value:
@@ -124,6 +179,10 @@ if __name__ == "__main__":
     _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x8, v6e:16x16, ...")
     _RESTARTS = flags.DEFINE_integer("restarts", 100, "times the set may start again")
     _XPK = flags.DEFINE_bool("xpk", False, "through XPK")
+    _SWEEP = flags.DEFINE_integer(
+        "sweep", 0, "pods that share a sweep; 0: one training run", lower_bound=0
+    )
+    _CLAIM = flags.DEFINE_string("claim", "shared", "volume claim of a sweep's directory")
     _CLUSTER = flags.DEFINE_string("cluster", "", "of XPK")
     _DRY_RUN = flags.DEFINE_bool(
         "dry_run", False, "print the manifest or the command and submit nothing"

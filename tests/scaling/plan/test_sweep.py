@@ -1,6 +1,10 @@
 """Sweeps: combinators, idempotent trials, shards, failures, and the same rows after any interruption."""
 
 import json
+from pathlib import Path
+import subprocess
+import sys
+import time
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -10,6 +14,8 @@ from recjax.runtime.run import Interrupted
 from scaling.plan import study, sweep
 from tests.messages import raises
 from tests.test_contracts import config
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def trials(seeds=(0, 1)):
@@ -118,3 +124,33 @@ def test_a_workdir_may_have_brackets_in_its_name(tmp_path):
     (root / "runs" / "y" / "failed.json").write_text('[{"trial": "y"}, {"trial": "x"}]')
     assert sweep.finished(root) == {"x": []}
     assert sweep.failures(root) == [{"trial": "y"}]
+
+
+SHARD = """
+import sys
+from tests.scaling.plan.test_sweep import trials
+from scaling.plan import sweep
+sweep.run_sweep(trials(range(8)), sys.argv[1], (int(sys.argv[2]), 4))
+"""
+
+
+@pytest.mark.slow  # a minute: pytest -m slow tests/scaling/plan/test_sweep.py
+def test_four_processes_of_which_one_is_killed_leave_every_row_once(tmp_path):
+    """What an array of a cluster does: shards of one directory at once, and the killed one started again."""
+
+    def start(i):
+        return subprocess.Popen([sys.executable, "-c", SHARD, str(tmp_path), str(i)], cwd=ROOT)
+
+    shards = [start(i) for i in range(4)]
+    todo = trials(range(8))
+    first = tmp_path / "runs" / todo[2].run  # the first trial of shard 2
+    while not (first / "config.json").exists():
+        assert shards[2].poll() is None
+        time.sleep(0.05)
+    shards[2].kill()
+    assert [s.wait() for s in shards] == [0, 0, -9, 0]
+    assert todo[2].run not in sweep.finished(epath.Path(tmp_path))
+    assert start(2).wait() == 0
+    rows = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    want = [(t.run, n) for t in todo for n in (64, 128, 320)]
+    assert [(r["trial"], r["examples"]) for r in rows] == want
