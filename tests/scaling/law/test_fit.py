@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 from scaling.law import fit, projection, rivals
 from tests.messages import raises
@@ -227,6 +227,29 @@ def test_what_a_run_shares_widens_predictions_and_no_gain():
     assert span(law.gain(3e5, 6e5)) < 2 * span(unaware.gain(3e5, 6e5)) < wide(law)
     low, high = law.intervals["E"]
     assert high - low > 2 * 0.004 / np.sqrt(3)
+
+
+def test_half_widths_of_two_variances_have_satterthwaite_s_degrees_of_freedom():
+    """Variances 1 with 3 degrees of freedom and 3 with 2: 4 with 4^2 / (1/3 + 9/2) = 3.3103, whose t is 2.2661."""
+    t3 = 2.3534  # of 90 %
+    assert fit._widened(t3, 0.9, 3, 0.0, (0.0, 1)) == pytest.approx(t3, abs=1e-4)
+    assert fit._widened(t3, 0.9, 3, 0.0, (3.0, 2)) == pytest.approx(2 * 2.2661, abs=2e-4)
+    # A variance of new runs is as well known as the law: 2 with 3 degrees, and 2 with 2: 4 with 16 / (4/3 + 4/2) = 4.8.
+    want = 2 * stats.t.ppf(0.95, 4.8)
+    assert fit._widened(t3, 0.9, 3, 1.0, (2.0, 2)) == pytest.approx(want, abs=2e-4)
+
+
+def test_lack_of_fit_is_f_of_sizes_less_three_and_of_replicates():
+    """Five sizes of two seeds, the law missed by 0.003 at the middle one, seeds 0.002 off their mean: 2 and 5 degrees."""
+    x, off, wrong = SIZES[:5], 0.002, np.array([0, 0, 0.003, 0, 0])
+    means = 0.75 - 2.0 * x**-0.35 + wrong
+    miss = lambda t: means - t[0] + np.exp(t[1] - t[2] * np.log(x / 1e4))  # noqa: E731
+    best = optimize.least_squares(miss, (0.75, np.log(2 * 1e4**-0.35), 0.35), xtol=1e-14, ftol=1e-14)  # fmt: skip
+    between = 2 * (best.fun**2).sum() / 2  # two seeds a mean, over 5 sizes - 3 parameters
+    within = 10 * off**2 / 5  # ten seeds, over 10 - 5 means
+    law = fit.fit_law(np.repeat(x, 2), np.repeat(means, 2) + off * np.tile([1, -1], 5))
+    assert law.lack_of_fit == pytest.approx(stats.f.sf(between / within, 2, 5), rel=1e-3)
+    assert 0.01 < law.lack_of_fit < 0.99
 
 
 def test_noisy_sizes_count_less():
