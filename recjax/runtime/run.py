@@ -277,6 +277,11 @@ class Run:
         self.scalars(step, prefix, {k: v for k, v in row.items() if k not in ("step", *keys)})
         return row
 
+    def tell_status(self, status: dict) -> None:
+        """How far the run is, in status.json: what the console shows of a run that trains. Nothing reads it to go on."""
+        if jax.process_index() == 0:
+            write_json(self.dir / "status.json", status)
+
     def scalars(self, step: int, prefix: str, values: dict) -> None:
         """Numbers for the event file and the trackers alone; process 0's."""
         told = {f"{prefix}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}

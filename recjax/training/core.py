@@ -231,6 +231,7 @@ class Core:
             )  # not in metrics.jsonl, which is the same for every run of it
             values = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
             batch = self.config.train.batch
+            self.run.tell_status(progress.status(step, self.total, values, clock, batch))
             self.tell(progress.window_line(step, self.total, values, clock, batch))
         self.check(window, closed=True)
 

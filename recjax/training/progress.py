@@ -74,6 +74,22 @@ def window_line(
     return ", ".join([*parts, f"peak memory {peak_memory() / 2**30:.1f} GiB"])
 
 
+def status(
+    step: int, total: int, values: Mapping[str, float], clock: Clock, batch: int
+) -> dict[str, Any]:
+    """The same as numbers, for whoever watches the run from outside (status.json)."""
+    speed = clock.speed(batch)
+    left = (total - step) * clock.wall / clock.steps if speed else None
+    return dict(
+        step=step,
+        total=total,
+        loss=values.get("loss"),
+        left_s=left,
+        peak_memory=peak_memory(),
+        **speed,
+    )
+
+
 def duration(seconds: float) -> str:
     """75 -> "1 min 15 s"."""
     minutes, seconds = divmod(round(seconds), 60)
