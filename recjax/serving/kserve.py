@@ -105,8 +105,13 @@ def describe(
     """The answer of /v2/models/<name>; -1 for sizes that vary."""
     inputs = [{"name": "time", "datatype": "INT64", "shape": [1]}]
     inputs += [{"name": f"{n}/time", "datatype": "INT64", "shape": [-1]} for n in bodies.lists]
+    taken = {*bodies.candidates, *(n for x in (*bodies.sections.values(), *bodies.lists.values()) for n in x)}  # fmt: skip
+    more = (
+        taken - {f.name for f in schema.features} - {"time"}
+    )  # columns that an own log's crosses read
+    inputs += [{"name": n, "datatype": "BYTES", "shape": [1]} for n in sorted(more)]
     for f in schema.features:
-        if f.role in ("label", "target"):
+        if f.name not in taken:
             continue
         kind = _TYPES[bodies.kinds[f.id_space]] if f.kind == "id" else "FP32"
         shape = [1] if f.axes == "B" else [-1]

@@ -195,6 +195,11 @@ class OwnLog:
         if several and c.column in self.m.vectors:
             cells = cells.cast(pl.List(pl.Float64), strict=False)
         out = as_feature(cells, self.m, []).to_list()
+        if c.column in self.m.vectors:
+            width = self._width(c)
+            for value, made in zip(values, out, strict=True):
+                if value is not None and (made is None or len(made) != width):
+                    raise RequestError(f"{c.name!r} is no vector of {width} finite numbers; send one, or null where it is missing")  # fmt: skip
         number = c.column in self.m.dense or c.column in self.m.buckets
         if number and not several:
             ids = spelled(values, self.m.missing)

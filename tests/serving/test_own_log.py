@@ -18,7 +18,7 @@ from recjax.data.store.prepared import Prepared
 from recjax.serving import artifact
 from recjax.serving.own_log import Known, OwnLog, spelled
 from recjax.serving.scorer import Scorer
-from recjax.serving.service import Limits
+from recjax.serving.service import RELOAD, Limits
 from recjax.trees import Trees
 from tests.serving.client import serving
 
@@ -192,13 +192,16 @@ def test_drawn_negatives_and_actions_score_over_http_as_offline(tmp_path):
     rows = event_rows(tmp_path).sort("ts", maintain_order=True)
     prepared = prepare(tmp_path)
     at = int(prepared.block("test", 0)["time"].min())
+    half = at + (int(rows["ts"].max()) - at) // 2
     export(prepared, tmp_path / "a", at - 1, DIN)
+    export(prepared, tmp_path / "b", half, DIN)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
     want = offline(tmp_path / "a", prepared)
     # A request is a user's rows of one second; its user is whoever bought then.
     owner = rows.filter(pl.col("event") >= 4)
     got, expected = [], []
     fields = {"item": "iid", "action": "event", "price": "price", "cat": "cat", "plan": "plan"}
-    with serving(tmp_path / "a", LIMITS) as (client, service):
+    with serving(tmp_path / "link", LIMITS, reload_token="t") as (client, service):
         for (_, time), some in want.group_by("request", "ts", maintain_order=True):
             here = owner.filter(pl.col("ts") == time)["uid"].unique().to_list()
             if len(here) > 1:
@@ -209,6 +212,14 @@ def test_drawn_negatives_and_actions_score_over_http_as_offline(tmp_path):
             got += ask(client, body)
             expected += some["logit"].to_list()
         assert service.model.counters.added > 20
+        # Another artifact, with a later snapshot: what it lacks comes from the events that are stored.
+        before = ask(client, body)
+        (tmp_path / "new").symlink_to(tmp_path / "b")
+        (tmp_path / "new").replace(tmp_path / "link")
+        done = client.post(RELOAD, json={}, headers={"authorization": "Bearer t"})
+        assert done.json()["changed"]
+        assert 10 < service.model.counters.added < len(rows)
+        np.testing.assert_allclose(ask(client, body), before, atol=2e-5)
     assert len(got) > 50
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
@@ -245,12 +256,25 @@ def test_what_only_the_request_knows_is_asked_for_by_name(shown):
         assert "'click'" in fault("/v1/events", events={"log": [row]}, **event)
         assert "'click'" in fault("/v1/events", events={"log": [{**row, "click": 3}]}, **event)
         assert "events.history" in fault("/v1/events", events={"history": []}, **event)
+        for vec in ([1], [1, "x"], "1 2 3", [1e39, 0]):
+            assert "'vec'" in fault(candidates=[{"item": 1, "vec": vec}])
+        assert "'cost'" in fault(candidates=[{"item": 1, "cost": "dear"}])
+        assert "candidates.item[0]" in fault(candidates={"item": [[1]]})
+        assert "both have 'cost'" in fault(candidates=[{"item": 1, "cost": 2}, {"item": 2}])
+        for odd in ('"\\ud800"', "1e999", "[]", "{}", '"' + 2000 * "x" + '"'):
+            text = f'{{"user": {odd}, "time": 1800000000, "candidates": {{"item": ["1"]}}}}'
+            headers = {"content-type": "application/json"}
+            answer = client.post("/v1/score", content=text, headers=headers)
+            assert answer.status_code in (400, 422), answer.text
         # A client may say more than it must, and asks with columns or rows.
         sent = {**good, "context": context, "profile": {"age": 17, "plan": "p1"}}
         ask(client, sent | {"candidates": [{"item": 1, "cat": "c1", "tags": ["x"], "cost": 3}]})
         # Nobody and nothing that is known.
         ask(client, sent | {"user": "nobody", "profile": {}, "candidates": {"item": ["new", 1.5]}})
         assert client.get("/openapi.json").status_code == 200
+        described = {x["name"] for x in client.get("/v2/models/default").json()["inputs"]}
+        assert {"time", "item", "os", "scene", "cat"} <= described
+        assert not described & {"user_id", "hour", "weekday", "device_x_age", "cost_missing"}
         asked = [
             ("time", [1_800_000_000]),
             ("item", [1, 2]),
