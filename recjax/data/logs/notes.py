@@ -17,6 +17,7 @@ KINDS: Mapping[str, tuple[bool, str]] = {
     "below": (False, "{count:,} cells of {column!r} lie below zero, where log1p ends, and count as missing, such as {example!r}"),
     "vector": (False, "{count:,} cells of {column!r} are no vector of finite numbers and count as missing, such as {example!r}"),
     "width": (False, "{count:,} vectors of {column!r} have another width than the others and count as missing, such as {example}"),
+    "separator": (True, "no cell of {column!r} holds the separator that multi names; is it {example!r}?"),
     "float": (True, "{count:,} values of {column!r} are floats above 2^53, which do not keep every digit, such as {example}; write ids as integers or text"),
     "digits": (True, "{count:,} values of {column!r} have lost digits on their way, such as {example!r}; export ids as text"),
     "minus": (True, "{column!r} holds -1, 0 and 1: the {count:,} cells of -1 are read as 0"),

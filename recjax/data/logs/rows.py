@@ -16,7 +16,15 @@ import polars as pl
 from recjax.data.logs.mapping import ORDER, SUFFIX, LogMapping
 from recjax.data.logs.notes import Note, added
 from recjax.data.logs.progress import phase, steps
-from recjax.data.logs.shapes import bucketed, check_weight, crossed, hashed, parts_of, shaped
+from recjax.data.logs.shapes import (
+    bucketed,
+    check_weight,
+    crossed,
+    hashed,
+    other_separator,
+    parts_of,
+    shaped,
+)
 from recjax.data.logs.sources import ROW, check_column, columns_of, read_columns, read_table
 from recjax.data.logs.times import EARLIEST, LATEST, as_moment, settle, unit_of
 from recjax.data.logs.values import (
@@ -316,6 +324,8 @@ def as_feature(x: pl.Series, m: LogMapping, notes: list[Note]) -> pl.Series:
         notes.append(_note("vector", x.name, x.filter(vector.is_null() & ~is_missing(x, m.missing))))  # fmt: skip
         return vector
     if x.name in m.multi:
+        if other := other_separator(x, m.multi[x.name], m):
+            notes.append(Note("separator", x.name, 1, other))
         return parts_of(x, m, m.multi[x.name])
     if x.name in m.buckets:
         return bucketed(x, m.buckets[x.name], m)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+import json
 import zlib
 
 import numpy as np
@@ -11,7 +12,9 @@ from recjax.data.logs.mapping import SUFFIX, LogMapping
 from recjax.data.logs.notes import Note
 from recjax.data.logs.sources import list_files, read_columns
 from recjax.data.logs.values import as_id, as_number, as_text
+from recjax.data.store.prepared import DataError
 
+QUOTED = r'^\s*\[.*"[^"]*[,|;][^"]*"'  # a list with a part that holds a separator
 PARTS, TAKEN = "__parts", "__taken"
 
 
@@ -55,8 +58,12 @@ def parts_of(x: pl.Series, m: LogMapping, separator: str = "") -> pl.Series:
             plain, separator = plain.str.replace_all(r"[,;|\s]+", " ").str.strip_chars(), " "
         elif text.str.starts_with("[").any():
             plain = plain.str.replace_all(r"\s*,\s*", separator)
-        x = plain.str.split(separator).alias(x.name)
+        x = _with_quoted(text, plain.str.split(separator)).alias(x.name)
     # One spelling of a part needs a plain column; rows are found again by their number.
+    if x.dtype.inner.is_nested():  # type: ignore[attr-defined]
+        raise DataError(
+            f"column {x.name!r} holds lists of lists or of structs; name what holds single values, or leave it out"
+        )
     inner = x.dtype.inner  # type: ignore[attr-defined]  # of a list or an array
     flat = pl.DataFrame({"row": np.arange(len(x)), "part": x.cast(pl.List(inner))})
     flat = flat.explode("part")
@@ -64,6 +71,35 @@ def parts_of(x: pl.Series, m: LogMapping, separator: str = "") -> pl.Series:
     lists = flat.group_by("row", maintain_order=True).agg("part")
     every = pl.DataFrame({"row": np.arange(len(x))})
     return every.join(lists, on="row", how="left", maintain_order="left")["part"].alias(x.name)
+
+
+def _with_quoted(text: pl.Series, lists: pl.Series) -> pl.Series:
+    """`lists`, those of cells read as JSON where a value in quotation marks may hold a separator."""
+    quoted = text.str.contains(QUOTED).fill_null(False)
+    if not quoted.any():
+        return lists
+    cells = text.filter(quoted).unique()
+    read = pl.DataFrame({"text": cells, "parts": [_json_parts(t) for t in cells]}, schema_overrides={"parts": pl.List(pl.String)})  # fmt: skip
+    both = pl.DataFrame({"text": text, "plain": lists}).join(read, on="text", how="left", maintain_order="left")  # fmt: skip
+    return both.select(pl.coalesce("parts", "plain")).to_series()
+
+
+def _json_parts(text: str) -> list[str] | None:
+    try:
+        return [str(v) for v in json.loads(text) if v is not None]
+    except (TypeError, ValueError):
+        return None
+
+
+def other_separator(x: pl.Series, separator: str, m: LogMapping) -> str:
+    """What separates the values of most cells, where `separator` does in none; "" where all is well."""
+    if x.dtype != pl.String or not separator:
+        return ""
+    text = as_text(x, m.missing).drop_nulls()
+    if not len(text) or text.str.contains(separator, literal=True).any():
+        return ""
+    others = (s for s in "|;," if text.str.contains(s, literal=True).mean() > 0.5)
+    return next(others, "")
 
 
 def event_keys(pattern: str, keys: Sequence[str], m: LogMapping) -> pl.DataFrame:
