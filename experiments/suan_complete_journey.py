@@ -55,6 +55,7 @@ def decisive(c: ConfigDict) -> None:
     c.data.train = "train_matched"
     c.data.counters = False
     c.train.recent = 300_000
+    c.eval.splits = ("validation_matched", "validation")  # the first chooses rates and checkpoints
     c.eval.final = ("validation_matched", "test_matched", "test")
 
 

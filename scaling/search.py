@@ -3,16 +3,21 @@
     python -m scaling.search --config=experiments/din_complete_journey.py --grid=opt.lr=3e-4,1e-3,3e-3 \
         --grid=model.table.lr=0.02,0.1 --examples=102400 --workdir=runs/search/din
 
-Trains the config once for each combination on a prefix of its training split, evaluates the first of its
-`eval.splits`, and prints the trials from best to worst. Compared models get grids of equal size. Whatever starts with
-`test` is refused: a rate chosen there is no longer judged there. Resumes; one file per finished trial.
+Trains the config once for each combination on a prefix of its training split, evaluates `--split` (default: the first of its
+`eval.splits`), and prints the trials from best to worst, each with the split that judged it. Compared models get grids of equal
+size. Whatever starts with `test` is refused: a rate chosen there is no longer judged there.
+
+A best rate (a key that ends in `lr`) at an edge of its values has not been found yet: the search goes on beyond by the same
+factor, `--widen` times at most, and says so; it also says where it ended at an edge all the same. Resumes; one file per
+finished trial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
+from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from recjax import command, configs
@@ -36,16 +41,20 @@ def parse(axes: Sequence[str]) -> Grid:
     return out
 
 
-def trials(config: ConfigDict, grid: Grid, examples: int, data: str) -> list[sweep.Trial]:
-    """One trial per combination: same data, same seed, one evaluation on the first of `eval.splits`.
+def trials(
+    config: ConfigDict, grid: Grid, examples: int, data: str, split: str = ""
+) -> list[sweep.Trial]:
+    """One trial per combination: same data, same seed, one evaluation on `split` ("": the first of `eval.splits`).
 
     Raises:
       ValueError: The split that would choose is a test split.
       KeyError: The grid names a key that the config does not have (sections of `configs.FREE` may have new ones).
     """
-    split = config.eval.splits[0]
+    split = split or config.eval.splits[0]
     if split.startswith("test"):
-        raise ValueError(f"eval.splits[0]={split!r} would choose rates on test data; name another")
+        raise ValueError(
+            f"--split={split} (default: the first of eval.splits) would choose rates on test data; name another"
+        )
     out = []
     for row in study.product(**grid):
         c = ConfigDict(config.to_dict())
@@ -67,26 +76,70 @@ def ranked(rows: Sequence[Row], metric: str, larger_is_better: bool | None = Non
     return sorted(rows, key=lambda r: worst if r[metric] is None else r[metric], reverse=large)
 
 
+def at_edge(grid: Grid, best: Mapping[str, Any]) -> dict[str, float | None]:
+    """Keys of numbers whose best value is the smallest or largest of several -> the next value beyond, by the same factor.
+
+    None where none can be guessed: what is no rate (its key does not end in `lr`), or is not positive.
+    """
+    out: dict[str, float | None] = {}
+    for key, values in grid.items():
+        numbers = sorted({v for v in values if isinstance(v, float)})
+        if len(numbers) < 2 or best[key] not in (numbers[0], numbers[-1]):
+            continue
+        edge, inner = numbers[:2] if best[key] == numbers[0] else numbers[:-3:-1]
+        rate = key.rpartition(".")[2] == "lr" and numbers[0] > 0
+        out[key] = float(f"{edge * edge / inner:.3g}") if rate else None
+    return out
+
+
+def search(run: Callable[[Grid], list[Row]], grid: Grid, widen: int) -> tuple[list[Row], Grid]:
+    """Ranked trials of the grid, and the grid as it was widened.
+
+    Args:
+      run: Trains what is not trained yet of a grid; its trials from best to worst.
+      grid: To begin with.
+      widen: How often it may go beyond its edges.
+    """
+    for left in reversed(range(widen + 1)):
+        rows = run(grid)
+        beyond = {k: v for k, v in at_edge(grid, rows[0]).items() if v is not None}
+        if not beyond or not left:
+            break
+        logging.warning("the best trial is at an edge: adding %s", beyond)
+        grid = {k: (*v, beyond[k]) if k in beyond else v for k, v in grid.items()}
+    return rows, grid
+
+
 def main(_) -> None:
     set_up()
-    config, grid = _CONFIG.value, parse(_GRID.value)
-    ranked(
-        [], _METRIC.value, _LARGER.value
-    )  # an unknown direction is an error before anything is trained
+    config, metric = _CONFIG.value, _METRIC.value
+    split = _SPLIT.value or config.eval.splits[0]
+    # An unknown direction is an error before anything is trained.
+    ranked([], metric, _LARGER.value)
     data = open_data(config.data)
-    todo = trials(config, grid, _EXAMPLES.value, data.identity["hash"])
-    finished = processes.run_sweep(todo, _WORKDIR.value, processes=_PROCESSES.value)
-    rows = ranked(finished, _METRIC.value, _LARGER.value)
-    shown = [{k: r[k] for k in (*grid, _METRIC.value)} for r in rows]
+
+    def run(grid: Grid) -> list[Row]:
+        todo = trials(config, grid, _EXAMPLES.value, data.identity["hash"], split)
+        finished = processes.run_sweep(todo, _WORKDIR.value, processes=_PROCESSES.value)
+        return ranked(finished, metric, _LARGER.value)
+
+    rows, grid = search(run, parse(_GRID.value), _WIDEN.value)
+    shown = [{k: r[k] for k in (*grid, metric)} | {"split": split} for r in rows]
     write_json(f"{_WORKDIR.value}/best.json", shown)
     print("\n".join(json.dumps(r) for r in shown))
+    for key in at_edge(grid, rows[0]):
+        print(f"{key}={rows[0][key]} is at an edge of the grid: the best value may lie beyond")
 
 
 if __name__ == "__main__":
     _CONFIG = configs.define_flag()
     _GRID = flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,... of the config; repeatable")
     _EXAMPLES = flags.DEFINE_integer("examples", 102_400, "prefix of the training split")
-    _METRIC = flags.DEFINE_string("metric", "auc", "of the first of eval.splits")
+    _METRIC = flags.DEFINE_string("metric", "auc", "of the split that judges")
+    _SPLIT = flags.DEFINE_string("split", "", "that judges; default: the first of eval.splits")
+    _WIDEN = flags.DEFINE_integer(
+        "widen", 2, "how often to go beyond a grid at whose edge the best rate lies", lower_bound=0
+    )
     _LARGER = flags.DEFINE_bool(
         "larger_is_better", None, "direction of the metric; default: by its name, if known"
     )

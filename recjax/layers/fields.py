@@ -70,6 +70,13 @@ def event_and_candidate(schema: Schema, inputs: Inputs, events: str) -> tuple[ja
     return past, jnp.concatenate([inputs.emb[c.name] for _, c in pairs], axis=-1)
 
 
+def events_alone(schema: Schema, inputs: Inputs, events: str) -> list[jax.Array]:
+    """The id fields of a list that no candidate has, [B, L, d] each: the hour or the kind of an event."""
+    shared = {h.name for h, _ in shared_fields(schema, events)}
+    own = schema.select("history", kind="id", list=events)
+    return [inputs.emb[f.name] for f in own if f.name not in shared]
+
+
 def check_shared_fields(model: str, schema: Schema, events: str) -> None:
     """Raises SchemaError unless events and candidates have a field in common."""
     if not shared_fields(schema, events):

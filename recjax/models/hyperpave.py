@@ -18,7 +18,8 @@ category, its products and their aspects).
 Deviations. Text is frozen (no BERT to fine-tune: `features` is "text" or "id"; the code's default silently
 fell back to ids [C bug]). Theta per kind, residual and GELU, learned fusion that starts at the code's
 weights, scaled cosine with a bias per attribute *name*: `share_theta=True, plain=True, fusion="fixed",
-score="dot"` is the code. Attention over hyperedges is in neither source's equations and off. P-A and C-P-A
+score="dot"` is the code, but that a C-P-A hyperedge counts an aspect once per product there and once here (the
+specification reads as a set): its weight in a category's mean differs. Attention over hyperedges is in neither source's equations and off. P-A and C-P-A
 hyperedges and SAGE edges carry training links only (the code built them from all labels), less those that
 the step asks for. A product to be extracted reads its category and writes to nothing but behaviour lists, so
 where there are none its score does not depend on which other new products are in the batch. The code's unused two-layer convolution with a

@@ -40,6 +40,12 @@ CONFIGS = {
     "dcnv2 mix": dict(name="dcnv2", rank=4, experts=2, structure="stacked", **HEAD),
     "mmoe": dict(name="mmoe", experts=3, own=1, expert=(8,), labels=["click", "like"]),
     "wukong": dict(name="wukong", layers=2, rows=3, rank=3, mlp=(8,), width=8, **HEAD),
+    "sim": dict(name="sim", width=8, keep=3, recent=2, attention=(8,), **HEAD),
+    "sim hard": dict(name="sim", search="hard", width=8, keep=3, recent=2, attention=(8,), **HEAD),
+    "eta": dict(name="eta", width=8, keep=3, recent=2, **HEAD),
+    "twin": dict(name="twin", width=8, keep=3, recent=2, **HEAD),
+    "hstu": dict(name="hstu", layers=1, width=8, **HEAD),
+    "can": dict(name="can", micro=(4, 2), orders=2, **HEAD),
     "distillation": dict(
         name="distillation_online", teacher=dict(name="din", **HEAD), student=LIGHT
     ),
@@ -67,6 +73,29 @@ def test_a_logit_does_not_depend_on_other_candidates(name):
             assert far(after[output][:, 1], before[output][:, 1])
 
 
+# What DIN reads and a model does not: a comparison with DIN is then one of inputs, too.
+UNREAD = {
+    **dict.fromkeys(("sasrec", "bst", "tin", "tin repo interval", "ccn"), {"past_hour"}),
+    **dict.fromkeys(("aw_moe", "aw_moe user"), {"past_hour"}),
+    "qin": {"user", "age_group", "past_hour"},  # model.user=True reads the first two
+    "tarq": {"count", "recency"},  # what a stored item cannot know
+}
+
+
+@every_model
+def test_it_reads_what_din_reads(name):
+    """Each input feature, changed alone, changes the logits: but those named here."""
+    m = model(name)
+    before, unread = m.logits(W), set()
+    for f in SCHEMA.select("profile", "context", "candidate", "history"):
+        x = W.raw[f.name]
+        other = x % 7 + 1 if f.kind == "id" else x + 1
+        changed = np.where(x == other, other + 1, other).astype(x.dtype)
+        if not far(m.logits(W.replace(**{f.name: changed})), before, 1e-6):
+            unread.add(f.name)
+    assert unread == UNREAD.get(name, set())
+
+
 @every_model
 def test_filling_slots_do_not_count(name):
     m = model(name)
@@ -92,7 +121,7 @@ def test_every_parameter_counts_as_something(name):
     m = model(name)
     found = parameter_counts(m.system, m.dense)
     assert found["n_dense"] == sum(x.size for x in jax.tree.leaves(m.dense))
-    assert (found["n_blocks"] > 0) == (name != "logistic") and found["n_head"] >= 0
+    assert (found["n_blocks"] > 0) == (name not in ("logistic", "can")) and found["n_head"] >= 0
     assert found["n_blocks"] + found["n_head"] <= found["n_dense"]
     if "suan" in name:  # as always counted
         own = {

@@ -36,10 +36,19 @@ def test_exported_equals_eager(kind, tmp_path):
     assert np.std(got["logits"]) > 1e-3
 
 
-SMALL = {"suan": {"blocks": 1}, "dcnv2": {"layers": 1}, "wukong": {"layers": 1, "mlp": (8,)}}
+SMALL = {
+    "suan": {"blocks": 1},
+    "dcnv2": {"layers": 1},
+    "wukong": {"layers": 1, "mlp": (8,)},
+    "hstu": {"layers": 1},
+    "sim": {"search": "hard", "keep": 3},
+    "eta": {"keep": 3},
+    "twin": {"keep": 3},
+}
+RIVALS = ["dcnv2", "mmoe", "wukong", "hstu", "can", "sim", "eta", "twin"]
 
 
-@pytest.mark.parametrize("name", ["suan", "din", "logistic", "dcnv2", "mmoe", "wukong"])
+@pytest.mark.parametrize("name", ["suan", "din", "logistic", *RIVALS])
 def test_models_export_with_symbolic_sizes(name, tmp_path):
     pytest.importorskip(f"recjax.models.{name}", reason="not written yet")
     small = SMALL.get(name, {})
