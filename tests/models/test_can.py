@@ -63,6 +63,7 @@ def test_its_tables_are_apart():
         models.build(SCHEMA, dict(name="can", micro=(16,)))
 
 
+@pytest.mark.slow
 def test_pairs_are_found():
     """Each (candidate, event) pair has a weight of its own: no sum of what each says alone tells the click."""
     rng = np.random.default_rng(0)

@@ -116,6 +116,7 @@ def test_heads_must_divide():
         models.build(SCHEMA, dict(name="hstu", heads=3))
 
 
+@pytest.mark.slow
 def test_how_many_events_agree_is_counted():
     """A click when at least three of twelve events are of the candidate's category; without events there is nothing."""
     w = world(b=2560, c=1, n=12, lengths=12)
