@@ -18,7 +18,7 @@ batch makes a score depend on its neighbours; each slice of W is Glorot uniform 
 a learned vector where an event has its own fields (the "action"); request features go to the head beside the candidate, not to
 tokens in front; no absolute positions; w_time takes a row's own time. The stochastic length of training is left out.
 
-`LADDER`: model options of four sizes, blocks and head about 3 k, 26 k, 300 k and 3 M.
+`LADDER`: model options of four sizes (a study takes it as `sweep.ladder`), blocks and head about 3 k, 26 k, 300 k and 3 M.
 """
 
 import math
@@ -37,11 +37,11 @@ from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System
 
-LADDER: dict[int, dict[str, Any]] = {
-    0: dict(width=16, heads=2, layers=1, head=(32, 16)),
-    1: dict(width=32, heads=2, layers=3, head=(64, 32)),
-    2: dict(width=80, heads=4, layers=6, head=(160, 80)),
-    3: dict(width=192, heads=6, layers=11, head=(384, 192)),
+LADDER: dict[str, dict[str, Any]] = {
+    "0": dict(width=16, heads=2, layers=1, head=(32, 16)),
+    "1": dict(width=32, heads=2, layers=3, head=(64, 32)),
+    "2": dict(width=80, heads=4, layers=6, head=(160, 80)),
+    "3": dict(width=192, heads=6, layers=11, head=(384, 192)),
 }
 FORMS = ("ranking", "retrieval")
 

@@ -12,7 +12,7 @@ Rows of X_0: one per id field, one per averaged history field, one of all number
 `width` wide is projected. Deviations: Y, W_L and P begin N(0, 1 / n) (the paper does not say); tables begin N(0, 0.05), for FM is
 quadratic and its LayerNorm's epsilon silences small rows (std 0.01: a third is left); no attentive Y.
 
-`LADDER`: model options of four sizes, block and head parameters about 3 k, 33 k, 310 k and 3 M at 20 fields. `width` is fixed
+`LADDER`: model options of four sizes (a study takes it as `sweep.ladder`), block and head parameters about 3 k, 33 k, 310 k and 3 M at 20 fields. `width` is fixed
 over them, so the tables are, too; LN without batch statistics throughout.
 """
 
@@ -29,11 +29,11 @@ from recjax.models.parts import building
 from recjax.schema import Schema
 from recjax.system import System
 
-LADDER: dict[int, dict[str, Any]] = {
-    0: dict(layers=1, rows=2, rank=3, mlp=(16,), head=(16,)),
-    1: dict(layers=2, rows=4, rank=4, mlp=(64, 64), head=(64,)),
-    2: dict(layers=4, rows=8, rank=8, mlp=(160, 160), head=(128,)),
-    3: dict(layers=6, rows=16, rank=16, mlp=(416, 416), head=(256,)),
+LADDER: dict[str, dict[str, Any]] = {
+    "0": dict(layers=1, rows=2, rank=3, mlp=(16,), head=(16,)),
+    "1": dict(layers=2, rows=4, rank=4, mlp=(64, 64), head=(64,)),
+    "2": dict(layers=4, rows=8, rank=8, mlp=(160, 160), head=(128,)),
+    "3": dict(layers=6, rows=16, rank=16, mlp=(416, 416), head=(256,)),
 }
 
 

@@ -99,7 +99,9 @@ def test_time_and_place_bias_the_attention():
         assert bool(far(m.logits(w.replace(age=w.age // 50)), m.logits(w), 1e-4)) is rab
 
 
-@pytest.mark.parametrize(("grade", "size"), [(0, 1_920), (1, 22_272), (2, 272_640), (3, 2_855_424)])
+@pytest.mark.parametrize(
+    ("grade", "size"), [("0", 1_920), ("1", 22_272), ("2", 272_640), ("3", 2_855_424)]
+)
 def test_sizes_of_the_ladder(grade, size):
     """7 D^2 + 8 D a layer, without rab."""
     g = LADDER[grade]

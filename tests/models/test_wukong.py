@@ -74,7 +74,9 @@ def test_exact_properties():
     close(stack(x=X[1:]), stack()[1:])  # a row alone
 
 
-@pytest.mark.parametrize(("grade", "size"), [(0, 2_909), (1, 32_929), (2, 308_801), (3, 3_025_857)])
+@pytest.mark.parametrize(
+    ("grade", "size"), [("0", 2_909), ("1", 32_929), ("2", 308_801), ("3", 3_025_857)]
+)
 def test_sizes_of_the_ladder(grade, size):
     """Blocks and head at 20 rows of 16, by the formula of the parameter count."""
     g = LADDER[grade]
@@ -109,5 +111,5 @@ def test_a_product_is_found():
         test = w.select(slice(2048, None))
         return auc(m.logits(test).ravel(), test.raw["click"].ravel())
 
-    assert heldout(name="wukong", head=(), **{k: LADDER[1][k] for k in ("layers", "rows", "rank", "mlp")}) > 0.8  # fmt: skip
+    assert heldout(name="wukong", head=(), **{k: LADDER["1"][k] for k in ("layers", "rows", "rank", "mlp")}) > 0.8  # fmt: skip
     assert 0.4 < heldout(name="logistic", dense_norm="identity") < 0.6
