@@ -41,6 +41,8 @@ def base() -> ConfigDict:
         "train"  # the split to train on; "train_matched" has popularity-matched negatives
     )
     c.data.teachers = ()  # runs whose logits (python -m recjax.teach) the training batches carry
+    # Which impressions come first, and so are the nested subsets: 0 is the stored permutation, any other a draw of its own
+    c.data.draw = 0
     c.data.shuffle_seed = (
         0  # order of the second and later epochs; the first is the stored permutation
     )
@@ -139,7 +141,7 @@ ABOVE_ZERO = (
     "train.keep", "eval.batch", "eval.at_examples", "data.length_buckets",
 )  # fmt: skip
 NOT_BELOW_ZERO = (
-    "seed", "data.workers", "data.shuffle_seed", "data.history", "opt.lr", "opt.group_lr", "opt.warmup_steps",
+    "seed", "data.workers", "data.draw", "data.shuffle_seed", "data.history", "opt.lr", "opt.group_lr", "opt.warmup_steps",
     "opt.weight_decay", "opt.clip", "train.min_steps", "train.recent", "train.recent_days", "train.examples", "eval.every", "eval.examples",
 )  # fmt: skip
 ONE_OF = {"train.on_non_finite": ("stop", "skip")}

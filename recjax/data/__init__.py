@@ -44,6 +44,10 @@ def open_data(
     """
     module = module_of(config.get("name", ""))
     if hasattr(module, "open_data"):
+        if config.get("draw", 0):
+            raise BatchError(
+                f"data {config['name']!r} has an order of its own and cannot read by data.draw={config['draw']}; leave it out"
+            )
         share = (process_index, process_count) if process_count > 1 else ()
         return module.open_data(config, *share)
     if process_count > 1 and not config.get("dir", ""):
@@ -67,6 +71,7 @@ def open_data(
         history=config.get("history", 50),
         candidates=config.get("candidates", 1),
         counters=config.get("counters", True),
+        draw=(config.get("train", "train"), config.get("draw", 0)),
         process_index=process_index,
         process_count=process_count,
     )

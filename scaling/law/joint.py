@@ -4,10 +4,10 @@ With model size N and examples D this is the joint law of Hoffmann et al. (2022,
 AUC is fitted as the loss 1 - AUC. History length is a third size where it was varied. Where what one of the first two sizes
 is worth depends on the other (tested), the law has one term more, C / (x_1^a_1 x_2^a_2).
 
-    y = law + u[size of the data] + v[run] + e
+    y = law + u[size and draw of the data] + v[run] + e
 
 All runs of a study read one order of the data and are judged on one test set, so the points of one data size share noise, and
-seven sizes are seven draws of it, however many runs there are. The variances are estimated by restricted likelihood on the
+seven sizes are seven draws of it, however many runs there are; a study with several data seeds has as many times more. The variances are estimated by restricted likelihood on the
 linearised law (`scaling.law.components`), the law by generalised least squares (`scaling.law.surface`). Intervals are percentiles of
 a parametric bootstrap, widened by t over normal quantile with Satterthwaite's degrees of freedom of the quantity asked for:
 what rests on the sizes of the data has few, what rests on seeds has many. `python -m scaling.law.coverage` measures how often they
@@ -316,6 +316,7 @@ class _Points:
     loss: Array
     runs: Array
     shared: int | None  # which axis's points share the data
+    draw: Array  # which draw of the data
 
     @property
     def centre(self) -> Array:
@@ -331,21 +332,27 @@ class _Points:
 
     @property
     def sizes(self) -> Array:
-        """Of the data, of each point; without a shared axis each point is its own."""
-        return np.arange(1.0, len(self.x) + 1) if self.shared is None else self.x[:, self.shared]
+        """Which size and draw of the data each point is of, as a number; without a shared axis each point is its own."""
+        if self.shared is None:
+            return np.arange(1.0, len(self.x) + 1)
+        of_draw = np.unique(self.draw, return_inverse=True)[1]
+        both = np.column_stack([self.x[:, self.shared], of_draw])
+        return np.unique(both, axis=0, return_inverse=True)[1].ravel().astype(float)
 
     def noise(self) -> Array:
-        at = np.zeros(len(self.x)) if self.shared is None else np.log(self.sizes)
+        at = np.zeros(len(self.x)) if self.shared is None else np.log(self.x[:, self.shared])
         return components.relative_noise(at, self.cell, self.loss)
 
     def only(self, kept: Array) -> "_Points":
-        return dataclasses.replace(self, x=self.x[kept], loss=self.loss[kept], runs=self.runs[kept])
+        names = ("x", "loss", "runs", "draw")
+        return dataclasses.replace(self, **{n: getattr(self, n)[kept] for n in names})
 
 
 def fit_joint(
     sizes: Mapping[str, Sequence[float] | Array], y, *, metric: str = "logloss",
     larger_is_better: bool | None = None, runs: Sequence | None = None, shared: str = "examples",
     robust: bool = False, level: float = 0.9, draws: int = 150, seed: int = 0, influence: bool = True,
+    data_seeds: Sequence | None = None,
 ) -> JointFit:  # fmt: skip
     """Fits the joint law.
 
@@ -359,6 +366,7 @@ def fit_joint(
       shared: The axis whose points share noise whatever their run: that of the data.
       robust: Whether points far from the law count less (Huber's weights).
       level, draws, seed: Of the intervals.
+      data_seeds: Which draw of the data each point read: points share the noise of a size within a draw. None: one draw.
       influence: Whether to refit without each run, for notes on those that move the exponents.
 
     Raises:
@@ -374,8 +382,9 @@ def fit_joint(
             raise FitError(f"{name} must be positive and finite in every point")
     of_run = np.arange(len(y)) if runs is None else np.asarray(runs)
     points = _Points(
-        x, 1 - y if better else y, of_run, names.index(shared) if shared in names else None
-    )
+        x, 1 - y if better else y, of_run, names.index(shared) if shared in names else None,
+        np.zeros(len(y)) if data_seeds is None else np.asarray(data_seeds),
+    )  # fmt: skip
     finite = np.isfinite(y)
     notes = [
         _set_aside(names, points, int(i), "its value is not finite")

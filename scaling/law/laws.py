@@ -128,7 +128,8 @@ def joint_law(rows: Sequence[Row], metric: str, **options: Any) -> joint.JointFi
     sizes = {a: [float(r[a]) for r in chosen] for a in axes}
     values = [math.nan if r[metric] is None else r[metric] for r in chosen]  # named in the notes
     runs = [fit.run_of(r) for r in chosen]
-    return joint.fit_joint(sizes, values, metric=metric, runs=runs, **options)
+    seeds = [r.get("data_seed", 0) for r in chosen]
+    return joint.fit_joint(sizes, values, metric=metric, runs=runs, data_seeds=seeds, **options)
 
 
 def joint_holdout(rows: Sequence[Row], metric: str, axis: str, **options: Any) -> dict[str, Any]:

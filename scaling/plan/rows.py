@@ -28,6 +28,7 @@ class TrialRow(TypedDict, total=False):
       grade: Of the study's ladder, or of scaling.plan.grades.LADDER; the model's name where it has none.
       blocks, width: Of the model; the grade's unless the plan has others. Absent where a study's own ladder says all.
       history: Events of history.
+      data_seed: Which draw of the training data, where a plan has several.
       seed: Of initial values and the order of later epochs.
       lr: Dense learning rate.
       variant: What the plan changes about the model, "key=value, ..."; "" is the model itself.
@@ -46,6 +47,7 @@ class TrialRow(TypedDict, total=False):
     blocks: int
     width: int
     history: int
+    data_seed: int
     seed: int
     lr: float
     variant: str

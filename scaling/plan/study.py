@@ -30,6 +30,7 @@ class PlanRow(TypedDict, total=False):
       grade: Of the plan's ladder, or of scaling.plan.grades.LADDER; without one the model is the experiment's own.
       blocks, width: In place of the grade's.
       seed: Of the trial.
+      data_seed: Which draw of the training data (`data.draw`); its sizes are nested, and laws know it from another's.
       history: Events of history; default: the experiment's.
       examples: Points of the pass, ascending; the last one is its length.
       cooldown: Share of each point's examples in a fork whose rate falls to zero (0: none).
@@ -41,6 +42,7 @@ class PlanRow(TypedDict, total=False):
     blocks: int
     width: int
     seed: int
+    data_seed: int
     history: int
     examples: tuple[int, ...]
     cooldown: float
@@ -65,16 +67,17 @@ class Plan:
 
     @classmethod
     def of(cls, section: ConfigDict) -> "Plan":
-        """`trials` of the section, or every one of its `grades` with every seed over one list of points."""
+        """`trials` of the section, or every one of its `grades` with every seed, and data seed, over one list of points."""
         ladder = section.ladder.to_dict() if section.get("ladder") else None
         if "trials" in section:
             rows = [dict(row) for row in section.trials]
         else:
             points = [tuple(section.examples)]
             names = section.get("grades", tuple(ladder or ()))
-            rows = product(seed=section.seeds, examples=points)
-            if names:
-                rows = product(grade=names, seed=section.seeds, examples=points)
+            axes = dict(grade=names) if names else {}
+            if section.get("data_seeds"):
+                axes |= dict(data_seed=section.data_seeds)
+            rows = product(**axes, seed=section.seeds, examples=points)
         return cls(rows, section.get("members", 1), section.get("lr_exponent", 0.0), ladder)
 
 
@@ -145,6 +148,8 @@ def trial(
     rung = grades.climb(c, row, plan.ladder)
     if plan.lr_exponent:
         c.opt.lr = grades.learning_rate(_width(c, rung), c.opt.lr, plan.lr_exponent)
+    if "data_seed" in row:
+        c.data.draw = row["data_seed"]
     c.eval.at_examples = tuple(row["examples"])
     c.train.examples = max(row["examples"])
     own = {k: v for k, v in row.items() if k not in PlanRow.__annotations__}
@@ -155,6 +160,7 @@ def trial(
     columns = dict(
         **rung,
         seed=c.seed,
+        **{k: row[k] for k in ("data_seed",) if k in row},
         history=history,
         lr=c.opt.lr,
         kind=row.get("kind", "pass"),

@@ -147,6 +147,7 @@ class PreparedData:
         history: int | Mapping[str, int] = 50,
         candidates: int = 1,
         counters: bool = True,
+        draw: tuple[str, int] = ("", 0),
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -155,6 +156,8 @@ class PreparedData:
         history: L, events kept of each list, for all lists or by list.
         candidates: C. More than one puts a request's contiguous impressions side by side.
         counters: Whether the causal counters are features.
+        draw: (split, seed): another seed puts other impressions of that split first; 0 is the stored order. Blocks are
+          permuted, each a random part of a split that was permuted when it was prepared.
         process_index: Of this host.
         process_count: Hosts; each builds its part of every batch.
         """
@@ -177,7 +180,7 @@ class PreparedData:
         self._layout = functools.partial(
             Layout, self.schema, history=by_list, candidates=candidates
         )
-        self._candidates = candidates
+        self._candidates, self._draw = candidates, draw
         self._partitions = 1 + max(
             int(prepared.block_partitions(s).max(initial=0)) for s in self.splits
         )
@@ -318,15 +321,18 @@ class PreparedData:
         """One order per partition, of the chosen impressions."""
         rows = self.prepared.block_rows(split)
         ends = np.cumsum(rows)
+        first = self._drawn(split, choice, len(rows))
         partitions = self.prepared.block_partitions(split)
         chosen = None
         if choice.prefix_only:
-            rows = np.clip(self._count(split, choice) - (ends - rows), 0, rows)
+            before = np.cumsum(rows[first]) - rows[first]
+            rows = rows.copy()
+            rows[first] = np.clip(self._count(split, choice) - before, 0, rows[first])
         else:
             chosen = self._index(split).rows(choice)
         orders = []
         for p in range(self._partitions):
-            blocks = np.flatnonzero((partitions == p) & (rows > 0))
+            blocks = first[(partitions[first] == p) & (rows[first] > 0)]
             edges = np.r_[0, np.cumsum(rows[blocks])]
             kept = None
             if chosen is not None:  # rows of the split -> places in the partition
@@ -337,6 +343,17 @@ class PreparedData:
             starts = self._starts(split, blocks, rows, kept) if self._candidates > 1 else None
             orders.append(Order(p, blocks, edges, starts, seed, kept))
         return orders
+
+    def _drawn(self, split: str, choice: Choice, blocks: int) -> np.ndarray:
+        """The blocks of a split, those that are read first before the others."""
+        drawn, seed = self._draw
+        if not seed or split != drawn:
+            return np.arange(blocks)
+        if not choice.prefix_only:
+            raise BatchError(
+                f"data.draw={seed} says which impressions come first; leave it out where time or history length does"
+            )
+        return np.random.default_rng([seed, 1]).permutation(blocks)
 
     def _starts(self, split: str, blocks: np.ndarray, rows: np.ndarray, kept) -> np.ndarray:
         read = [self.prepared.block(split, int(b))["request"][: rows[b]] for b in blocks]

@@ -118,6 +118,33 @@ def test_workers_without_parsed_flags_say_what_to_do(data):
 # ---------------------------------------------------------------------------------------- the order
 
 
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_another_draw_puts_other_impressions_first_and_its_sizes_are_nested(tmp_path, partitions):
+    folder = base.prepare(tmp_path, block_size=50, partitions=partitions, **WORLD)
+    drawn = lambda seed: PreparedData(Prepared(folder), history=L, draw=("train", seed))  # noqa: E731
+    one, two, stored = drawn(1), drawn(2), drawn(0)
+    n = stored.splits["train"]
+    read = lambda data, size, **o: rows(data.batches("train", 64, examples=size, **o))  # noqa: E731
+    assert sorted(read(one, 0)) == list(range(n)) == sorted(read(two, 0))
+    small, large = read(one, 640), read(one, 1_280)
+    assert len(small) == len(set(small)) == 640 and set(small) <= set(large)
+    if partitions == 1:
+        np.testing.assert_array_equal(small, large[:640])
+    assert set(read(stored, 640)) == set(range(640)) or partitions > 1
+    # Draws share what chance says: 640 of n, give or take.
+    for other in (read(two, 640), read(stored, 640)):
+        assert len(set(small) & set(other)) < 640 * (640 / n + 0.35)
+    assert set(read(one, 640, epochs=2, shuffle_seed=3)) == set(small)
+    np.testing.assert_array_equal(rows(one.batches("test", 64)), rows(stored.batches("test", 64)))
+    with raises(BatchError, "data.draw", "history length"):
+        one.batches("train", 64, recent=100)
+
+
+def test_data_with_an_order_of_its_own_refuse_a_draw(tmp_path):
+    with raises(BatchError, "data.draw"):
+        open_data(dict(name="product_graph", draw=1))
+
+
 def test_the_first_epoch_is_the_stored_order_and_a_prefix_is_a_nested_subset(data):
     n = data.splits["train"]
     np.testing.assert_array_equal(rows(data.batches("train", 128, shuffle_seed=1)), np.arange(n))

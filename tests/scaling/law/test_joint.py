@@ -139,6 +139,21 @@ def test_noise_of_a_size_widens_what_rests_on_the_data_and_is_noted():
     assert "lack of fit" in kinds(size) and "lack of fit" not in kinds(own)
 
 
+def test_draws_of_the_data_tell_more_of_it_than_seeds():
+    """Three draws whose sizes each have noise of their own: as clusters they say more; taken for one draw, a point's noise."""
+    rng, n, d = np.random.default_rng(3), *np.meshgrid((1e4, 1e5, 1e6), np.geomspace(1e4, 1e6, 7))
+    n, d = np.tile(n.ravel(), 3), np.tile(d.ravel(), 3)
+    draw = np.repeat(np.arange(3), 21)
+    noise = 0.006 * rng.normal(size=(3, 7))
+    size = np.unique(d, return_inverse=True)[1]
+    y = law(n, d) + noise[draw, size] + 0.0005 * rng.normal(size=len(n))
+    sizes, options = dict(n_blocks=n, examples=d), dict(influence=False, draws=60)
+    known = joint.fit_joint(sizes, y, data_seeds=draw, **options)
+    unknown = joint.fit_joint(sizes, y, **options)
+    assert known.sds["size"] == pytest.approx(0.006, rel=0.4)
+    assert known.sds["point"] < 0.002 < unknown.sds["point"]
+
+
 def test_what_failed_or_diverged_is_named_and_set_aside():
     sizes, y, runs = grid(0.001, 1, seeds=3)
     clean = joint.fit_joint(sizes, y, runs=runs, draws=5)

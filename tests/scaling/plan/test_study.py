@@ -115,3 +115,13 @@ def test_committed_plans_are_whole(make, arg, monkeypatch):
         assert {10, 20, 50, 100, 200} == {t.columns["history"] for t in found}
         parts = {t.columns["variant"] for t in found if t.columns["kind"] == "pass"}
         assert len(parts) == 1 + len(complete_journey.CLAIMED + complete_journey.VARIANTS)
+
+
+def test_data_seeds_are_draws_within_a_law_and_not_variants():
+    found = of_din(data_seeds=(0, 3), seeds=(0, 1), examples=(100, 300))
+    cells = [(t.config.data.draw, t.config.seed) for t in found]
+    assert cells == [(0, 0), (0, 1), (3, 0), (3, 1)]
+    assert {t.columns["data_seed"] for t in found} == {0, 3}
+    assert {t.columns["variant"] for t in found} == {""} and len({t.run for t in found}) == 4
+    assert len({t.shape for t in found}) == 2  # one program reads one draw
+    assert found[0].run == of_din(seeds=(0,), examples=(100, 300))[0].run  # 0 is the stored order
