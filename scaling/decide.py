@@ -5,17 +5,25 @@
     python -m scaling.decide --sweep=DIR --grade=1 --history=20 --examples=1.4e6    ... and which size to double next
     python -m scaling.decide --sweep=DIR --latency=latency.json                     AUC against serving latency
 
+    python -m scaling.decide --sweep=DIR --compare                                  a law for each of sweep.systems, and where they cross
+
 The answers are those of `scaling.law.decisions`, from the sweep's trials.jsonl.
 """
 
 from absl import flags
 
 from recjax import command
-from scaling.law import decisions
+from scaling.law import crossing, decisions
 from scaling.plan import rows
 
 
 def main(_) -> None:
+    if _COMPARE.value:
+        found = crossing.compare(
+            rows.read(_SWEEP.value), _METRIC.value, larger_is_better=_LARGER.value
+        )
+        print("\n".join(found))
+        return
     lines = decisions.advice(
         rows.read(_SWEEP.value),
         _METRIC.value,
@@ -37,6 +45,7 @@ if __name__ == "__main__":
     _HISTORY = flags.DEFINE_integer("history", 0, "only this length")
     _EXAMPLES = flags.DEFINE_float("examples", 0, "to train on; default: the most measured")
     _LATENCY = flags.DEFINE_string("latency", "", "JSON of {grade: ms a request}")
+    _COMPARE = flags.DEFINE_bool("compare", False, "the systems of the sweep with each other")
     _LARGER = flags.DEFINE_bool(
         "larger_is_better", None, "direction of the metric; default: by its name, if known"
     )

@@ -36,11 +36,11 @@ NAMES = {
 }
 AS_RELEASED = "as released"  # the model itself, among its variants
 CONTROLS = {
-    "examples": ("grade", "blocks", "width", "history"),
-    "n_blocks": ("history", "examples"),
-    "blocks": ("width", "history", "examples"),
-    "width": ("blocks", "history", "examples"),
-    "history": ("grade", "blocks", "width", "examples"),
+    "examples": ("system", "grade", "blocks", "width", "history"),
+    "n_blocks": ("system", "history", "examples"),
+    "blocks": ("system", "width", "history", "examples"),
+    "width": ("system", "blocks", "history", "examples"),
+    "history": ("system", "grade", "blocks", "width", "examples"),
 }
 
 
@@ -120,6 +120,11 @@ def joint_law(rows: Sequence[Row], metric: str, **options: Any) -> joint.JointFi
       FitError: Too few values on an axis.
     """
     chosen = [r for r in base_rows(rows) if metric in r]
+    systems = sorted({r["system"] for r in chosen if "system" in r})
+    if len(systems) > 1:
+        raise fit.FitError(
+            f"{', '.join(systems)} are several systems, which have a law each: python -m scaling.decide --compare"
+        )
     if not any(r[metric] is not None for r in chosen):
         raise fit.FitError(f"no row has a finite {metric!r}")
     axes = ["n_blocks", "examples"]

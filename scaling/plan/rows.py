@@ -25,6 +25,7 @@ class TrialRow(TypedDict, total=False):
       parent: The run that a cooldown was forked from, else None.
       kind: One of `KINDS`, or a name that the plan sets trials apart by.
       examples: Labelled examples trained on.
+      system: Which of several systems that a study compares.
       grade: Of the study's ladder, or of scaling.plan.grades.LADDER; the model's name where it has none.
       blocks, width: Of the model; the grade's unless the plan has others. Absent where a study's own ladder says all.
       history: Events of history.
@@ -43,6 +44,7 @@ class TrialRow(TypedDict, total=False):
     parent: str | None
     kind: str
     examples: int
+    system: str
     grade: str
     blocks: int
     width: int

@@ -27,6 +27,7 @@ class PlanRow(TypedDict, total=False):
     """What a row of a plan may say beside keys of the experiment's config.
 
     Attributes:
+      system: Of the plan's systems, which are compared on the same data.
       grade: Of the plan's ladder, or of scaling.plan.grades.LADDER; without one the model is the experiment's own.
       blocks, width: In place of the grade's.
       seed: Of the trial.
@@ -38,6 +39,7 @@ class PlanRow(TypedDict, total=False):
         sets the trial apart (other data, another test set): its forks are "<name> cooldown".
     """
 
+    system: str
     grade: str
     blocks: int
     width: int
@@ -58,27 +60,35 @@ class Plan:
       members: How many trials of one shape may share a program.
       lr_exponent: Of the rule for dense rates (`scaling.plan.grades.learning_rate`).
       ladder: grade -> options of the model; None: the ladder that comes with the model.
+      systems: Name -> {"model": in place of the experiment's, "ladder": its own, "grades": of them}.
     """
 
     rows: Sequence[Mapping[str, Any]]
     members: int = 1
     lr_exponent: float = 0.0
     ladder: grades.Ladder | None = None
+    systems: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, section: ConfigDict) -> "Plan":
         """`trials` of the section, or every one of its `grades` with every seed, and data seed, over one list of points."""
         ladder = section.ladder.to_dict() if section.get("ladder") else None
+        systems = section.systems.to_dict() if section.get("systems") else {}
         if "trials" in section:
             rows = [dict(row) for row in section.trials]
         else:
             points = [tuple(section.examples)]
-            names = section.get("grades", tuple(ladder or ()))
-            axes = dict(grade=names) if names else {}
+            shared: dict[str, Any] = dict(seed=section.seeds, examples=points)
             if section.get("data_seeds"):
-                axes |= dict(data_seed=section.data_seeds)
-            rows = product(**axes, seed=section.seeds, examples=points)
-        return cls(rows, section.get("members", 1), section.get("lr_exponent", 0.0), ladder)
+                shared = dict(data_seed=section.data_seeds) | shared
+            own = section.get("grades", tuple(ladder or ()))
+            rows = [] if systems else product(**({"grade": own} if own else {}), **shared)
+            for name, system in systems.items():
+                own = system.get("grades", tuple(system.get("ladder") or ()))
+                axes = {"system": [name], **({"grade": own} if own else {})}
+                rows += product(**axes, **shared)
+        options = section.get("members", 1), section.get("lr_exponent", 0.0)
+        return cls(rows, *options, ladder, systems)
 
 
 # ---- rows
@@ -145,7 +155,16 @@ def trial(
     c = ConfigDict(experiment.to_dict())
     c.seed = row["seed"]
     history = set_history(c, row)
-    rung = grades.climb(c, row, plan.ladder)
+    ladder, named = plan.ladder, {}
+    if "system" in row:
+        if row["system"] not in plan.systems:
+            raise KeyError(
+                f"system {row['system']!r} is not in sweep.systems; there are {', '.join(plan.systems)}"
+            )
+        system = plan.systems[row["system"]]
+        c.model, ladder = ConfigDict(system["model"]), system.get("ladder")
+        named = dict(system=row["system"])
+    rung = grades.climb(c, row, ladder)
     if plan.lr_exponent:
         c.opt.lr = grades.learning_rate(_width(c, rung), c.opt.lr, plan.lr_exponent)
     if "data_seed" in row:
@@ -158,6 +177,7 @@ def trial(
     if any(k.startswith("data.") for k in own):
         schema, data = other(c.data)
     columns = dict(
+        **named,
         **rung,
         seed=c.seed,
         **{k: row[k] for k in ("data_seed",) if k in row},

@@ -166,7 +166,18 @@ def groups(trials: list[Trial], members: int | Callable[[Trial], int] = 1) -> li
 
 def described(trial: Trial) -> str:
     """A trial for the log: the columns that a reader tells it by."""
-    names = ("kind", "grade", "blocks", "width", "history", "lr", "data_seed", "seed", "variant")
+    names = (
+        "kind",
+        "system",
+        "grade",
+        "blocks",
+        "width",
+        "history",
+        "lr",
+        "data_seed",
+        "seed",
+        "variant",
+    )
     known = {k: trial.columns[k] for k in names if trial.columns.get(k) not in (None, "")}
     return ", ".join(f"{k} {v}" for k, v in (known or trial.columns).items())
 

@@ -125,3 +125,13 @@ def test_data_seeds_are_draws_within_a_law_and_not_variants():
     assert {t.columns["variant"] for t in found} == {""} and len({t.run for t in found}) == 4
     assert len({t.shape for t in found}) == 2  # one program reads one draw
     assert found[0].run == of_din(seeds=(0,), examples=(100, 300))[0].run  # 0 is the stored order
+
+
+def test_systems_are_trials_of_one_study_on_the_same_data():
+    systems = {"din": {"model": dict(name="din", head=(16,)), "ladder": OWN},
+               "linear": {"model": dict(name="logistic")}}  # fmt: skip
+    found = of_din(systems=systems, seeds=(0, 1), examples=(100, 300))
+    cells = [(t.columns["system"], t.columns["grade"], t.config.model.name) for t in found[::2]]
+    assert cells == [("din", "large", "din"), ("din", "small", "din"), ("linear", "logistic", "logistic")]  # fmt: skip
+    with raises(KeyError, "'dim'", "din", "linear"):
+        of_din(systems=systems, trials=[dict(system="dim", seed=0, examples=(100,))])
