@@ -8,7 +8,7 @@ JobSet controller must be installed in the cluster), or runs `xpk workload creat
 the others are (TPU_WORKER_ID, TPU_WORKER_HOSTNAMES), and JAX reads that. A pod that fails restarts the whole set, and
 the same command goes on from the last checkpoint.
 
-    python -m launch.jobset --sweep=8 --name=study --image=IMAGE --topology=v5e:1x1 -- --config=scaling/configs/FILE.py --workdir=/shared/DIR
+    python -m launch.jobset --sweep=8 --name=study --image=IMAGE --topology=v5e:1x1 -- --config=scaling/configs/complete_journey.py --workdir=/shared/DIR
 
 A sweep instead: an indexed job of eight pods, each `python -m scaling.run --shard=i/8` on one shared directory (a mounted file
 system: `--claim` names its volume claim, and the workdir lies below /shared), a pod that fails started again by itself.
