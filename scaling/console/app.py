@@ -250,12 +250,15 @@ class Console:
         )
 
     def sweep(self, request: Request) -> Response:
-        found, q = self._sweep(request), request.query_params
+        q = request.query_params
+        history, examples, target = (_float(q, n) for n in ("history", "examples", "target"))
+        found = self._sweep(request)
         answer, why = None, ""
         if found["law"]:
             try:
-                answer = pages.what_if(self.index, self.fits, found["id"], found["metric"], grade=q.get("grade", ""), history=int(_float(q, "history") or 0),
-                    examples=_float(q, "examples") or 0.0, target=_float(q, "target"),
+                answer = pages.what_if(
+                    self.index, self.fits, found["id"], found["metric"], grade=q.get("grade", ""), history=int(history or 0),
+                    examples=examples or 0.0, target=target,
                 )  # fmt: skip
             except (FitError, ValueError) as e:
                 why = str(e)

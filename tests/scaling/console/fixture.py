@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 
 from recjax.evaluation import kept_scores
-from tests.conftest import REPO
-
-STUDY = REPO / "scaling" / "studies" / "complete_journey" / "trials.jsonl"
 
 
 def write_run(
@@ -62,13 +59,40 @@ def write_run(
         kept_scores.keep(folder, "test", columns)
 
 
-def write_all(root: pathlib.Path, points: int = 10**9) -> pathlib.Path:
-    """runs/{a, b, live, cut, foreign}, a sweep with a failed run, and prepared data's report.
+GRADES = {"0": (4448, 185277), "1": (52800, 410000), "2": (210000, 900000)}
+SIZES = (10_000, 40_000, 160_000, 640_000, 1_450_000)
 
-    Args:
-      root: An empty folder.
-      points: Rows of the committed study that the sweep has.
-    """
+
+def planted_auc(n_blocks: int, examples: int, seed: int) -> float:
+    """0.78 less what size and data leave, and a seed's noise of a thousandth."""
+    noise = 0.001 * np.random.default_rng([n_blocks, examples, seed]).normal()
+    return 0.78 - 0.5 * n_blocks**-0.35 - 3.0 * examples**-0.35 + noise
+
+
+def write_sweep(folder: pathlib.Path, grades: tuple[str, ...] = tuple(GRADES)) -> None:
+    """A sweep of planted points: three grades at five sizes of data, two seeds; one run failed."""
+    from scaling.plan.grades import LADDER
+
+    rows = []
+    for grade in grades:
+        n_blocks, flops = GRADES[grade]
+        for seed in (0, 1):
+            for examples in SIZES:
+                auc = planted_auc(n_blocks, examples, seed)
+                rows.append(
+                    {"trial": f"{grade}-{seed}-{examples}", "run": f"{grade}-{seed}", "kind": "pass", "variant": "", "grade": grade,
+                     "blocks": LADDER[grade].blocks, "width": LADDER[grade].width, "history": 20, "seed": seed, "lr": 1e-3,
+                     "n_blocks": n_blocks, "flops_per_example": flops, "examples": examples, "auc": auc, "logloss": 1 - auc}
+                )  # fmt: skip
+    (folder / "runs" / "x1").mkdir(parents=True)
+    (folder / "runs" / "x1" / "failed.json").write_text(json.dumps({"error": "lr=9 diverged"}))
+    (folder / "trials.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in rows) + '{"trial": "half'
+    )
+
+
+def write_all(root: pathlib.Path) -> pathlib.Path:
+    """runs/{a, b, live, cut, foreign}, sweeps with a law and too small for one, and prepared data's report, in an empty folder."""
     runs = root / "runs"
     write_run(runs / "a", 0)
     write_run(runs / "b", 1, auc=0.72)
@@ -77,11 +101,8 @@ def write_all(root: pathlib.Path, points: int = 10**9) -> pathlib.Path:
     (runs / "cut" / "summary.json").write_text('{"test": {"auc": 0.7')
     (runs / "foreign").mkdir()
     (runs / "foreign" / "notes.txt").write_text("nothing of ours")
-    sweep = runs / "study"
-    (sweep / "runs" / "x1").mkdir(parents=True)
-    rows = STUDY.read_text().splitlines(keepends=True)[:points]
-    (sweep / "trials.jsonl").write_text("".join(rows) + '{"trial": "half')
-    (sweep / "runs" / "x1" / "failed.json").write_text(json.dumps({"error": "lr=9 diverged"}))
+    write_sweep(runs / "study")
+    write_sweep(runs / "small", ("0",))
     (runs / "data").mkdir()
     (runs / "data" / "report.json").write_text(
         json.dumps({"rows": 24000, "users": 300, "splits": {"test": {"rows": 2000}}})

@@ -14,6 +14,7 @@ from recjax.metrics import comparison
 from scaling.console import figures, pages
 from scaling.console.app import Console, amount, number
 from scaling.console.index import Index
+from scaling.law import decisions, laws
 from tests.messages import names
 from tests.scaling.console import fixture
 from tests.serving.conftest import export
@@ -106,9 +107,18 @@ def test_comparisons_are_those_of_the_library(ask, root):
     assert ask("/compare?run=runs/a&run=runs/none").status_code == 404
 
 
-@pytest.mark.slow
-def test_a_law_is_fitted_in_the_background_and_answers(ask):
-    """Of the committed study: the page says so while it waits, and then what `scaling.decide` says."""
+def rows_of(root):
+    return [
+        json.loads(line) for line in (root / "study" / "trials.jsonl").read_text().splitlines()[:-1]
+    ]
+
+
+def decisions_law(root):
+    return laws.joint_law(rows_of(root), "auc", draws=pages.DRAWS)
+
+
+def test_a_law_is_fitted_in_the_background_and_answers(ask, root):
+    """The page says so while it waits, and then what `scaling.decide` says."""
     first = ask("/sweep?id=runs/study")
     assert first.status_code == 200
     names(
@@ -125,21 +135,24 @@ def test_a_law_is_fitted_in_the_background_and_answers(ask):
         and found["notes"]
         and found["best"].startswith("Best of what was measured")
     )
-    page = ask("/sweep?id=runs/study&target=0.74&grade=0").text
-    names(page, "a measured cell", "extrapolated", "doubling")
+    page = ask("/sweep?id=runs/study&target=0.75&grade=0").text
+    names(page, "a measured cell", "doubling")
+    law = decisions_law(root)
+    for option in decisions.options(rows_of(root)):
+        want = decisions.expected(law, option, 3e6)
+        shown = ask("/sweep?id=runs/study&examples=3000000").text
+        names(shown, f"{want['value']:.4f}", f"{want['low']:.4f}", "extrapolated")
     refused = ask("/sweep?id=runs/study&examples=many")
     assert refused.status_code == 400
     names(refused.text, "examples=many")
     names(ask("/sweep?id=runs/study&grade=9").text, "grade", "9", "not measured")
 
 
-def test_a_sweep_without_a_law_says_why(tmp_path):
-    few = fixture.write_all(tmp_path, points=2)
-    fits = pages.Laws()
-    found = pages.sweep(Index([few]), fits, "runs/study")
-    while found["fitting"]:
-        found = pages.sweep(Index([few]), fits, "runs/study")
-    assert found["law"] is None and found["why"] and len(found["rows"]) == 2
+def test_a_sweep_without_a_law_says_why(root):
+    fits, index = pages.Laws(), Index([root])
+    while (found := pages.sweep(index, fits, "runs/small"))["fitting"]:
+        time.sleep(0.1)
+    assert found["law"] is None and found["why"] and len(found["rows"]) == 10
     assert found["failed"] == [{"run": "x1", "error": "lr=9 diverged"}]
 
 
