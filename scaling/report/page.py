@@ -26,6 +26,7 @@ from scaling.plan.counts import TRAIN_FACTOR
 from scaling.plan.rows import Row, base_rows, ladder_of, measured_kind, on_ladder
 from scaling.report import charts
 from scaling.report.context import Context, Distillation
+from scaling.words import WORDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
@@ -63,6 +64,7 @@ def html(values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "count": count, "signed": signed}
+    environment.globals["words"] = WORDS
     script = (TEMPLATES / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -158,7 +160,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
+    if isinstance(value, int) or (value == int(value) and abs(value) >= 10):
         return f"{int(value):,}"
     if 0 < abs(value) < 1e-3:
         return f"{value:.2g}"

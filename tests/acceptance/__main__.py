@@ -51,19 +51,21 @@ def run(args) -> int:
 
 
 def defects(args) -> int:
-    """Recall of planted defects and false fails; 1 if below the targets."""
+    """Recall of planted defects and false fails; 1 if below the targets. --own tries a defect's own features only."""
     found = {}
     with driver.browser() as browser:
         for name in args.app:
             own, seen = case_files.read_all(name), {}
-            for defect in ("", *apps.DEFECTS[name]):
+            for defect in ("", *apps.defects_of(name)):
+                broken = apps.defects_of(name).get(defect, ())
+                tried = [c for c in own if not defect or not args.own or c.feature in broken]
                 with apps.APPLICATIONS[name](defect=defect) as app:
-                    seen[defect] = running.run_cases(app, own, browser, probing=not defect)
+                    seen[defect] = running.run_cases(app, tried, browser, probing=not defect)
                 _tell(
                     f"{name} {defect or 'as it is'}: {sum(v.result == FAIL for v in seen[defect].values())} fail"
                 )
             clean = seen.pop("")
-            found[name] = planted.measured(own, clean, seen, apps.DEFECTS[name])
+            found[name] = planted.measured(own, clean, seen, apps.defects_of(name))
     print(planted.table(found))
     total = sum(m["defects"] for m in found.values())
     recall = sum(m["defects"] * m["recall"] for m in found.values()) / total
@@ -177,7 +179,7 @@ def main(argv: list[str]) -> int:
     ):  # fmt: skip
         one = commands.add_parser(name, help=function.__doc__)
         one.set_defaults(function=function)
-        known = list(apps.DEFECTS) if name == "defects" else list(apps.APPLICATIONS)
+        known = list(apps.APPLICATIONS)
         if name in ("run", "defects", "generate", "agent"):
             one.add_argument(
                 "--app", action="append", choices=known, help="one or several; default: all"
@@ -191,6 +193,12 @@ def main(argv: list[str]) -> int:
             )
         if name == "run":
             one.add_argument("--repeat", type=int, default=1)
+        if name == "defects":
+            one.add_argument(
+                "--own",
+                action="store_true",
+                help="with a defect, only cases of features that it breaks",
+            )
         if name == "label":
             one.add_argument("--port", type=int, default=0)
         if name == "gate":

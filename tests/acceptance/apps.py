@@ -9,6 +9,7 @@ import pathlib
 import threading
 from typing import Any
 
+from tests.acceptance import judge
 from tests.acceptance.cases import HERE
 from tests.acceptance.running import Application
 
@@ -172,6 +173,58 @@ def serving_folder(folder: pathlib.Path) -> Iterator[str]:
         thread.join()
 
 
-APPLICATIONS: dict[str, Callable[..., contextlib.AbstractContextManager[Application]]] = {
-    name: functools.partial(small, name) for name in DEFECTS
+def _console(defect: str = ""):
+    from tests.acceptance.console_app import console  # imports JAX
+
+    return console(defect)
+
+
+STUDY = HERE.parents[1] / "scaling" / "studies" / "complete_journey"
+
+
+def _trials() -> list[dict]:
+    return [json.loads(line) for line in (STUDY / "trials.jsonl").read_text().splitlines()]
+
+
+def _best_measured() -> str:
+    from scaling.law import decisions
+
+    return decisions.measured_sentence("auc", decisions.best_measured(_trials(), "auc", True))
+
+
+REPORT_ORACLES: Mapping[str, Callable[..., Any]] = {
+    "trials.count": lambda **like: sum(
+        all(str(r.get(k)) == str(v) for k, v in like.items()) for r in _trials()
+    ),
+    "trials.auc": lambda **like: [
+        r["auc"] for r in _trials() if all(str(r.get(k)) == str(v) for k, v in like.items())
+    ],
+    "best.numbers": lambda: [n for n, _ in judge.numbers(_best_measured())],
 }
+
+
+@contextlib.contextmanager
+def _report(defect: str = "") -> Iterator[Application]:
+    """The report of the committed study."""
+    if defect:
+        raise KeyError("no defect is planted in the report")
+    with serving_folder(STUDY) as url:
+        yield Application("report", f"{url}/report.html", REPORT_ORACLES)
+
+
+APPLICATIONS: dict[str, Callable[..., contextlib.AbstractContextManager[Application]]] = {
+    **{name: functools.partial(small, name) for name in DEFECTS},
+    "console": _console,
+    "report": _report,
+}
+
+
+def defects_of(name: str) -> Mapping[str, tuple[str, ...]]:
+    """Defect -> the features that it breaks, of an application."""
+    if name == "report":
+        return {}
+    if name == "console":
+        from tests.acceptance.console_app import DEFECTS as own
+
+        return own
+    return DEFECTS[name]

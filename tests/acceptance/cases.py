@@ -28,7 +28,7 @@ STEPS = (
 )
 CHECKS = (
     "visible", "hidden", "text", "count", "number", "numbers", "rows", "column", "sorted", "changed", "unchanged",
-    "download", "url", "attribute", "no_overflow", "value",
+    "download", "url", "attribute", "no_overflow", "loads_within", "value",
 )  # fmt: skip
 
 _ONE_OF = lambda names: {  # noqa: E731

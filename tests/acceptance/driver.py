@@ -144,7 +144,8 @@ class Session:
 
     def tree(self) -> str:
         """The accessibility tree, as Playwright writes it."""
-        return self.page.locator("body").aria_snapshot()
+        # tables of thousands of cells take seconds
+        return self.page.locator("body").aria_snapshot(timeout=30_000)
 
     def settle(self, quiet_ms: float = QUIET_MS, most_ms: float = MOST_MS) -> None:
         """Waits until no request is open and the page is the same twice; never a bare sleep."""
@@ -229,7 +230,7 @@ class Session:
         self.find(how).set_input_files(files)
 
     def _do_download(self, where) -> None:
-        with self.page.expect_download() as waiting:
+        with self.page.expect_download(timeout=10_000 * self.patience) as waiting:
             self.find(where).click()
         path = waiting.value.path()
         self.downloads.append((waiting.value.suggested_filename, pathlib.Path(path).read_text()))

@@ -253,6 +253,10 @@ class Judge:
         )
         return wide <= 0, f"{wide} pixels too wide"
 
+    def _loads_within(self, how):
+        took = self.session.page.evaluate("performance.getEntriesByType('navigation')[0].duration")
+        return took <= how["ms"], f"{took:.0f} ms"
+
     def _hard_no_console_error(self):
         # A refused favicon is the browser's own doing.
         errors = [e for e in self.session.console if "favicon" not in e]

@@ -35,7 +35,9 @@ def measured(
     pairs = []
     for d, vs in [("", clean), *broken.items()]:
         for f in dict.fromkeys(feature.values()):
-            own = [vs[c].result == PASS for c in feature if feature[c] == f]
+            own = [vs[c].result == PASS for c in feature if feature[c] == f and c in vs]
+            if not own:  # was not tried
+                continue
             pairs.append((f"{d}:{f}", all(own), f not in breaks.get(d, ())))
     return dict(
         defects=len(broken),

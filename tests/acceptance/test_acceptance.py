@@ -146,3 +146,19 @@ def test_commands_end_in_a_sentence(tmp_path, capsys):
     assert "run the cases first" in capsys.readouterr().err
     assert command.main(["generate", "--app=game"]) == 1
     assert "manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("case", "defect"),
+    [
+        ("filter-by-name", "filter_ignored"),
+        ("final-figures", "nan_shown"),
+        ("candidates-are-ranked", "probability_wrong"),
+    ],
+)
+def test_the_console_passes_and_its_defects_are_found(browser, case, defect):
+    one = case_of("console", case)
+    for planted, want in (("", PASS), (defect, FAIL)):
+        with apps.APPLICATIONS["console"](defect=planted) as application:
+            verdict = running.try_case(application, one, browser, probing=False)
+        assert verdict.result == want, verdict

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.acceptance import bench, cases, generate, probes, scores
+from tests.acceptance import apps, bench, cases, generate, probes, scores
 from tests.acceptance.judge import BLOCKED, FAIL, PASS, UNCERTAIN, agrees, kleene, numbers
 from tests.messages import raises
 
@@ -126,17 +126,19 @@ def test_a_wrong_case_file_is_named(tmp_path, change, words):
 
 
 def test_the_committed_cases_are_whole():
-    from tests.acceptance import apps
-
-    total = 0
-    for app in apps.DEFECTS:
-        own = cases.read_all(app)
-        total += len(own)
+    small, product = 0, 0
+    for app in apps.APPLICATIONS:
+        own, defects = cases.read_all(app), apps.defects_of(app)
         assert not cases.without_acting(own), "nobody acts on these"
         features = {c.feature for c in own}
-        assert all(set(broken) <= features for broken in apps.DEFECTS[app].values())
-        assert len(apps.DEFECTS[app]) == 10
-    assert total >= 40
+        assert all(set(broken) <= features for broken in defects.values())
+        if app in apps.DEFECTS:
+            small += len(own)
+            assert len(defects) == 10
+        else:
+            product += len(own)
+    assert small >= 40 and product >= 60
+    assert len(apps.defects_of("console")) >= 18
 
 
 def test_cases_are_generated_from_a_manifest(tmp_path):

@@ -13,7 +13,22 @@
     tip.style.left = `${left + window.scrollX - half}px`;
     tip.style.top = `${box.top + window.scrollY - tip.offsetHeight - 6}px`;
   };
-  for (const kind of ["pointerover", "pointerdown"]) document.addEventListener(kind, show);
+  for (const kind of ["pointerover", "pointerdown", "focusin"]) document.addEventListener(kind, show);
+  // A chart is one stop of the Tab key; the arrows walk along its dots.
+  for (const chart of document.querySelectorAll("figure svg")) {
+    const dots = [...chart.querySelectorAll("[data-tip]")];
+    dots.forEach((dot, i) => {
+      dot.setAttribute("tabindex", i ? -1 : 0);
+      dot.setAttribute("role", "img");
+      dot.setAttribute("aria-label", dot.dataset.tip);
+      dot.addEventListener("keydown", (event) => {
+        const to = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: dots.length - 1 }[event.key];
+        if (to === undefined || !dots[to]) return;
+        event.preventDefault();
+        dots[to].focus();
+      });
+    });
+  }
 
   for (const key of document.querySelectorAll("button.key-button")) {
     key.addEventListener("click", () => {
