@@ -31,7 +31,7 @@ from scaling.console import figures, pages
 from scaling.console.index import Index
 from scaling.console.playground import Playground
 from scaling.law.fit import FitError
-from scaling.words import WORDS, explain
+from scaling.report.words import WORDS, explain
 
 HERE = pathlib.Path(__file__).resolve().parent
 MOST_BYTES = 1 << 20

@@ -26,7 +26,7 @@ from scaling.plan.counts import TRAIN_FACTOR
 from scaling.plan.rows import Row, base_rows, ladder_of, measured_kind, on_ladder
 from scaling.report import charts
 from scaling.report.context import Context, Distillation
-from scaling.words import WORDS
+from scaling.report.words import WORDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIN_GRADES = 4
