@@ -96,7 +96,9 @@ def of_system(system: System, batch: Any, model: Mapping[str, Any]) -> Size:
     cost = flops.of(scored, Params(dense, rows, state, earlier), batch)
     examples = batch["valid"].size if "valid" in batch else 1
     return Size(
-        **own,
+        n_dense=own["n_dense"],
+        n_blocks=own["n_blocks"],
+        n_head=own["n_head"],
         n_embedding=sum(system.schema.space(t.id_space).rows * t.dim for t in system.tables),
         flops_per_example=round(cost / examples),
     )
