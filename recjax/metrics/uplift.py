@@ -68,28 +68,46 @@ def effect(treated: Array, outcome: Array, weights: Array | None = None) -> tupl
     return float(means[0] - means[1]), float(np.sqrt(sum(variances)))
 
 
+def in_places(key: Array, low: float, high: float) -> Array:
+    """Share of each row [N] that lies in places [low, high) of ascending `key`, its ties in random order.
+
+    Rows that a model does not tell apart have no order of their own: a tie that a cut goes through counts on both sides, by
+    its expected share, so a metric of the places does not depend on how the log is stored.
+    """
+    _, inverse, count = np.unique(np.asarray(key), return_inverse=True, return_counts=True)
+    end = np.cumsum(count)
+    start = end - count
+    inside = np.clip(np.minimum(end, high) - np.maximum(start, low), 0, None)
+    return (inside / count)[inverse]
+
+
 def uplift_at(share: float) -> Callable:
-    """Observed effect among the `share` with the largest predicted ones, as a `by_arm` metric."""
+    """Observed effect among the `share` with the largest predicted ones, as a `by_arm` metric; ties as `in_places`."""
 
     def metric(tau, treated, outcome, weights=None):
-        top = np.argsort(-tau, kind="stable")[: max(1, round(share * len(tau)))]
-        on = np.asarray(treated)[top]
-        if on.all() or not on.any():
-            return float("nan")
-        return effect(on, outcome[top], None if weights is None else weights[top])[0]
+        kept = in_places(-np.asarray(tau), 0, max(1, round(share * len(tau))))
+        return _effect_of(kept, treated, outcome, weights)
 
     return metric
 
 
 def calibration(tau, treated, outcome, bins: int = 10) -> list[tuple[float, float]]:
-    """(mean predicted, observed effect) in bins of equal size by predicted effect."""
-    order = np.argsort(tau, kind="stable")
+    """(mean predicted, observed effect) in bins of equal size by predicted effect; ties as `in_places`."""
+    tau = np.asarray(tau)
+    edges = np.linspace(0, len(tau), bins + 1)
     out = []
-    for part in np.array_split(order, bins):
-        on = np.asarray(treated)[part]
-        seen = effect(on, outcome[part])[0] if 0 < on.sum() < len(on) else float("nan")
-        out.append((float(tau[part].mean()), seen))
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        kept = in_places(tau, low, high)
+        out.append((float((kept * tau).sum() / kept.sum()), _effect_of(kept, treated, outcome)))
     return out
+
+
+def _effect_of(kept: Array, treated, outcome, weights=None) -> float:
+    """`effect` of rows by the share of each that is kept; NaN without one of both arms."""
+    treated, w = np.asarray(treated, bool), kept if weights is None else kept * weights
+    if not (w[treated].sum() > 0 and w[~treated].sum() > 0):
+        return float("nan")
+    return effect(treated, np.asarray(outcome), w)[0]
 
 
 def inverse(share, given):
