@@ -267,6 +267,9 @@ class _SealedInfo(tfds.core.DatasetInfo):
         super().write_to_directory(dataset_info_dir, all_metadata)
         seal(pathlib.Path(dataset_info_dir))
 
+    def initialize_from_bucket(self) -> None:
+        """Nothing: our sets lie in no bucket, and TFDS makes a temporary folder, which it never removes, before it looks."""
+
 
 class _Files:
     """ArrayRecord files of about `SHARD_BYTES`, one after the other.

@@ -415,3 +415,14 @@ def test_vocabularies_keep_ids_from_day_to_day_and_reclaim_the_longest_unseen():
     )
     again = Vocabulary.load("item", third.frame(), third.rows)
     assert again.frame().equals(third.frame()) and again.since[:3].tolist() == [0, 2, 2]
+
+
+def test_preparing_leaves_no_temporary_folder(tmp_path, monkeypatch):
+    """TFDS makes one, tmp...tfds, for what a bucket might know of a data set."""
+    from recjax.data.worlds import tin
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    assert tin.prepare(tmp_path / "data").exists()
+    assert list(temporary.iterdir()) == []
