@@ -11,6 +11,7 @@ mean and standard deviation over seeds.
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 from absl import app, flags, logging
@@ -66,7 +67,8 @@ def requests(run: epath.Path, split: str, count: int) -> list[Batch]:
 def seeds_of(workdir: epath.PathLike) -> dict[str, dict[str, epath.Path]]:
     """seed folder -> name of the competitor -> finished run."""
     out: dict[str, dict[str, epath.Path]] = {}
-    for file in sorted(epath.Path(workdir).glob("*/seed-*/summary.json")):
+    # pathlib: a pattern of epath would take brackets of the folder itself for one
+    for file in sorted(map(epath.Path, pathlib.Path(workdir).glob("*/seed-*/summary.json"))):
         out.setdefault(file.parent.name, {})[file.parent.parent.name] = file.parent
     return out
 

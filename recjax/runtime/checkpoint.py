@@ -5,9 +5,11 @@ the *current* mesh, never through saved shardings, which fail on another topolog
 they lie, packed or not (recjax.embedding.lanes), and converted on restore: a reshape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 import math
+import os
 import threading
 from typing import Any
 
@@ -46,6 +48,30 @@ def abstract(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+@contextlib.contextmanager
+def named_plainly(directory: epath.Path) -> Iterator[epath.Path]:
+    """A name of a folder, while this lasts, that Orbax and tensorstore take for what it is.
+
+    Orbax takes [ ] in its own path for a pattern and tensorstore a backslash for a slash: checkpoints below such a folder
+    were written and never found again. The kernel's name of the open folder has neither.
+
+    Raises:
+      ValueError: The system has no such names.
+    """
+    if "://" in str(directory) or not set("[]\\") & set(str(directory)):
+        yield directory
+        return
+    if not os.path.isdir("/proc/self/fd"):
+        raise ValueError(
+            f"{directory} has a bracket or a backslash, which checkpoints cannot have here; give another --workdir"
+        )
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield epath.Path(f"/proc/self/fd/{folder}")
+    finally:
+        os.close(folder)
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and under `best/` the best one.
 
@@ -62,8 +88,11 @@ class Checkpoints:
             if "://" not in str(directory)
             else epath.Path(directory)
         )
-        self._recent = self._manager(self._dir / "recent", keep)
-        self._best = self._manager(self._dir / "best", 1)
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._open = contextlib.ExitStack()
+        plain = self._open.enter_context(named_plainly(self._dir))
+        self._recent = self._manager(plain / "recent", keep)
+        self._best = self._manager(plain / "best", 1)
         self._damaged: dict[tuple[str, int], str] = {}  # (which, step) -> why it could not be read
 
     def _manager(self, path: epath.Path, keep: int) -> ocp.CheckpointManager:
@@ -88,11 +117,11 @@ class Checkpoints:
             if self._damaged.pop((manager.directory.name, step), None) is None:
                 return
             manager.delete(step)
-            checksums.drop(epath.Path(manager.directory) / str(step))
+            checksums.drop(self._folder(manager, step))
         stored = ocp.args.StandardSave(as_stored(trees))
         args = ocp.args.Composite(trees=stored, meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
-        folder = epath.Path(manager.directory) / str(step)
+        folder = self._folder(manager, step)
         threading.Thread(target=checksums.seal_when_whole, args=(folder,), daemon=True).start()
 
     def restore(
@@ -111,7 +140,7 @@ class Checkpoints:
         steps = sorted(manager.all_steps(), reverse=True)
         wanted = as_stored(target)
         for step in steps:
-            folder = epath.Path(manager.directory) / str(step)
+            folder = self._folder(manager, step)
             if reason := checksums.damaged(folder):
                 self._skip(folder, reason)
                 continue
@@ -157,7 +186,7 @@ class Checkpoints:
             return manager.restore(step, args=ocp.args.Composite(**item))[next(iter(item))]
         except Exception as e:  # Orbax raises many kinds for a damaged file
             reason = f"{type(e).__name__}: {e}".splitlines()[0][:200]
-            self._skip(epath.Path(manager.directory) / str(step), reason)
+            self._skip(self._folder(manager, step), reason)
             return None
 
     def _skip(self, folder: epath.Path, reason: str) -> None:
@@ -169,12 +198,17 @@ class Checkpoints:
     def wait(self) -> None:
         for manager in (self._recent, self._best):
             manager.wait_until_finished()
-            checksums.seal(epath.Path(manager.directory))
+            checksums.seal(self._dir / manager.directory.name)
+
+    def _folder(self, manager: ocp.CheckpointManager, step: int) -> epath.Path:
+        """Of a step, as its user names it."""
+        return self._dir / manager.directory.name / str(step)
 
     def close(self) -> None:
         self.wait()
         self._recent.close()
         self._best.close()
+        self._open.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -242,11 +276,11 @@ def read(directory: epath.PathLike, *, best: bool = False) -> tuple[Tree, dict]:
     if reason := checksums.damaged(folder):
         raise ValueError(f"{reason}; restore {folder} from a copy, or delete it for the one before")
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    target = jax.tree.map(
-        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _shapes(folder / "trees")
-    )
-    with ocp.StandardCheckpointer() as reader:
-        stored = reader.restore(folder / "trees", target)
+    with named_plainly(folder) as plain, ocp.StandardCheckpointer() as reader:
+        target = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=cpu), _shapes(plain / "trees")
+        )
+        stored = reader.restore(plain / "trees", target)
     meta = json.loads((folder / "meta" / "metadata").read_text())
     rows = {s["name"]: s["rows"] for s in meta.get("schema", {}).get("id_spaces", ())}
     trees = Trees(**stored["trees"])
@@ -262,7 +296,8 @@ def shapes(directory: epath.PathLike) -> Tree | None:
     root = epath.Path(directory).absolute() / "recent"
     for step in reversed(saved_steps(directory)):
         try:
-            return _shapes(root / str(step) / "trees")
+            with named_plainly(root / str(step)) as plain:
+                return _shapes(plain / "trees")
         except Exception as e:  # damaged: reading it says so, and falls back as this does
             logging.warning("checkpoint %s does not say its shapes (%s)", root / str(step), e)
     return None
