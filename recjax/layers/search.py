@@ -97,6 +97,12 @@ class AgeEmbedding(nn.Module):
         return jnp.moveaxis(found, 0, -1).astype(self.dtype)
 
 
+def everywhere(mask: jax.Array, candidates: int) -> tuple[jax.Array, jax.Array]:
+    """Index and valid [B, C, L] that give every candidate all events [B, L]: a short part that needs no search."""
+    shape = mask.shape[0], candidates, mask.shape[1]
+    return jnp.broadcast_to(jnp.arange(shape[2]), shape), jnp.broadcast_to(mask[:, None], shape)
+
+
 def last(x: jax.Array, n: int) -> jax.Array:
     """The latest n events of [B, L, ...], or all there are."""
     return x[:, -min(n, x.shape[1]) :]

@@ -94,10 +94,9 @@ class ETA(nn.Module):
         long = search.SearchedAttention(self.width, self.heads, name="long", **self.types)
         parts = [target, long(target, aged, index, found)]
         latest, seen = (search.last(x, self.recent) for x in (aged, mask))
-        every = jnp.broadcast_to(jnp.arange(seen.shape[1]), (*target.shape[:2], seen.shape[1]))
         short = search.SearchedAttention(self.width, self.heads, name="short", **self.types)
-        seen = jnp.broadcast_to(seen[:, None], every.shape)
-        parts += [short(target, latest, every, seen), found.any(-1, keepdims=True)]
+        every = search.everywhere(seen, target.shape[1])
+        parts += [short(target, latest, *every), found.any(-1, keepdims=True)]
         beside = (self.schema, self.history, self.dense_norm)
         other = fields.OtherFeatures.beside(*beside, name="other", **self.types)(
             inputs, train=train

@@ -147,10 +147,9 @@ class TWIN(nn.Module):
         )
         long, found = twin(target, events, cross, mask)
         latest, seen = (search.last(x, self.recent) for x in (events, mask))
-        every = jnp.broadcast_to(jnp.arange(seen.shape[1]), (*target.shape[:2], seen.shape[1]))
-        seen = jnp.broadcast_to(seen[:, None], every.shape)
+        every = search.everywhere(seen, target.shape[1])
         short = search.SearchedAttention(self.width, self.heads, name="short", **self.types)
-        parts = [target, long, short(target, latest, every, seen), found.astype(self.dtype)]
+        parts = [target, long, short(target, latest, *every), found.astype(self.dtype)]
         beside = (self.schema, self.history, self.dense_norm)
         other = fields.OtherFeatures.beside(*beside, name="other", **self.types)(
             inputs, train=train

@@ -254,12 +254,12 @@ class Run:
             write_json(self.dir / "config.json", self.config)
         if jax.process_index() == 0 and not self._trackers:
             names = self.config.get("train", {}).get("log_to", ())
-            self._trackers = open_trackers(names, self.dir, flat(self.config))
             if names:
-                write_json(
-                    self.dir / "trackers.json",
-                    {n: t.id for n, t in zip(names, self._trackers, strict=True)},
-                )
+                path = self.dir / "trackers.json"
+                known = read_json(path) if path.exists() else {}
+                self._trackers = open_trackers(names, self.dir.name, flat(self.config), known)
+                ids = {n: t.id for n, t in zip(names, self._trackers, strict=True)}
+                write_json(path, known | ids)
         path = self.dir / "metrics.jsonl"
         if path.exists() and jax.process_index() == 0:
             rows = [r for r in read_jsonl(path) if r["step"] <= step]

@@ -8,11 +8,8 @@ is given are the scalars of the event file, under the same names; nothing reads 
 """
 
 from collections.abc import Mapping
-import json
 import os
 from typing import Any, Protocol
-
-from etils import epath
 
 
 class Tracker(Protocol):
@@ -83,20 +80,19 @@ TRACKERS: Mapping[str, Any] = {"wandb": WandB, "mlflow": MLflow}
 
 
 def open_trackers(
-    names: tuple[str, ...], directory: epath.Path, config: Mapping[str, Any]
+    names: tuple[str, ...], run: str, config: Mapping[str, Any], known: Mapping[str, str]
 ) -> list[Tracker]:
     """A tracker for each name, new or going on.
 
     Args:
       names: Keys of `TRACKERS`.
-      directory: Of the run; trackers.json in it keeps what the services call the run.
+      run: Its name.
       config: Flat, {"opt.lr": 1e-3}.
+      known: name -> what that service calls the run, of those that it goes on in.
 
     Raises:
       ValueError: An unknown name, or a library that is not installed.
     """
-    path = directory / "trackers.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
     out: list[Tracker] = []
     for name in names:
         if name not in TRACKERS:
@@ -104,10 +100,9 @@ def open_trackers(
                 f"train.log_to has {name!r}; use {', '.join(TRACKERS)} (TensorBoard is always written)"
             )
         try:
-            out.append(TRACKERS[name](directory.name, config, known.get(name, "")))
+            out.append(TRACKERS[name](run, config, known.get(name, "")))
         except ModuleNotFoundError as e:
             raise ValueError(
                 f"train.log_to={name} needs the package {e.name}; pip install 'recjax[{name}]'"
             ) from None
-        known[name] = out[-1].id
     return out

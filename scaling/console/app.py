@@ -30,7 +30,7 @@ from starlette.staticfiles import StaticFiles
 from scaling.console import figures, pages
 from scaling.console.index import Index
 from scaling.console.playground import Playground
-from scaling.law.fit import FitError
+from scaling.law.fit import count
 from scaling.report.words import WORDS, explain
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -207,13 +207,14 @@ class Console:
         found = pages.run(self.index, _asked(request, "id"))
         return _json({"row": found["row"], "curves": found["curves"]})
 
+    def _curves(self, request: Request) -> dict[str, dict[str, list]]:
+        return pages.curves(self.index, self.index.place(_asked(request, "id"), "run"))
+
     def run_csv(self, request: Request) -> Response:
-        return _csv(
-            figures.lines_csv(pages.run(self.index, _asked(request, "id"))["curves"]), "run.csv"
-        )
+        return _csv(figures.lines_csv(self._curves(request)), "run.csv")
 
     def run_svg(self, request: Request) -> Response:
-        curves = pages.run(self.index, _asked(request, "id"))["curves"]
+        curves = self._curves(request)
         name = request.query_params.get("line", "loss")
         if name not in curves:
             raise LookupError(f"no curve {name!r}; there are {', '.join(curves) or 'none yet'}")
@@ -228,14 +229,11 @@ class Console:
         return self._page("compare.html.j2", title="Compare", ids=ids, known=known, found=found)
 
     def compare_csv(self, request: Request) -> Response:
-        found = pages.compare(self.index, request.query_params.getlist("run"))
+        ids = request.query_params.getlist("run")
+        found = pages.finals(self.index, [self.index.place(i, "run") for i in ids])
         rows = [
-            {
-                "split": m["split"],
-                "metric": m["metric"],
-                **dict(zip(found["ids"], m["values"], strict=True)),
-            }
-            for m in found["metrics"]
+            {"split": m["split"], "metric": m["metric"], **dict(zip(ids, m["values"], strict=True))}
+            for m in found
         ]
         return _csv(figures.as_csv(rows), "compare.csv")
 
@@ -257,10 +255,10 @@ class Console:
         if found["law"]:
             try:
                 answer = pages.what_if(
-                    self.index, self.fits, found["id"], found["metric"], grade=q.get("grade", ""), history=int(history or 0),
+                    found["fit"], found["rows"], found["metric"], grade=q.get("grade", ""), history=int(history or 0),
                     examples=examples or 0.0, target=target,
                 )  # fmt: skip
-            except (FitError, ValueError) as e:
+            except ValueError as e:
                 why = str(e)
         return self._page(
             "sweep.html.j2",
@@ -281,16 +279,18 @@ class Console:
             }
         )
 
+    def _trials(self, request: Request) -> list[dict]:
+        place = self.index.place(_asked(request, "id"), "sweep")
+        return self.index.rows(place, "trials.jsonl")[0]
+
     def sweep_csv(self, request: Request) -> Response:
-        return _csv(figures.as_csv(self._sweep(request)["rows"]), "trials.csv")
+        return _csv(figures.as_csv(self._trials(request)), "trials.csv")
 
     def sweep_svg(self, request: Request) -> Response:
-        found = self._sweep(request)
+        metric = request.query_params.get("metric", "auc")
+        lines = pages.points(self._trials(request), metric)
         return _svg(
-            figures.svg(
-                found["points"], "training examples", found["metric"], log_x=True, dots=True
-            ),
-            "law.svg",
+            figures.svg(lines, "training examples", metric, log_x=True, dots=True), "law.svg"
         )
 
     # ---- artifacts, data, words
@@ -411,12 +411,8 @@ def number(value: Any, digits: int = 4) -> str:
 
 def amount(value: Any) -> str:
     """1450000 -> "1.45 M"; what is no number stays."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return "–" if value is None else str(value)
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
+    numeric = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return count(value) if numeric else str(value)
 
 
 def duration(seconds: Any) -> str:

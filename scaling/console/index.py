@@ -3,7 +3,7 @@
 Nothing here writes or locks. A folder that is half-written, damaged or foreign is shown with a sentence and disturbs nothing else.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import json
 import os
@@ -161,11 +161,3 @@ def _locked(path: pathlib.Path) -> bool:
         return False
     ending = f":{found.st_ino} "
     return any(ending in f"{line} " for line in held.splitlines())
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    out: dict[str, Any] = {}
-    for k, v in config.items():
-        out |= flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
-    return out

@@ -8,13 +8,15 @@ import time
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from recjax.evaluation import kept_scores
 from recjax.metrics import comparison
-from recjax.runtime.run import read_jsonl
-from scaling.console.index import Index, Place, flat
+from recjax.runtime.run import flat, read_jsonl
+from scaling.console.index import Index, Place
 from scaling.law import decisions, laws, notes
 from scaling.law.fit import FitError
+from scaling.law.joint import JointFit
 
 METRICS = ("auc", "logloss", "ece")
 DRAWS = 60  # of a law's bootstrap, where a report takes 150: a page is looked at while a sweep runs
@@ -109,25 +111,28 @@ def _number(value: Any) -> bool:
 # ---- comparisons
 
 
+def finals(index: Index, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """{split, metric, values}: final figures of runs side by side, those that the first has."""
+    summaries = [index.json(p, "summary.json") or {} for p in places]
+    first = (
+        {s: v for s, v in summaries[0].items() if isinstance(v, dict) and "auc" in v}
+        if places
+        else {}
+    )
+    held = lambda summary, split: found if isinstance(found := summary.get(split), dict) else {}  # noqa: E731
+    return [
+        {"split": split, "metric": m, "values": [held(x, split).get(m) for x in summaries]}
+        for split, found in first.items()
+        for m in found
+        if _number(found[m])
+    ]
+
+
 def compare(index: Index, ids: Sequence[str]) -> dict[str, Any]:
     """Final figures side by side, what their configs differ in, and paired differences to the first where rows were kept."""
     places = [index.place(i, "run") for i in ids]
-    summaries = [index.json(p, "summary.json") or {} for p in places]
-    splits = (
-        [s for s, v in summaries[0].items() if isinstance(v, dict) and "auc" in v] if places else []
-    )
-    metrics = [
-        {
-            "split": s,
-            "metric": m,
-            "values": [
-                x.get(s, {}).get(m) if isinstance(x.get(s), dict) else None for x in summaries
-            ],
-        }
-        for s in splits
-        for m in summaries[0][s]
-        if _number(summaries[0][s][m])
-    ]
+    metrics = finals(index, places)
+    splits = list(dict.fromkeys(m["split"] for m in metrics))
     configs = [flat(index.json(p, "config.json") or {}) for p in places]
     keys = sorted({k for c in configs for k in c})
     differs = [
@@ -159,7 +164,7 @@ def _paired(first: Place, other: Place, split: str) -> list[dict[str, Any]]:
     groups = a[key] if key else a["row"]
     found = []
     for metric in ("auc", "logloss"):
-        one, two = (1 / (1 + np.exp(-x["logit"].astype(np.float64))) for x in (a, b))
+        one, two = (expit(x["logit"].astype(np.float64)) for x in (a, b))
         p = comparison.paired_bootstrap(one, two, a["label"], groups, metric, weights=a["weight"])
         found.append(
             out
@@ -180,7 +185,7 @@ def calibration(place: Place, split: str, bins: int = 10) -> dict[str, Any] | No
         rows = kept_scores.load(place.path, split)
     except (OSError, ValueError, KeyError):
         return None
-    p = 1 / (1 + np.exp(-rows["logit"].astype(np.float64)))
+    p = expit(rows["logit"].astype(np.float64))
     parts = np.array_split(np.argsort(p, kind="stable"), min(bins, len(p)))
     return {
         "id": place.id,
@@ -288,17 +293,8 @@ def sweep(index: Index, fits: Laws, id: str, metric: str = "auc") -> dict[str, A
     )
     out: dict[str, Any] = {
         "id": id, "metric": metric, "metrics": known, "trouble": trouble, "rows": rows, "failed": failures(index, place),
-        "law": None, "why": "", "fitting": False, "notes": [], "points": {}, "best": "",
+        "law": None, "why": "", "fitting": False, "fit": None, "notes": [], "points": points(rows, metric), "best": "",
     }  # fmt: skip
-    shown = [
-        r for r in laws.base_rows(rows) if _number(r.get(metric)) and _number(r.get("examples"))
-    ]
-    for r in shown:
-        line = out["points"].setdefault(
-            f"grade {r.get('grade', '?')}, history {r.get('history', '?')}", {"x": [], "y": []}
-        )
-        line["x"].append(r["examples"])
-        line["y"].append(r[metric])
     try:
         law = fits.get(place, metric)
     except Fitting as e:
@@ -307,6 +303,7 @@ def sweep(index: Index, fits: Laws, id: str, metric: str = "auc") -> dict[str, A
         return out | {"why": str(e)}
     found = decisions.best_measured(rows, metric, law.larger_is_better)
     return out | {
+        "fit": law,
         "law": {
             "formula": law.formula, "r2": law.r2, "points": law.points, "runs": law.runs, "level": law.level,
             "intervals": law.intervals, "lack_of_fit": law.lack_of_fit,
@@ -316,6 +313,18 @@ def sweep(index: Index, fits: Laws, id: str, metric: str = "auc") -> dict[str, A
         "choices": choices(rows),
         "spans": law.spans,
     }  # fmt: skip
+
+
+def points(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, list]]:
+    """Grade and history -> {x: examples, y: metric} of what was measured."""
+    out: dict[str, dict[str, list]] = {}
+    for r in laws.base_rows(rows):
+        if _number(r.get(metric)) and _number(r.get("examples")):
+            name = f"grade {r.get('grade', '?')}, history {r.get('history', '?')}"
+            line = out.setdefault(name, {"x": [], "y": []})
+            line["x"].append(r["examples"])
+            line["y"].append(r[metric])
+    return out
 
 
 def choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
@@ -328,9 +337,8 @@ def choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 
 def what_if(
-    index: Index,
-    fits: Laws,
-    id: str,  # noqa: A002
+    law: JointFit,
+    rows: Sequence[Mapping[str, Any]],
     metric: str,
     *,
     grade: str = "",
@@ -340,16 +348,15 @@ def what_if(
 ) -> dict[str, Any]:
     """What to expect there, what to double next, and what reaches a target: the answers of `scaling.decide`.
 
+    Args:
+      law: Of `sweep`, "fit"; with its rows.
+
     Raises:
-      FitError, ValueError: There is no law, or nothing of that grade and length was measured.
+      ValueError: Nothing of that grade and length was measured.
     """
-    place = index.place(id, "sweep")
-    rows = index.rows(place, "trials.jsonl")[0]
-    law = fits.get(place, metric)
     examples = examples or law.spans["examples"][1]
-    found = [
-        o for o in decisions.options(rows) if grade in ("", o.grade) and history in (0, o.history)
-    ]
+    options = decisions.options(rows)
+    found = [o for o in options if grade in ("", o.grade) and history in (0, o.history)]
     if not found:
         raise ValueError(f"grade {grade!r} with history {history} was not measured")
     expected = [decisions.expected(law, o, examples) for o in found]
@@ -358,11 +365,11 @@ def what_if(
     out: dict[str, Any] = {
         "examples": examples,
         "expected": [{"grade": o.grade, "history": o.history, **e, "sentence": decisions.sentence(metric, e)} for o, e in zip(found, expected, strict=True)],
-        "doubling": decisions.doubling_sentence(metric, decisions.doubling(law, decisions.options(rows), best, examples)),
+        "doubling": decisions.doubling_sentence(metric, decisions.doubling(law, options, best, examples)),
     }  # fmt: skip
     if target is not None:
         out["cheapest"] = decisions.cheapest_sentence(
-            metric, target, decisions.cheapest(law, decisions.options(rows), target)
+            metric, target, decisions.cheapest(law, options, target)
         )
     return out
 

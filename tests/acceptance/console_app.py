@@ -202,9 +202,6 @@ class Truth:
         (answer,) = scorer.score_requests([Playground([self.artifact]).example("student")])
         return sorted(answer["probability"].tolist(), reverse=True)
 
-    def csv_of_runs(self) -> list[str]:
-        return ["runs/a", "runs/b", "runs/cut", "runs/live"]
-
     def curve_csv(self, run: str) -> list[list]:
         rows = [
             json.loads(line)
@@ -216,7 +213,7 @@ class Truth:
 
     def all(self) -> dict[str, Callable[..., Any]]:
         return {
-            "logged.count": lambda run: len(self.logged(run)), "logged.last": lambda run: self.logged(run)[-1],
+            "logged.last": lambda run: self.logged(run)[-1],
             "logged.caption": lambda run: [len(v := self.logged(run)), min(v), max(v), v[-1]],
             "run.summary": self.summary, "run.csv": self.curve_csv, "paired": self.paired, "law.expected": self.expected,
             "trials.count": lambda: len(self.trials()), "play.probabilities": self.probabilities,

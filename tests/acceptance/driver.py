@@ -251,7 +251,6 @@ class Evidence:
 
     def __init__(self, folder: pathlib.Path | None):
         self.folder = folder
-        self.files: list[str] = []
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -275,7 +274,6 @@ class Evidence:
     def _write(self, name: str, data: bytes) -> None:
         assert self.folder
         (self.folder / name).write_bytes(data)
-        self.files.append(name)
 
 
 def manifest(folder: pathlib.Path) -> dict[str, str]:

@@ -56,7 +56,7 @@ def test_without_the_key_no_tracker_is_touched(tmp_path, monkeypatch):
 
 def test_unknown_and_absent_trackers_are_named_before_training(tmp_path, monkeypatch):
     with messages.raises(ValueError, "train.log_to", "'comet'", "wandb", "mlflow"):
-        open_trackers(("comet",), tmp_path, {})
+        open_trackers(("comet",), "run", {}, {})
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
         Run(tmp_path / "run", config("wandb")) as run,
